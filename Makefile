@@ -1,0 +1,57 @@
+# The environment is made by the first target that needs it, and again when its inputs change.
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+READY := $(VENV)/.ready
+DEMO := runs/demo
+
+.DEFAULT_GOAL := help
+.PHONY: help env demo test test-slow format clean
+
+help:  ## Show this list
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+env: $(READY)  ## Create the environment in .venv
+
+# torch comes first and alone: a plain range beside the rest may fetch a far larger build of it.
+$(READY): pyproject.toml constraints.txt
+	@command -v $(PYTHON) >/dev/null || { \
+	  echo "growgan needs Python 3.11 or newer, and there is no '$(PYTHON)' here;" \
+	       "name another with: make PYTHON=/path/to/python3"; exit 1; }
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
+	  echo "growgan needs Python 3.11 or newer, but '$(PYTHON)' is" \
+	       "$$($(PYTHON) --version 2>&1); name another with: make PYTHON=python3.12"; exit 1; }
+	@$(BIN)/python -m pip --version >/dev/null 2>&1 || $(PYTHON) -m venv --clear $(VENV) || { \
+	  echo "'$(PYTHON) -m venv' failed; on Debian and Ubuntu: apt-get install python3-venv"; \
+	  exit 1; }
+	@echo "Installing into $(VENV); the first time takes a few minutes."
+	$(BIN)/python -m pip install --quiet "$$(grep '^torch==' constraints.txt)"
+	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[dev]'
+	@touch $(READY)
+
+demo: $(READY)  ## Grow a small GAN on rendered characters, within 3 minutes
+	@rm -rf $(DEMO)
+	$(BIN)/growgan grow glyphs --resolution 32 --budget 100s --out $(DEMO)
+	@$(BIN)/growgan sample $(DEMO) -n 64 --out $(DEMO)/samples.png >/dev/null
+	@$(BIN)/growgan report $(DEMO) >/dev/null
+	@echo
+	@echo "Report:       $(CURDIR)/$(DEMO)/report.html"
+	@echo "Sample sheet: $(CURDIR)/$(DEMO)/samples.png"
+
+test: $(READY)  ## Lint, types and the quick tests
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/pytest -m "not slow"
+
+test-slow: $(READY)  ## The tests that take longer
+	$(BIN)/pytest -m slow
+
+format: $(READY)  ## Put the code into the project's format
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+clean:  ## Remove the environment and the caches; runs stay
+	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .hypothesis build dist
+	find src tests benchmarks examples -name __pycache__ -type d -prune -exec rm -rf {} + || true

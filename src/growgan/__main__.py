@@ -1,0 +1,8 @@
+"""``python -m growgan`` is the command ``growgan``."""
+
+import sys
+
+from growgan.cli import main
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,5 @@
+"""The command line: ``growgan VERB ...``, one module a verb; :mod:`growgan.cli.app` runs them."""
+
+from growgan.cli.app import main
+
+__all__ = ["main"]

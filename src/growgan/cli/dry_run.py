@@ -1,0 +1,53 @@
+"""``--dry-run``: build every stage, take a few steps, and say what the run would cost."""
+
+from __future__ import annotations
+
+import time
+
+from rich.console import Console
+from rich.table import Table
+
+from growgan.config import Settings
+from growgan.data import ImageSet
+from growgan.data.batches import Batches
+from growgan.growth.history import Space
+from growgan.growth.run import make_objective
+from growgan.training.gan import Gan
+from growgan.training.runtime import machine, make_runtime
+from growgan.training.stage import step
+
+STEPS = 8
+
+
+def show_stages(
+    data: ImageSet, settings: Settings, budget: str | None, images: int | None
+) -> None:
+    """Print size, speed and memory of the preset's stack at each resolution on the way."""
+    space = Space(settings.preset, settings.stack, data.channels, data.resolution)
+    table = Table("resolution", "G parameters", "D parameters", "images/s")
+    for level in range(space.levels + 1):
+        gan, rate = _measure(data, settings, space, level)
+        height, width = space.resolution(level)
+        sizes = [f"{player.parameter_count():,}" for player in (gan.generator, gan.discriminator)]
+        table.add_row(f"{width}x{height}", *sizes, f"{rate:,.0f}")
+    console = Console()
+    console.print(f"{len(data):,} images, {data.channels} channels; {machine()}")
+    console.print(table)
+    limit = budget or f"{images:,} images"
+    console.print(f"policy {settings.policy}, loss {settings.loss}, budget {limit}; nothing written")
+
+
+def _measure(data: ImageSet, settings: Settings, space: Space, level: int) -> tuple[Gan, float]:
+    """Return the pair at ``level`` and its speed, in images a second."""
+    runtime = make_runtime(settings.device, settings.precision)
+    stacks = space.stacks(level)
+    gan = Gan.create(*stacks, settings.optimiser, seed=settings.seed, device=runtime.device)
+    for player in (gan.generator, gan.discriminator, gan.average):
+        runtime.place(player)
+    batches, objective = Batches(data, settings.batch, settings.seed), make_objective(settings)
+    step(gan, batches, objective, settings, runtime)  # the first step also warms up
+    begun, seen = time.perf_counter(), gan.images
+    for _ in range(STEPS):
+        terms = step(gan, batches, objective, settings, runtime)
+    float(terms["loss_generator"])  # wait for the device
+    return gan, (gan.images - seen) / (time.perf_counter() - begun)

@@ -1,0 +1,142 @@
+"""``growgan grow`` and ``growgan train``: one run, from images to a report."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from growgan.errors import UserError
+
+Data = Annotated[str, typer.Argument(help="folder, zip, .npz, IDX file or a dataset's name")]
+Out = Annotated[Path | None, typer.Option(help="run directory; default: a new one in runs/")]
+Resolution = Annotated[str | None, typer.Option(help="32, or HxW like 48x32")]
+Wall = Annotated[str | None, typer.Option(help="wall clock, everything counted: 90s, 10m, 2h")]
+Count = Annotated[str | None, typer.Option(help="instead: images trained on, like 500k")]
+Seed = Annotated[int, typer.Option(help="decides all that is random")]
+Device = Annotated[str, typer.Option(help="auto, cpu, cuda or mps")]
+Set = Annotated[list[str] | None, typer.Option("--set", help="key=value; reaches every setting")]
+Resume = Annotated[bool, typer.Option("--resume", help="go on with the run in --out")]
+Dry = Annotated[bool, typer.Option("--dry-run", help="show the stages and their cost, then stop")]
+Broken = Annotated[float, typer.Option(help="share of broken files that is tolerated")]
+
+
+def grow(
+    data: Data,
+    out: Out = None,
+    policy: Annotated[str | None, typer.Option(help="see: growgan list policies")] = None,
+    resolution: Resolution = None,
+    preset: Annotated[str, typer.Option(help="see: growgan list presets")] = "pggan",
+    budget: Wall = None,
+    images: Count = None,
+    seed: Seed = 0,
+    device: Device = "auto",
+    set_: Set = None,
+    resume: Resume = False,
+    dry_run: Dry = False,
+    max_broken: Broken = 0.05,
+) -> None:
+    """Grow a GAN on DATA within a budget."""
+    given = {"preset": preset, "seed": seed, "device": device}
+    if policy is not None:
+        given["policy"] = policy
+    _run(data, out, {}, given, resolution, budget, images, set_, resume, dry_run, max_broken)
+
+
+def train(
+    preset: Annotated[str, typer.Argument(help="see: growgan list presets")],
+    data: Data,
+    out: Out = None,
+    resolution: Resolution = None,
+    budget: Wall = None,
+    images: Count = None,
+    seed: Seed = 0,
+    device: Device = "auto",
+    set_: Set = None,
+    resume: Resume = False,
+    dry_run: Dry = False,
+    max_broken: Broken = 0.05,
+) -> None:
+    """Train PRESET on DATA as published, without growth."""
+    from growgan.nets.presets import PRESETS
+
+    published = dict(PRESETS[preset].published)
+    given = {"preset": preset, "policy": "fixed", "seed": seed, "device": device}
+    _run(data, out, published, given, resolution, budget, images, set_, resume, dry_run, max_broken)
+
+
+def _run(
+    source: str,
+    out: Path | None,
+    published: dict[str, Any],
+    given: dict[str, Any],
+    resolution: str | None,
+    budget: str | None,
+    images: str | None,
+    overrides: list[str] | None,
+    resume: bool,
+    dry_run: bool,
+    max_broken: float,
+) -> None:
+    """Check everything that can be checked, then load the data, then start."""
+    from growgan.cli.display import make_display
+    from growgan.config import Settings, make_settings
+    from growgan.data import load_images
+    from growgan.growth.budget import Budget, parse_count
+    from growgan.growth.run import check_names, grow
+
+    if resume and out is not None and (out / "config.yaml").exists():
+        settings = Settings.from_yaml(out / "config.yaml")
+    else:
+        settings = make_settings(published, given, overrides=overrides or ())
+    check_names(settings)
+    limit = parse_count(images) if images else None
+    if budget is not None:
+        Budget.parse(budget)
+    elif limit is None:
+        budget = "10m"
+    if resume and out is None:
+        raise UserError("--resume needs --out RUN, the run to go on with")
+    size = parse_resolution(resolution) or settings.resolution
+    found = load_images(source, resolution=size, max_broken=max_broken)
+    if dry_run:
+        from growgan.cli.dry_run import show_stages
+
+        show_stages(found, settings, budget, limit)
+        return
+    folder = out or _free_folder(found.name)
+    try:
+        grow(
+            found,
+            out=folder,
+            budget=budget,
+            images=limit,
+            settings=settings,
+            resume=resume,
+            display=make_display(),
+        )
+    except KeyboardInterrupt:
+        again = f"growgan grow {source} --out {folder} --resume"
+        raise KeyboardInterrupt(f"go on with: {again}") from None
+
+
+def parse_resolution(text: str | None) -> tuple[int, int] | None:
+    """Read ``32`` or ``48x32`` (height, width); raise a :class:`UserError` for anything else."""
+    if text is None:
+        return None
+    match = re.fullmatch(r"(\d{1,5})(?:x(\d{1,5}))?", text.lower())
+    if not match or int(match[1]) == 0:
+        raise UserError(f"--resolution must be like 32 or 48x32 (height x width), got '{text}'")
+    return int(match[1]), int(match[2] or match[1])
+
+
+def _free_folder(name: str) -> Path:
+    """Return the first folder ``runs/NAME-N`` that does not exist."""
+    stem = re.sub(r"[^\w.-]+", "-", Path(name).stem) or "run"
+    number = 1
+    while (path := Path("runs") / f"{stem}-{number}").exists():
+        number += 1
+    return path
+

@@ -1,0 +1,173 @@
+"""Every setting, in one tree: defaults, a preset's values, and dotted overrides.
+
+Unknown keys are errors. A setting is documented where it is defined.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+
+from growgan.errors import UserError, unknown
+
+
+class Group(BaseModel):
+    """A frozen group of settings; unknown keys are refused."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class OptimiserSettings(Group):
+    """Adam, for both players."""
+
+    lr: float = Field(4e-3, gt=0, description="step size")
+    beta1: float = Field(0.0, ge=0, lt=1)
+    beta2: float = Field(0.99, ge=0, lt=1)
+    epsilon: float = Field(1e-8, gt=0)
+
+
+class RegulariserSettings(Group):
+    """How strong a regulariser is and how often it acts; None means as registered."""
+
+    weight: float | None = Field(None, ge=0)
+    every: int | None = Field(None, ge=1)
+
+
+class StackSettings(Group):
+    """The shape of the stacks that a preset builds."""
+
+    latent: int = Field(128, ge=1, le=8192, description="length of z")
+    width: int = Field(32, ge=1, le=8192, description="widest layer; see stage_width")
+    convolutions: int = Field(1, ge=1, le=4, description="layers a resolution")
+    kernel: int = Field(3, ge=1, le=15)
+    kind: str = Field("conv", description="block of every layer")
+    base: tuple[int, int] | None = Field(None, description="base grid h, w; None: by aspect")
+    deviation_group: int = Field(4, ge=0, description="minibatch deviation; 0 for none")
+
+
+class AverageSettings(Group):
+    """The running average of G that samples are drawn from."""
+
+    half_life: float = Field(10_000, gt=0, description="in images")
+    ramp: float = Field(0.05, ge=0, description="at most this share of the images seen so far")
+
+
+class ScoreSettings(Group):
+    """How a candidate is scored."""
+
+    kind: Literal["fd", "swd"] = Field("fd", description="domain Frechet or sliced Wasserstein")
+    samples: int = Field(2000, ge=16, le=100_000)
+
+
+class Settings(Group):
+    """All that decides a run, beside the data and the budget."""
+
+    preset: str = "pggan"
+    policy: str = "dynamic"
+    growth: dict[str, Any] = Field(default_factory=dict, description="fields of the policy")
+    resolution: tuple[int, int] | None = Field(None, description="h, w; None: the data's own")
+    seed: int = Field(0, ge=0)
+    device: str = "auto"
+    precision: Literal["auto", "float32", "bfloat16"] = "auto"
+    loss: str = "non-saturating"
+    regularisers: dict[str, RegulariserSettings] = Field(
+        default_factory=lambda: {"r1": RegulariserSettings()}
+    )
+    batch: int = Field(32, ge=1, le=65536)
+    mirror: bool = Field(False, description="flip half of the reals left to right")
+    anneal: float = Field(0.3, ge=0, le=1, description="last share of the budget: lr falls to 0")
+    optimiser: OptimiserSettings = OptimiserSettings()
+    average: AverageSettings = AverageSettings()
+    stack: StackSettings = StackSettings()
+    score: ScoreSettings = ScoreSettings()
+
+    @field_validator("regularisers", mode="before")
+    @classmethod
+    def _names(cls, value: object) -> object:
+        """Accept ``r1,drift`` and ``[r1, drift]`` for regularisers at their own strength."""
+        if isinstance(value, str):
+            value = [name for name in value.split(",") if name and name != "none"]
+        return {name: {} for name in value} if isinstance(value, list) else value
+
+    def to_yaml(self) -> str:
+        """Return the settings as YAML that :meth:`from_yaml` reads back."""
+        return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False)
+
+    @classmethod
+    def from_yaml(cls, path: Path) -> Settings:
+        """Read settings from a file; raise a :class:`UserError` if they are not valid."""
+        try:
+            return make_settings(yaml.safe_load(path.read_text()) or {})
+        except (OSError, yaml.YAMLError, UnicodeDecodeError) as error:
+            raise UserError(f"cannot read settings from '{path}': {error}") from error
+
+
+def make_settings(*layers: Mapping[str, Any], overrides: Iterable[str] = ()) -> Settings:
+    """Merge nested mappings, later ones over earlier ones, then ``key=value`` overrides.
+
+    Raises:
+        UserError: an unknown key, or a value that its setting cannot take.
+    """
+    merged: dict[str, Any] = {}
+    for layer in (*layers, *(_nested(text) for text in overrides)):
+        merged = _merge(merged, layer)
+    try:
+        return Settings.model_validate(merged)
+    except ValidationError as error:
+        raise _explained(error) from error
+
+
+def _nested(text: str) -> dict[str, Any]:
+    key, equals, value = text.partition("=")
+    if not equals or not key:
+        raise UserError(f"--set takes key=value, but got '{text}'")
+    try:
+        nested: Any = yaml.safe_load(value)
+    except yaml.YAMLError:
+        nested = value
+    if isinstance(nested, str):
+        nested = _number(nested)
+    for part in reversed(key.split(".")):
+        nested = {part: nested}
+    return dict(nested)
+
+
+def _number(text: str) -> float | str:
+    """Return ``text`` as a float if it is one: YAML takes 2e-3 for a word."""
+    try:
+        return float(text)
+    except ValueError:
+        return text
+
+
+def _merge(old: Mapping[str, Any], new: Mapping[str, Any]) -> dict[str, Any]:
+    result = dict(old)
+    for key, value in new.items():
+        deeper = isinstance(value, Mapping) and isinstance(result.get(key), Mapping)
+        result[key] = _merge(result[key], value) if deeper else value
+    return result
+
+
+def _explained(error: ValidationError) -> UserError:
+    first = error.errors()[0]
+    path = [str(part) for part in first["loc"]]
+    key = ".".join(path)
+    if first["type"] == "extra_forbidden":
+        return unknown("setting", path[-1], _keys(path[:-1]))
+    return UserError(f"setting '{key}' cannot be {first['input']!r}: {first['msg'].lower()}")
+
+
+def _keys(path: list[str]) -> list[str]:
+    group: type[BaseModel] = Settings
+    for part in path:
+        field = group.model_fields.get(part)
+        inner = field.annotation if field else None
+        if isinstance(inner, type) and issubclass(inner, BaseModel):
+            group = inner
+        elif part == "regularisers":
+            group = RegulariserSettings
+    return list(group.model_fields)

@@ -1,0 +1,142 @@
+"""Growth: a pair of edits, one list for G and one for D, and which of them are legal."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import product
+from math import prod
+from typing import Any
+
+from growgan.nets.edits import Append, Edit, Insert, Widen, edit_from_json, edit_to_json
+from growgan.nets.spec import LayerSpec, StackSpec
+
+
+@dataclass(frozen=True)
+class Growth:
+    """What to change in G and in D; both empty means: train on unchanged."""
+
+    generator: tuple[Edit, ...] = ()
+    discriminator: tuple[Edit, ...] = ()
+
+    @property
+    def factors(self) -> tuple[int, int]:
+        """How much larger G's images and D's input become."""
+        return (
+            prod(edit.factor for edit in self.generator),
+            prod(edit.factor for edit in self.discriminator),
+        )
+
+    def fades(self) -> bool:
+        """Return whether something fades in."""
+        return any(isinstance(edit, Append) for edit in (*self.generator, *self.discriminator))
+
+    def __bool__(self) -> bool:
+        return bool(self.generator or self.discriminator)
+
+    def __str__(self) -> str:
+        sides = (("G", self.generator), ("D", self.discriminator))
+        parts = [f"{name} + {' + '.join(map(str, edits))}" for name, edits in sides if edits]
+        return " | ".join(parts) or "train on"
+
+    def to_json(self) -> dict[str, Any]:
+        """Return plain data that :meth:`from_json` reads back."""
+        return {
+            "generator": [edit_to_json(edit) for edit in self.generator],
+            "discriminator": [edit_to_json(edit) for edit in self.discriminator],
+        }
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> Growth:
+        """Rebuild a growth."""
+        return cls(
+            tuple(edit_from_json(edit) for edit in data["generator"]),
+            tuple(edit_from_json(edit) for edit in data["discriminator"]),
+        )
+
+
+UNCHANGED = Growth()
+
+
+@dataclass(frozen=True)
+class ActionSpace:
+    """Which edits a search may try (DGGAN, section 3.1, and function-preserving ones).
+
+    Attributes:
+        kernels: sizes of appended convolutions.
+        widths: appended widths, as multiples of the image-end width.
+        kinds: blocks that may be appended.
+        append: whether layers may be appended at the same resolution.
+        insert: whether identity-initialised layers may be inserted.
+        widen: whether layers, or whole stacks, may double their width.
+    """
+
+    kernels: tuple[int, ...] = (3, 5)
+    widths: tuple[float, ...] = (0.5, 1.0, 2.0)
+    kinds: tuple[str, ...] = ("conv",)
+    append: bool = True
+    insert: bool = True
+    widen: bool = True
+
+
+def player_edits(spec: StackSpec, space: ActionSpace, target: int) -> list[Edit]:
+    """Return every single edit of one player whose images stay within ``target`` rows."""
+    norm = "pixel" if spec.role == "generator" else "none"
+    edge = spec.width_before(len(spec.layers))
+    edits: list[Edit] = []
+    if space.append:
+        sizes = [1] + [2] * (2 * spec.resolution[0] <= target)
+        choices = product(space.kinds, space.kernels, space.widths, sizes)
+        for kind, kernel, scale, resample in choices:
+            width = max(8, round(edge * scale))
+            edits.append(Append((LayerSpec("x", kind, width, kernel, resample, norm),)))
+    if space.insert:
+        places = [None, *(layer.id for layer in spec.layers)]
+        edits += [Insert(place, 3, norm) for place in places]
+    if space.widen:
+        edits += [Widen(None), *(Widen(layer.id) for layer in spec.layers)]
+    return edits
+
+
+def legal_growths(
+    generator: StackSpec,
+    discriminator: StackSpec,
+    space: ActionSpace,
+    target: tuple[int, int],
+) -> list[Growth]:
+    """Return every growth that keeps G's images fitting D's input, the unchanged one first.
+
+    One side may grow alone as long as its size stays; when the size doubles, both do.
+    """
+    g_edits = player_edits(generator, space, target[0])
+    d_edits = player_edits(discriminator, space, target[0])
+    alone = [Growth((edit,), ()) for edit in _same_size(g_edits)]
+    alone += [Growth((), (edit,)) for edit in _same_size(d_edits)]
+    both = [
+        Growth((g,), (d,))
+        for g, d in product(g_edits, d_edits)
+        if g.factor == d.factor and _alike(g, d)
+    ]
+    return [UNCHANGED, *alone, *both]
+
+
+def _same_size(edits: Iterable[Edit]) -> list[Edit]:
+    return [edit for edit in edits if edit.factor == 1]
+
+
+def _alike(g: Edit, d: Edit) -> bool:
+    """Pair like with like: the same kind of edit at the mirrored place, or any two doublings."""
+    if type(g) is not type(d):
+        return False
+    if isinstance(g, Append) and isinstance(d, Append):
+        return g.factor == 2 or [layer.width for layer in g.layers] == [
+            layer.width for layer in d.layers
+        ]
+    if isinstance(g, Insert) and isinstance(d, Insert):
+        return (g.after or "stem")[1:] == (d.after or "stem")[1:]
+    return isinstance(g, Widen) and isinstance(d, Widen) and g.layer is None and d.layer is None
+
+
+def describe(growths: Sequence[Growth]) -> str:
+    """Return a line for each growth."""
+    return "\n".join(str(growth) for growth in growths)

@@ -1,0 +1,148 @@
+"""How the children of a round are trained: here one after another, elsewhere by a cluster."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, field
+from typing import Protocol
+
+import torch
+
+from growgan.config import Settings
+from growgan.data.batches import Batches
+from growgan.growth.history import Proposal
+from growgan.metrics.score import Score, Scorer
+from growgan.objectives.objective import Objective
+from growgan.training.gan import Gan, latents, to_uint8
+from growgan.training.runtime import Runtime
+from growgan.training.stage import Diverged, Progress, Slice, train
+
+SCORE_SEED = 0x5C04E  # all candidates are scored on the same latents
+
+
+@dataclass(frozen=True)
+class Task:
+    """One child to make: whom to continue, what to change, how long to train."""
+
+    id: str
+    round: int
+    proposal: Proposal
+    piece: Slice
+    seed: int
+
+
+@dataclass
+class Outcome:
+    """What became of a task. ``gan`` and ``score`` are None if it failed."""
+
+    task: Task
+    gan: Gan | None = None
+    score: Score | None = None
+    images: int = 0
+    trained: float = 0.0
+    costs: dict[str, float] = field(default_factory=dict)
+    error: str = ""
+
+
+class Executor(Protocol):
+    """Runs tasks. It may take them one by one or all at once."""
+
+    def run(self, tasks: Iterable[Task]) -> Iterator[Outcome]:
+        """Yield an outcome for each task, in their order."""
+
+
+@dataclass
+class Trainer:
+    """Makes one child: branch, train, score. All that is needed for it, and no decisions."""
+
+    settings: Settings
+    batches: Batches
+    objective: Objective
+    runtime: Runtime
+    scorer: Scorer
+    report: Callable[[Task, Gan, Progress | None], None]
+
+    def make(self, task: Task, parent: Gan | None) -> Outcome:
+        """Return the outcome of ``task``; a divergence is an outcome, not an error."""
+        outcome, clock = Outcome(task), Clock()
+        gan = self._begin(task, parent)
+        outcome.costs["branch"] = clock.lap()
+        seen = gan.images
+        try:
+            report = self.report
+            train(
+                gan,
+                self.batches,
+                self.objective,
+                self.settings,
+                self.runtime,
+                task.piece,
+                lambda progress: report(task, gan, progress),
+            )
+        except Diverged as error:
+            outcome.error = str(error)
+        outcome.images = gan.images - seen
+        outcome.trained = outcome.costs["train"] = clock.lap()
+        if not outcome.error:
+            self.report(task, gan, None)
+            outcome.gan, outcome.score = gan, self.score(gan)
+        outcome.costs["score"] = clock.lap()
+        return outcome
+
+    def _begin(self, task: Task, parent: Gan | None) -> Gan:
+        proposal = task.proposal
+        if parent is not None:
+            growth = proposal.growth
+            return parent.branch(growth.generator, growth.discriminator, seed=task.seed)
+        if proposal.stacks is None:
+            raise ValueError(f"proposal {task.id} has neither a parent nor stacks of its own")
+        gan = Gan.create(
+            *proposal.stacks,
+            self.settings.optimiser,
+            seed=task.seed,
+            device=self.runtime.device,
+        )
+        for player in (gan.generator, gan.discriminator, gan.average):
+            self.runtime.place(player)
+        return gan
+
+    @torch.no_grad()
+    def score(self, gan: Gan) -> Score:
+        """Score the running average of G."""
+
+        def generate(count: int) -> torch.Tensor:
+            z = latents(count, gan.average.spec.latent, SCORE_SEED)
+            with self.runtime.autocast():
+                return to_uint8(gan.average, z)
+
+        return self.scorer.score(generate, gan.resolution)
+
+
+class Clock:
+    """Seconds between laps."""
+
+    def __init__(self) -> None:
+        self._last = time.perf_counter()
+
+    def lap(self) -> float:
+        """Return the seconds since the last lap."""
+        last, self._last = self._last, time.perf_counter()
+        return self._last - last
+
+
+@dataclass
+class SerialExecutor:
+    """Trains one child after another in this process.
+
+    Attributes:
+        parent: returns a parent's players by id.
+    """
+
+    trainer: Trainer
+    parent: Callable[[str], Gan]
+
+    def run(self, tasks: Iterable[Task]) -> Iterator[Outcome]:
+        for task in tasks:
+            parent_id = task.proposal.parent
+            yield self.trainer.make(task, self.parent(parent_id) if parent_id else None)

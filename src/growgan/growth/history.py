@@ -1,0 +1,177 @@
+"""What a search has tried: candidates, in the order of their ids."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+from growgan.config import StackSettings
+from growgan.growth.actions import UNCHANGED, ActionSpace, Growth
+from growgan.growth.budget import Budget
+from growgan.nets.presets import PRESETS
+from growgan.nets.presets.base import base_grid
+from growgan.nets.spec import Role, StackSpec
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """One slice of training of one pair of players.
+
+    Attributes:
+        id: four digits or more, in the order of the proposals.
+        parent: id of the candidate it continues; None for a root.
+        growth: what was changed before training.
+        generator, discriminator: the specs at the end of the slice.
+        images: real images seen along the lineage.
+        trained: seconds of training in this slice; ``seconds`` also counts branching and scoring.
+        rate: images a second in this slice.
+        score, stderr: the score at the end and its standard error; None if it failed.
+        elapsed, spent: the run's clock (s) and share of the budget at its end.
+    """
+
+    id: str
+    parent: str | None
+    round: int
+    growth: Growth
+    generator: StackSpec
+    discriminator: StackSpec
+    images: int
+    trained: float
+    seconds: float
+    rate: float
+    score: float | None
+    stderr: float | None
+    elapsed: float
+    spent: float
+    parts: Mapping[str, float]
+    error: str = ""
+
+    @property
+    def resolution(self) -> tuple[int, int]:
+        """Height and width of its images."""
+        return self.generator.resolution
+
+    @property
+    def layers(self) -> tuple[int, int]:
+        """Number of layers of G and of D, stems included."""
+        return len(self.generator.layers) + 1, len(self.discriminator.layers) + 1
+
+
+@dataclass(frozen=True)
+class Space:
+    """Where a search may go: the preset's family, the target, and the edits that are allowed."""
+
+    preset: str
+    shape: StackSettings
+    channels: int
+    target: tuple[int, int]
+    actions: ActionSpace = ActionSpace()
+
+    @property
+    def levels(self) -> int:
+        """Number of doublings from the base grid to the target."""
+        base = base_grid(self.target, self.shape.base)
+        return (self.target[0] // base[0]).bit_length() - 1
+
+    def resolution(self, level: int) -> tuple[int, int]:
+        """Return height and width after ``level`` doublings."""
+        base = base_grid(self.target, self.shape.base)
+        return base[0] << level, base[1] << level
+
+    def stacks(
+        self, level: int, generator: StackSettings | None = None, discriminator: Any = None
+    ) -> tuple[StackSpec, StackSpec]:
+        """Return complete stacks of G and D after ``level`` doublings; shapes may differ."""
+        made = []
+        roles: tuple[tuple[Role, Any], ...] = (
+            ("generator", generator),
+            ("discriminator", discriminator),
+        )
+        for role, shape in roles:
+            shape = shape or self.shape
+            preset, size = PRESETS[self.preset], self.resolution(level)
+            made.append(preset.stack(role, shape, self.channels, self.target, size))
+        return made[0], made[1]
+
+    def doubling(self, candidate: Candidate) -> Growth:
+        """Return the growth that doubles ``candidate``, in the preset's own kind of layer."""
+        family = PRESETS[self.preset].family
+        g, d = candidate.generator, candidate.discriminator
+        shapes = [
+            self.shape.model_copy(update={"width": max(8, spec.stem)}) for spec in (g, d)
+        ]
+        return Growth((family.doubling(shapes[0], g),), (family.doubling(shapes[1], d),))
+
+
+@dataclass(frozen=True)
+class Proposal:
+    """A child to try.
+
+    Attributes:
+        parent: whom to continue; None for a root, which then has ``stacks``.
+        growth: what to change first.
+        share: how much of the budget to train it for.
+        fade: how long a whole fade-in takes, in slices of this length.
+    """
+
+    parent: str | None
+    share: float
+    growth: Growth = UNCHANGED
+    fade: float = 0.0
+    stacks: tuple[StackSpec, StackSpec] | None = None
+
+
+@dataclass(frozen=True)
+class History:
+    """All that a policy may look at; a policy is a pure function of it.
+
+    Attributes:
+        candidates: everything tried, failures included, in the order of ids.
+        alive: ids of the newest frontier, the best first.
+        round: number of the round to be proposed.
+        spent: share of the budget used so far.
+    """
+
+    space: Space
+    budget: Budget
+    seed: int
+    candidates: tuple[Candidate, ...] = ()
+    alive: tuple[str, ...] = ()
+    round: int = 0
+    spent: float = 0.0
+    reasons: tuple[str, ...] = ()
+
+    def __getitem__(self, candidate_id: str) -> Candidate:
+        for candidate in self.candidates:
+            if candidate.id == candidate_id:
+                return candidate
+        raise KeyError(candidate_id)
+
+    @property
+    def left(self) -> float:
+        """Share of the budget that is left."""
+        return max(0.0, 1 - self.spent)
+
+    @property
+    def best(self) -> Candidate | None:
+        """The lowest score at the highest resolution reached."""
+        scored = [c for c in self.candidates if c.score is not None]
+        return min(scored, key=lambda c: (-c.resolution[0], c.score), default=None)
+
+    def lineage(self, candidate: Candidate) -> list[Candidate]:
+        """Return ``candidate`` and its ancestors, the root first."""
+        line = [candidate]
+        while line[0].parent is not None:
+            line.insert(0, self[line[0].parent])
+        return line
+
+    def with_round(self, children: tuple[Candidate, ...], alive: tuple[str, ...]) -> History:
+        """Return the history after a round."""
+        return replace(
+            self,
+            candidates=(*self.candidates, *children),
+            alive=alive,
+            round=self.round + 1,
+            spent=max(self.spent, *(c.spent for c in children)),
+        )

@@ -1,0 +1,79 @@
+"""What a policy is, and the arithmetic of shares that all of them use."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields
+from typing import Any, Protocol
+
+from growgan.errors import UserError, unknown
+from growgan.growth.history import Candidate, History, Proposal
+from growgan.registry import Registry
+
+SLICE_SECONDS = 60.0  # an interrupted run loses at most this much training
+SLICES = 10  # of a budget that is shorter
+
+
+@dataclass(frozen=True)
+class Selection:
+    """Which candidates go on, the best first, and why, in a sentence."""
+
+    alive: tuple[str, ...]
+    reason: str
+
+
+class GrowthPolicy(Protocol):
+    """Decides a search. Both methods are pure functions of their arguments."""
+
+    def propose(self, alive: Sequence[Candidate], history: History) -> Sequence[Proposal]:
+        """Return the children to try next; none at all ends the run."""
+
+    def select(self, children: Sequence[Candidate], history: History) -> Selection:
+        """Return who goes on, given the round's children; ``history`` holds them too."""
+
+
+POLICIES: Registry[type[GrowthPolicy]] = Registry("policy")
+
+
+def make_policy(name: str, values: Mapping[str, Any]) -> GrowthPolicy:
+    """Build the policy called ``name``.
+
+    Raises:
+        UserError: an unknown name or field, or a value of the wrong type.
+    """
+    policy: type[Any] = POLICIES[name]
+    known = {field.name: field for field in fields(policy)}
+    for key, value in values.items():
+        if key not in known:
+            raise unknown(f"{name} setting", key, known)
+        kind = type(known[key].default)
+        if not isinstance(value, (int, float) if kind is float else kind):
+            raise UserError(f"setting 'growth.{key}' must be {kind.__name__}, but got {value!r}")
+    made: GrowthPolicy = policy(**values)
+    return made
+
+
+def usual_slice(history: History) -> float:
+    """Return the share of the budget that one slice of plain training takes."""
+    seconds = history.budget.seconds
+    return 1 / SLICES if seconds is None else min(1 / SLICES, SLICE_SECONDS / seconds)
+
+
+def portion(history: History, share: float) -> float:
+    """Return ``share``, or all that is left where less than half of another would remain."""
+    return history.left if history.left < 1.5 * share else share
+
+
+def dice(history: History, *keys: object) -> random.Random:
+    """Return random numbers keyed by the run's seed and the round."""
+    return random.Random(f"{history.seed}/{history.round}/{keys}")
+
+
+def go_on(children: Sequence[Candidate], history: History) -> Selection:
+    """Keep the one child there is; if it failed, go back to the best that did not."""
+    sound = [child.id for child in children if not child.error]
+    if sound:
+        return Selection((sound[-1],), "the only child goes on")
+    best = history.best
+    return Selection((best.id,) if best else (), "the child failed; back to the best so far")

@@ -1,0 +1,142 @@
+"""Dynamically grown GANs: the growth is searched for while the pair trains (DGGAN, AAAI 2021).
+
+The published search is top-K greedy pruning: the parents of a round are the best K pairs in the
+history, each legal growth of each parent is a candidate with probability p, each candidate trains
+for a fixed slice and is scored, and the scores decide. This policy keeps that and makes it pay on
+a small budget:
+
+1. *Race.* A few small complete stacks, unlike in the sizes of G and D, each train for a few per
+   cent of the budget; the fastest learner is the root. Small stacks learn fastest early, and a
+   longer budget gives longer heats, which larger stacks win.
+2. *Climb.* The winner doubles its resolution until the target, early, and trains on.
+3. *Grow when it pays.* When the score has flattened, a round of trials opens: the unchanged child,
+   which is always there, and growths drawn from the legal ones. All trials take equal time, so a
+   growth that slows the steps must make up for it: capacity pays rent. A growth wins only by more
+   than the noise.
+4. *Planner.* Trials together take at most ``search`` of the budget, and none start in its last
+   part, where the rate falls and everything that arrives would stay half trained.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from math import sqrt
+
+from growgan.growth.actions import UNCHANGED, ActionSpace, Growth, legal_growths
+from growgan.growth.history import Candidate, History, Proposal
+from growgan.growth.policies.base import (
+    POLICIES,
+    Selection,
+    dice,
+    portion,
+    usual_slice,
+)
+from growgan.growth.policies.plateau import is_flat
+
+# Widths of G and D in the race, relative to the shape in the settings.
+HEATS = ((1.0, 1.0), (0.5, 0.5), (2.0, 1.0), (1.0, 0.5), (1.0, 2.0), (2.0, 2.0))
+
+
+@POLICIES.register("dynamic", "search for the growth while training", "Liu et al. 2021, 2106.08505")
+@dataclass(frozen=True)
+class Dynamic:
+    """Top-K greedy pruning with a race, trials on demand, and a budget planner.
+
+    Attributes:
+        top_k: how many of the best pairs in the history are parents in a round of trials.
+        keep: probability with which each legal growth becomes a candidate.
+        race: number of stacks in the race, 1 to 6.
+        heat: share of the budget that each of them gets.
+        below: how many doublings below the target the race is run.
+        threshold: relative gain a slice below which the score counts as flat.
+        trial: share of the budget that each trial gets.
+        search: share of the budget that trials may take together.
+        calm: last share of the budget, in which nothing grows.
+        fade: share of a slice over which a growth fades in.
+    """
+
+    top_k: int = 3
+    keep: float = 0.25
+    race: int = 4
+    heat: float = 0.03
+    below: int = 0
+    threshold: float = 0.04
+    trial: float = 0.04
+    search: float = 0.15
+    calm: float = 0.35
+    fade: float = 0.4
+
+    def propose(self, alive: Sequence[Candidate], history: History) -> Sequence[Proposal]:
+        space = history.space
+        if not alive:
+            return self._heats(history)
+        leader = alive[0]
+        if leader.resolution != space.target:
+            growth = space.doubling(leader)
+            return [Proposal(leader.id, usual_slice(history) / 2, growth, self.fade)]
+        if self._opens_trials(leader, history):
+            return self._trials(alive, history)
+        return [Proposal(leader.id, portion(history, usual_slice(history)))]
+
+    def select(self, children: Sequence[Candidate], history: History) -> Selection:
+        """Keep the best K of the parents and children; the leader comes first."""
+        sound = [c for c in children if c.score is not None]
+        if not sound:
+            best = history.best
+            return Selection((best.id,) if best else (), "every child failed; back to the best")
+        ranked = sorted(sound, key=lambda c: float(c.score or 0))
+        leader, reason = self._winner(ranked, history)
+        others = [c.id for c in ranked if c is not leader]
+        return Selection((leader.id, *others[: self.top_k - 1]), reason)
+
+    def _heats(self, history: History) -> list[Proposal]:
+        space = history.space
+        level = max(0, space.levels - self.below)
+        proposals = []
+        for g_scale, d_scale in HEATS[: max(1, self.race)]:
+            shapes = [
+                space.shape.model_copy(update={"width": max(8, round(space.shape.width * scale))})
+                for scale in (g_scale, d_scale)
+            ]
+            proposals.append(Proposal(None, self.heat, stacks=space.stacks(level, *shapes)))
+        return proposals
+
+    def _opens_trials(self, leader: Candidate, history: History) -> bool:
+        line = history.lineage(leader)
+        rooted = [c for c in history.candidates if c.parent is not None]
+        spent_on_trials = sum(1 for c in rooted if c.growth and c.id not in {x.id for x in line})
+        affordable = (spent_on_trials + 1) * self.trial <= self.search
+        calm = history.left < self.calm
+        return affordable and not calm and is_flat(line, self.threshold)
+
+    def _trials(self, alive: Sequence[Candidate], history: History) -> list[Proposal]:
+        """Return the unchanged child of the leader, and kept growths of the best parents."""
+        leader, rng = alive[0], dice(history)
+        room = max(1, int(self.search / self.trial / 2))
+        proposals = [Proposal(leader.id, self.trial)]
+        kept: list[tuple[Candidate, Growth]] = []
+        for parent in alive[: self.top_k]:
+            growths = legal_growths(
+                parent.generator, parent.discriminator, ActionSpace(), history.space.target
+            )
+            kept += [(parent, g) for g in growths if g and rng.random() < self.keep]
+        rng.shuffle(kept)
+        for parent, growth in kept[:room]:
+            fade = self.fade if growth.fades() else 0.0
+            proposals.append(Proposal(parent.id, self.trial, growth, fade))
+        return proposals
+
+    def _winner(self, ranked: Sequence[Candidate], history: History) -> tuple[Candidate, str]:
+        """Return the best child, or the unchanged one unless it is beaten beyond the noise."""
+        best = ranked[0]
+        if best.parent is None:
+            return best, f"{best.id} learnt fastest of {len(ranked)}"
+        unchanged = next((c for c in ranked if c.growth == UNCHANGED), None)
+        if unchanged is None or unchanged is best:
+            return best, f"{best.id} goes on" if len(ranked) == 1 else "no growth paid its rent"
+        noise = sqrt((best.stderr or 0) ** 2 + (unchanged.stderr or 0) ** 2)
+        gain = float(unchanged.score or 0) - float(best.score or 0)
+        if gain > 2 * noise:
+            return best, f"{best.growth} gained {gain:.3g}, noise {noise:.2g}"
+        return unchanged, f"the gain of {best.growth}, {gain:.3g}, is within noise ({noise:.2g})"

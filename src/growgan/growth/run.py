@@ -1,0 +1,267 @@
+"""Start, resume and open runs: what ``growgan grow`` and ``gg.grow`` do."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import UInt8
+from numpy.typing import NDArray
+
+from growgan.config import Settings, make_settings
+from growgan.data import ImageSet, default_cache
+from growgan.data.batches import Batches
+from growgan.errors import UserError
+from growgan.growth.budget import Budget, Meter
+from growgan.growth.executor import Clock, SerialExecutor, Trainer
+from growgan.growth.history import Candidate, Space
+from growgan.growth.ledger import Ledger
+from growgan.growth.policies import POLICIES, GrowthPolicy, make_policy
+from growgan.growth.search import Search, start_event
+from growgan.metrics.features import domain_extractor
+from growgan.metrics.score import Scorer
+from growgan.nets.blocks import BLOCKS
+from growgan.nets.presets import PRESETS
+from growgan.objectives.losses import LOSSES
+from growgan.objectives.objective import Objective
+from growgan.objectives.regularisers import REGULARISERS
+from growgan.report.page import write_report
+from growgan.training.checkpoint import load_generator
+from growgan.training.gan import latents, to_uint8
+from growgan.training.progress import Display, SilentDisplay
+from growgan.training.runtime import machine, make_runtime
+
+
+@dataclass(frozen=True)
+class Model:
+    """A candidate's generator, to sample from."""
+
+    folder: Path
+
+    def sample(
+        self, count: int, *, seed: int = 0, truncation: float | None = None
+    ) -> UInt8[np.ndarray, "n h w c"]:
+        """Return ``count`` images, uint8 ``[N, H, W, C]``.
+
+        Args:
+            truncation: redraw every latent value beyond this many deviations (Brock et al. 2019).
+        """
+        generator = load_generator(self.folder)
+        z = latents(count, generator.spec.latent, seed)
+        if truncation is not None:
+            z = truncate(z, truncation, seed)
+        with torch.no_grad():
+            images = to_uint8(generator, z).numpy()
+        moved: NDArray[np.uint8] = np.ascontiguousarray(images.transpose(0, 2, 3, 1))
+        return moved
+
+
+def truncate(z: torch.Tensor, threshold: float, seed: int) -> torch.Tensor:
+    """Redraw the values of ``z`` beyond ``threshold`` until none is left."""
+    if threshold < 0.05:
+        raise UserError(f"truncation must be at least 0.05, but got {threshold}")
+    rng = torch.Generator().manual_seed(~seed & 0xFFFFFFFF)
+    while (far := z.abs() > threshold).any():
+        z = torch.where(far, torch.randn(z.shape, generator=rng), z)
+    return z
+
+
+@dataclass(frozen=True)
+class Run:
+    """A run directory, finished or not."""
+
+    path: Path
+
+    @classmethod
+    def open(cls, path: str | Path) -> Run:
+        """Open a run; raise a :class:`UserError` if ``path`` holds none."""
+        if not (Path(path) / "ledger.jsonl").is_file():
+            raise UserError(f"'{path}' is no run directory: it holds no ledger.jsonl")
+        return cls(Path(path))
+
+    @property
+    def events(self) -> list[dict[str, Any]]:
+        """Everything in the ledger."""
+        return list(Ledger(self.path / "ledger.jsonl").read())
+
+    @property
+    def best_id(self) -> str:
+        """Id of the best candidate so far."""
+        named = [e["best"] for e in self.events if e["event"] in ("select", "end") and e["best"]]
+        if not named:
+            raise UserError(f"run '{self.path}' has no finished candidate yet")
+        return str(named[-1])
+
+    @property
+    def best(self) -> Model:
+        """The best candidate's generator."""
+        return self.candidate(self.best_id)
+
+    def candidate(self, candidate_id: str) -> Model:
+        """Return a candidate's generator; raise a :class:`UserError` if its weights are gone."""
+        folder = self.path / "candidates" / candidate_id
+        if not (folder / "weights.safetensors").is_file():
+            kept = sorted(p.parent.name for p in self.path.glob("candidates/*/weights.safetensors"))
+            raise UserError(
+                f"candidate '{candidate_id}' has no weights in '{self.path}'; "
+                f"these have: {', '.join(kept) or 'none'}"
+            )
+        return Model(folder)
+
+
+def grow(
+    data: ImageSet,
+    *,
+    out: str | Path,
+    policy: GrowthPolicy | str | None = None,
+    budget: str | None = None,
+    images: int | None = None,
+    settings: Settings | Mapping[str, Any] | None = None,
+    resume: bool = False,
+    display: Display | None = None,
+) -> Run:
+    """Grow a GAN for ``data`` within a budget and write everything into ``out``.
+
+    Args:
+        data: from :func:`growgan.load_images`, at the target resolution.
+        policy: a policy, or its name; by default the one in ``settings``.
+        budget: wall clock, like "10m"; everything is counted.
+        images: instead: number of images trained on, for exact repetition.
+        settings: a :class:`Settings`, or nested values that differ from the defaults.
+        resume: go on with the run in ``out``.
+
+    Raises:
+        UserError: settings that do not fit each other or the data; an ``out`` that holds another
+            run, or cannot be written.
+    """
+    limit = Budget(seconds=Budget.parse(budget).seconds, images=images) if budget else None
+    limit = limit or Budget(images=images)
+    meter_start = Clock()
+    chosen = settings if isinstance(settings, Settings) else make_settings(settings or {})
+    chosen = chosen.model_copy(update={"resolution": data.resolution})
+    decided = _policy(policy, chosen)
+    if policy is not None:
+        name = next(entry.name for entry in POLICIES if isinstance(decided, entry.value))
+        chosen = chosen.model_copy(update={"policy": name, "growth": dict(vars(decided))})
+    space = Space(chosen.preset, chosen.stack, data.channels, data.resolution)
+    check_names(chosen)
+    space.stacks(space.levels)  # a target that cannot be reached is refused here
+    folder = prepare(Path(out), chosen, limit, data, resume=resume)
+    return _search(folder, chosen, space, decided, limit, data, display, meter_start.lap())
+
+
+def check_names(settings: Settings) -> None:
+    """Raise a :class:`UserError` unless every name in ``settings`` is known here."""
+    make_policy(settings.policy, settings.growth)
+    named = [
+        (PRESETS, [settings.preset]),
+        (LOSSES, [settings.loss]),
+        (REGULARISERS, list(settings.regularisers)),
+        (BLOCKS, [settings.stack.kind]),
+    ]
+    for registry, names in named:
+        for name in names:
+            registry[name]
+    make_runtime(settings.device, settings.precision)
+
+
+def make_objective(settings: Settings) -> Objective:
+    """Return the objective that ``settings`` name."""
+    terms = {}
+    for name, own in settings.regularisers.items():
+        usual = REGULARISERS[name]
+        weight = usual.weight if own.weight is None else own.weight
+        terms[name] = (weight, own.every or usual.every)
+    return Objective(settings.loss, terms)
+
+
+def prepare(out: Path, settings: Settings, budget: Budget, data: ImageSet, *, resume: bool) -> Path:
+    """Make or check the run directory; raise a :class:`UserError` if it cannot be used."""
+    ledger = Ledger(out / "ledger.jsonl")
+    facts = data.describe()
+    if ledger.path.exists():
+        if not resume:
+            raise UserError(f"'{out}' already holds a run; add --resume, or choose another --out")
+        began = next(ledger.read(), None)
+        if began is None or began["data"]["fingerprint"] != data.fingerprint:
+            raise UserError(f"'{out}' holds a run on other data than '{data.name}'")
+        if began["budget"] != budget.to_json():
+            ledger.append({"event": "budget", "budget": budget.to_json()})
+        return out
+    if resume and not out.exists():
+        raise UserError(f"there is no run to resume in '{out}'")
+    try:
+        (out / "candidates").mkdir(parents=True, exist_ok=True)
+        (out / "config.yaml").write_text(settings.to_yaml())
+        (out / "data.json").write_text(json.dumps(facts, indent=1))
+        event = start_event(settings, budget, facts, machine(), version("growgan"))
+        ledger.append(event)
+    except OSError as error:
+        raise UserError(f"cannot write to '{out}': {error.strerror or error}") from error
+    return out
+
+
+def _policy(policy: GrowthPolicy | str | None, settings: Settings) -> GrowthPolicy:
+    if policy is None or isinstance(policy, str):
+        return make_policy(policy or settings.policy, settings.growth)
+    return policy
+
+
+def _search(
+    out: Path,
+    settings: Settings,
+    space: Space,
+    policy: GrowthPolicy,
+    budget: Budget,
+    data: ImageSet,
+    display: Display | None,
+    elapsed: float,
+) -> Run:
+    """Run the search with its display, and write the report whatever happens."""
+    shown = display or SilentDisplay()
+    before = [e["elapsed"] for e in Ledger(out / "ledger.jsonl").read() if "elapsed" in e]
+    meter = Meter(budget, elapsed + (before[-1] if before else 0.0))
+    search = Search(out, settings, space, policy, budget, meter, shown)
+    shown.start(next(search.ledger.read()))
+    best: Candidate | None = None
+    try:
+        clock = Clock()
+        scorer = make_scorer(data, settings)
+        meter.charge("data", clock.lap())
+        runtime = make_runtime(settings.device, settings.precision)
+        batches = Batches(data, settings.batch, settings.seed)
+        trainer = Trainer(
+            settings, batches, make_objective(settings), runtime, scorer, search.report
+        )
+        best = search.run(SerialExecutor(trainer, search.parent))
+    finally:
+        shown.stop(_summary(out, best))
+    write_report(out)
+    return Run(out)
+
+
+def make_scorer(data: ImageSet, settings: Settings) -> Scorer:
+    """Return the scorer for ``data``; its feature network is trained once and cached."""
+    extractor = None
+    if settings.score.kind == "fd":
+        extractor = domain_extractor(
+            data.images, data.labels, fingerprint=data.fingerprint, cache=default_cache()
+        )
+    score = settings.score
+    return Scorer(data.images, extractor, samples=score.samples, kind=score.kind)
+
+
+def _summary(out: Path, best: Candidate | None) -> dict[str, Any]:
+    if best is None:
+        return {"run": str(out), "best": "none yet"}
+    return {
+        "best": f"{best.id}, score {best.score:.4g}",
+        "report": str(out / "report.html"),
+        "samples": str(out / "candidates" / best.id / "samples.png"),
+    }

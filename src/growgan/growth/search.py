@@ -1,0 +1,269 @@
+"""The search: propose, train a slice, score, select, write down; round after round.
+
+Everything that it knows is in the ledger and the candidates' folders, so a run is resumed by
+reading them. Each policy, fixed stacks included, goes through here.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+import time
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from growgan.config import Settings
+from growgan.growth.budget import Budget, Meter
+from growgan.growth.executor import Clock, Executor, Outcome, Task
+from growgan.growth.history import Candidate, History, Proposal, Space
+from growgan.growth.ledger import Ledger, candidate_from_event, candidate_to_event
+from growgan.growth.policies import GrowthPolicy
+from growgan.report.sheet import save_sheet
+from growgan.training.checkpoint import load_gan, save_gan
+from growgan.training.gan import Gan
+from growgan.training.progress import Display, Status
+from growgan.training.stage import Progress, Slice
+
+SHEET = 64  # images on a candidate's sample sheet
+SHEET_SEED = 1  # the same latents for every candidate
+
+
+class Search:
+    """One run in one directory.
+
+    Args:
+        out: the run directory; it exists and holds config.yaml and data.json.
+        meter: already ticking, so that preparation is counted.
+    """
+
+    def __init__(
+        self,
+        out: Path,
+        settings: Settings,
+        space: Space,
+        policy: GrowthPolicy,
+        budget: Budget,
+        meter: Meter,
+        display: Display,
+    ) -> None:
+        self.out, self.settings, self.policy = out, settings, policy
+        self.meter, self.display = meter, display
+        self.ledger = Ledger(out / "ledger.jsonl")
+        self.history = History(space, budget, settings.seed)
+        self._gans: dict[str, Gan] = {}
+        self._unselected: list[Candidate] = []
+        self._overhead = 1.0
+        self._replay()
+
+    def run(self, executor: Executor) -> Candidate | None:
+        """Go on until the budget is spent; return the best candidate."""
+        while self._room():
+            alive = [self.history[name] for name in self.history.alive]
+            proposals = list(self.policy.propose(alive, self.history))
+            children = list(self._unselected)
+            for outcome in executor.run(self._tasks(proposals[len(children) :])):
+                children.append(self._record(outcome))
+            if not children:
+                break
+            self._select(children)
+        best = self.history.best
+        costs = {kind: round(seconds, 2) for kind, seconds in self.meter.costs.items()}
+        elapsed = self.meter.elapsed
+        costs["other"] = round(max(0.0, elapsed - sum(costs.values())), 2)
+        event = {"best": best and best.id, "elapsed": round(elapsed, 3), "cost": costs}
+        self.ledger.append({"event": "end", **event})
+        return best
+
+    def parent(self, candidate_id: str) -> Gan:
+        """Return a candidate's players, from memory or from disk."""
+        if candidate_id not in self._gans:
+            device = str(self.settings.device)
+            folder = self.folder(candidate_id)
+            self._gans[candidate_id] = load_gan(folder, "cpu" if device == "auto" else device)
+        return self._gans[candidate_id]
+
+    def folder(self, candidate_id: str) -> Path:
+        """Return a candidate's folder."""
+        return self.out / "candidates" / candidate_id
+
+    def report(self, task: Task, gan: Gan, progress: Progress | None) -> None:
+        """Show and log a point of a child's training (None: it is being scored)."""
+        size = f"{gan.resolution[1]}x{gan.resolution[0]}"
+        fading = "fade in" if gan.alpha < 1 else "train"
+        best = self.history.best
+        last = self.history.candidates[-1].score if self.history.candidates else None
+        status = Status(
+            candidate=task.id,
+            stage=f"{fading} {size}" if progress else f"score {size}",
+            resolution=gan.resolution,
+            alpha=gan.alpha,
+            images=gan.images,
+            images_per_second=progress.rate if progress else 0.0,
+            losses=progress.terms if progress else {},
+            score=last,
+            best=best.score if best else None,
+            spent=self._spent_within(task, progress),
+            elapsed=self.meter.elapsed,
+            left=self.meter.left,
+        )
+        self.display.progress(status)
+        if progress:
+            line = {
+                "candidate": task.id,
+                "elapsed": round(status.elapsed, 3),
+                "images": gan.images,
+                "resolution": list(gan.resolution),
+                "alpha": round(gan.alpha, 4),
+                "images_per_second": round(progress.rate, 1),
+                **progress.terms,
+            }
+            with (self.out / "stats.jsonl").open("a") as file:
+                file.write(json.dumps(line) + "\n")
+
+    def _spent_within(self, task: Task, progress: Progress | None) -> float:
+        if self.meter.budget.seconds is not None:
+            return self.meter.spent
+        return self.meter.spent + task.proposal.share * (progress.share if progress else 1.0)
+
+    def _room(self) -> bool:
+        """Return whether there is budget for another slice and its scoring."""
+        left = self.meter.left
+        if left is not None:
+            return left > 2 * self._overhead + 0.01 * (self.meter.budget.seconds or 0)
+        return self.meter.images + self.settings.batch <= (self.meter.budget.images or 0)
+
+    def _tasks(self, proposals: list[Proposal]) -> Iterator[Task]:
+        first = len(self.history.candidates) + len(self._unselected)
+        begin = self.history.spent
+        for i, proposal in enumerate(proposals):
+            if not self._room():
+                return
+            number = first + i
+            piece = replace(self._piece(proposal), begin=begin, end=begin + proposal.share)
+            seed = (self.settings.seed * 1_000_003 + number) & 0x7FFFFFFF
+            yield Task(f"{number:04d}", self.history.round, proposal, piece, seed)
+
+    def _piece(self, proposal: Proposal) -> Slice:
+        """Turn a share of the budget into seconds, scoring included, or into whole batches."""
+        budget, batch = self.meter.budget, self.settings.batch
+        if budget.images is not None:
+            left = budget.images - self.meter.images
+            images = min(round(proposal.share * budget.images), left)
+            return Slice(images=max(batch, images // batch * batch), fade=proposal.fade)
+        whole = proposal.share * (budget.seconds or 0)
+        seconds = max(whole - self._overhead, whole / 2)
+        left_over = (self.meter.left or 0) - self._overhead
+        return Slice(seconds=max(0.1, min(seconds, left_over)), fade=proposal.fade)
+
+    def _record(self, outcome: Outcome) -> Candidate:
+        """Save a finished child, then write it into the ledger."""
+        clock, task = Clock(), outcome.task
+        folder, gan = self.folder(task.id), outcome.gan
+        self.meter.images += outcome.images
+        if gan is not None:
+            save_gan(gan, folder)
+            save_sheet(gan.generate(SHEET, seed=SHEET_SEED).numpy(), folder / "samples.png")
+            self._gans[task.id] = gan
+        for kind, seconds in {**outcome.costs, "save": clock.lap()}.items():
+            self.meter.charge(kind, seconds)
+            outcome.costs[kind] = seconds
+        candidate = self._candidate(outcome)
+        self._overhead = 0.5 * (self._overhead + candidate.seconds - candidate.trained)
+        players = (gan.generator, gan.discriminator) if gan else ()
+        sizes = tuple(player.parameter_count() for player in players) or (0, 0)
+        event = candidate_to_event(candidate, (sizes[0], sizes[1]))
+        self.ledger.append(event)
+        self.display.candidate(event)
+        self._unselected.append(candidate)
+        return candidate
+
+    def _candidate(self, outcome: Outcome) -> Candidate:
+        task, gan, score = outcome.task, outcome.gan, outcome.score
+        parent = task.proposal.parent
+        before = self.history[parent].images if parent else 0
+        specs = (
+            (gan.generator.spec, gan.discriminator.spec)
+            if gan
+            else task.proposal.stacks or self._specs_of(parent)
+        )
+        return Candidate(
+            id=task.id,
+            parent=parent,
+            round=task.round,
+            growth=task.proposal.growth,
+            generator=specs[0],
+            discriminator=specs[1],
+            images=before + outcome.images,
+            trained=outcome.trained,
+            seconds=sum(outcome.costs.values()),
+            rate=outcome.images / max(outcome.trained, 1e-9),
+            score=score.value if score else None,
+            stderr=score.stderr if score else None,
+            elapsed=self.meter.elapsed,
+            spent=self.meter.spent,
+            parts=dict(score.parts) if score else {},
+            error=outcome.error,
+        )
+
+    def _specs_of(self, candidate_id: str | None) -> Any:
+        candidate = self.history[candidate_id or ""]
+        return candidate.generator, candidate.discriminator
+
+    def _select(self, children: list[Candidate]) -> None:
+        """Let the policy choose, write the choice down, and drop the losers' weights."""
+        known = self.history.with_round(tuple(children), self.history.alive)
+        choice = self.policy.select(children, known)
+        self.history = replace(known, alive=choice.alive)
+        self._unselected = []
+        best = self.history.best
+        event = {
+            "event": "select",
+            "round": self.history.round - 1,
+            "alive": list(choice.alive),
+            "best": best and best.id,
+            "reason": choice.reason,
+        }
+        self.ledger.append(event)
+        self.display.select(event)
+        keep = {*choice.alive, *([best.id] if best else [])}
+        self._gans = {name: gan for name, gan in self._gans.items() if name in keep}
+        for candidate in self.history.candidates:
+            if candidate.id not in keep:
+                for name in ("weights.safetensors", "state.safetensors", "state.json"):
+                    (self.folder(candidate.id) / name).unlink(missing_ok=True)
+
+    def _replay(self) -> None:
+        """Rebuild the history from the ledger, and forget what was never written down."""
+        self.ledger.mend()
+        for event in self.ledger.read():
+            if event["event"] == "candidate":
+                candidate = candidate_from_event(event)
+                self._unselected.append(candidate)
+                self._overhead = candidate.seconds - candidate.trained
+            elif event["event"] == "select":
+                known = self.history.with_round(tuple(self._unselected), tuple(event["alive"]))
+                self.history, self._unselected = known, []
+        done = {c.id for c in (*self.history.candidates, *self._unselected)}
+        for folder in (self.out / "candidates").glob("*"):
+            if folder.name not in done:
+                shutil.rmtree(folder)
+
+
+def start_event(
+    settings: Settings, budget: Budget, data: dict[str, Any], machine: str, version: str
+) -> dict[str, Any]:
+    """Return the ledger's first line."""
+    return {
+        "event": "start",
+        "time": time.time(),
+        "version": version,
+        "policy": settings.policy,
+        "preset": settings.preset,
+        "budget": budget.to_json(),
+        "seed": settings.seed,
+        "resolution": list(settings.resolution or ()),
+        "data": {key: data.get(key) for key in ("name", "fingerprint", "count", "channels")},
+        "machine": machine,
+    }

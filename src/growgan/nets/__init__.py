@@ -1,0 +1,1 @@
+"""Networks as stacks: specs, blocks, the two players, and edits that let them grow."""

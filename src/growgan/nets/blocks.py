@@ -1,0 +1,76 @@
+"""Kinds of layer. A new kind is one class here: it then grows, trains and is listed.
+
+A block is built as ``Block(layer, inner, role=..., equalised=...)``, where ``inner`` is the width
+on the small side. G's block maps ``inner`` to ``layer.width`` channels and may double the size;
+D's maps ``layer.width`` to ``inner`` and may halve it.
+"""
+
+from __future__ import annotations
+
+from torch import Tensor, nn
+
+from growgan.nets.layers import ACTIVATIONS, NORMS, Conv, downsample, upsample
+from growgan.nets.spec import LayerSpec, Role
+from growgan.registry import Registry
+
+BLOCKS: Registry[type[Block]] = Registry("block")
+
+
+class Block(nn.Module):
+    """What every kind of layer shares: widths, resampling, and which widths are tied.
+
+    Attributes:
+        ties: True if the block adds its input to its output unchanged, so that the widths on its
+            two sides must stay equal.
+    """
+
+    ties = False
+
+    def __init__(self, layer: LayerSpec, inner: int, *, role: Role, equalised: bool) -> None:
+        super().__init__()
+        self.layer, self.role, self.equalised = layer, role, equalised
+        self.up = layer.resample if role == "generator" else 1
+        self.down = layer.resample if role == "discriminator" else 1
+        sides = (inner, layer.width)
+        self.width_in, self.width_out = sides if role == "generator" else sides[::-1]
+        self.activation = ACTIVATIONS[layer.activation]()
+        self.norm = NORMS[layer.norm]()
+
+
+@BLOCKS.register("conv", "convolution, activation, norm", "Karras et al. 2018")
+class ConvBlock(Block):
+    """resample up → conv → activation → norm → resample down."""
+
+    def __init__(self, layer: LayerSpec, inner: int, *, role: Role, equalised: bool) -> None:
+        super().__init__(layer, inner, role=role, equalised=equalised)
+        self.conv = Conv(self.width_in, self.width_out, layer.kernel, equalised=equalised)
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.norm(self.activation(self.conv(upsample(x, self.up))))
+        return downsample(h, self.down)
+
+
+@BLOCKS.register("residual", "two convolutions beside a shortcut; starts as the identity")
+class ResidualBlock(Block):
+    """shortcut(x) + conv(norm(activation(conv(x)))), the last convolution zero at first.
+
+    Zero initial weights make it the identity wherever size and width stay (Fixup, Zhang et al.
+    2019), so it can be inserted anywhere without changing what the stack computes.
+    """
+
+    def __init__(self, layer: LayerSpec, inner: int, *, role: Role, equalised: bool) -> None:
+        super().__init__(layer, inner, role=role, equalised=equalised)
+        middle, size = layer.width, layer.kernel
+        self.ties = self.width_in == self.width_out
+        self.conv1 = Conv(self.width_in, middle, size, equalised=equalised)
+        self.conv2 = Conv(middle, self.width_out, size, gain=1.0, equalised=equalised, zero=True)
+        self.skip = (
+            nn.Identity()
+            if self.ties
+            else Conv(self.width_in, self.width_out, 1, gain=1.0, equalised=equalised)
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        branch = self.conv2(self.norm(self.activation(self.conv1(upsample(x, self.up)))))
+        shortcut = upsample(self.skip(x), self.up)
+        return downsample(shortcut + branch, self.down)

@@ -1,0 +1,41 @@
+"""What a stack costs, from its spec alone."""
+
+from __future__ import annotations
+
+from growgan.nets.spec import StackSpec
+
+
+def multiplications(spec: StackSpec) -> float:
+    """Return the multiplications of one forward of one image."""
+    height, width = spec.base
+    generator = spec.role == "generator"
+    stem = spec.latent if generator else 9 * spec.stem + spec.stem
+    total = float(height * width * spec.stem * stem)
+    for i, layer in enumerate(spec.layers):
+        height, width = height * layer.resample, width * layer.resample
+        inner, maps = spec.width_before(i), height * width * layer.kernel**2
+        total += maps * inner * layer.width
+        if layer.kind == "residual":
+            total += maps * layer.width * (layer.width if generator else inner)
+    return total + height * width * spec.channels * spec.width_before(len(spec.layers))
+
+
+def activations(spec: StackSpec) -> float:
+    """Return the feature values that one forward of one image writes."""
+    height, width = spec.base
+    total = float(height * width * spec.stem)
+    for layer in spec.layers:
+        height, width = height * layer.resample, width * layer.resample
+        total += height * width * layer.width * (2 if layer.kind == "residual" else 1)
+    return total
+
+
+def step_cost(generator: StackSpec, discriminator: StackSpec) -> float:
+    """Return the relative time of one image in one training step.
+
+    G runs forward and backward once; D forward thrice (reals, fakes, fakes again) and backward
+    as often. Memory traffic counts like 300 multiplications a value, and each image has a fixed
+    cost, so that tiny stacks do not look free.
+    """
+    values = [multiplications(s) + 300 * activations(s) for s in (generator, discriminator)]
+    return 3 * values[0] + 8 * values[1] + 2e6

@@ -1,0 +1,253 @@
+"""Edits of a stack, and how a child inherits from its parent.
+
+Three edits: :class:`Append` puts layers at the image end and fades them in; :class:`Insert` puts an
+identity-initialised residual layer anywhere; :class:`Widen` doubles the width of a layer by
+duplicating channels (Net2Net, Chen et al. 2016). Each maps the parent's spec to the child's, and
+its tensors (weights, or optimiser moments) to the child's by layer id.
+
+None changes what the stack computes at the moment it is made: ``Append`` because alpha starts at 0,
+``Insert`` because the branch starts at zero, ``Widen`` because the weights that read the two copies
+of a channel sum to the weight that read the one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from math import prod
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from growgan.errors import UserError
+from growgan.nets.layers import Scaled
+from growgan.nets.spec import LayerSpec, StackSpec, without_fade
+from growgan.nets.stack import Discriminator, Generator, Stack, build
+
+SYMMETRY_BREAK = 0.1  # relative difference between the two readers of a duplicated channel
+
+
+@dataclass(frozen=True)
+class Append:
+    """Layers at the image end, fading in together. Their ids are assigned when applied."""
+
+    layers: tuple[LayerSpec, ...]
+
+    @property
+    def factor(self) -> int:
+        """How much larger the images become."""
+        return prod(layer.resample for layer in self.layers)
+
+    def spec(self, parent: StackSpec) -> StackSpec:
+        """Return the child's spec."""
+        spec = without_fade(parent)
+        for layer in self.layers:
+            named = replace(layer, id=spec.next_id())
+            spec = replace(spec, layers=(*spec.layers, named))
+        return replace(spec, fading=len(self.layers))
+
+    def __str__(self) -> str:
+        return " + ".join(str(layer) for layer in self.layers)
+
+
+@dataclass(frozen=True)
+class Insert:
+    """A residual layer of unchanged size and width behind layer ``after`` (None: the stem)."""
+
+    after: str | None
+    kernel: int = 3
+    norm: str = "pixel"
+
+    factor = 1
+
+    def spec(self, parent: StackSpec) -> StackSpec:
+        """Return the child's spec."""
+        spec = without_fade(parent)
+        at = 0 if self.after is None else _position(spec, self.after) + 1
+        layer = LayerSpec(
+            spec.next_id(), "residual", spec.width_before(at), self.kernel, norm=self.norm
+        )
+        return replace(spec, layers=(*spec.layers[:at], layer, *spec.layers[at:]))
+
+    def __str__(self) -> str:
+        return f"residual {self.kernel}x{self.kernel} after {self.after or 'stem'}"
+
+
+@dataclass(frozen=True)
+class Widen:
+    """Twice the channels of layer ``layer`` (None: of the whole stack)."""
+
+    layer: str | None = None
+
+    factor = 1
+
+    def wires(self, spec: StackSpec) -> tuple[str, ...]:
+        """Return the ids whose widths double: those tied to ``layer`` by shortcuts included."""
+        names = ["stem", *(layer.id for layer in spec.layers)]
+        if self.layer is None:
+            return tuple(names)
+        if self.layer != "stem":
+            _position(spec, self.layer)
+        tied = {self.layer}
+        # A shortcut without a convolution ties the widths on its two sides.
+        pairs = [
+            (names[i], layer.id)
+            for i, layer in enumerate(spec.layers)
+            if layer.kind == "residual" and spec.width_before(i) == layer.width
+        ]
+        for _ in pairs:
+            tied |= {name for pair in pairs if tied & set(pair) for name in pair}
+        return tuple(name for name in names if name in tied)
+
+    def spec(self, parent: StackSpec) -> StackSpec:
+        """Return the child's spec."""
+        spec = without_fade(parent)
+        wires = self.wires(spec)
+        layers = tuple(
+            replace(layer, width=layer.width * (1 + (layer.id in wires))) for layer in spec.layers
+        )
+        return replace(spec, layers=layers, stem=spec.stem * (1 + ("stem" in wires)))
+
+    def __str__(self) -> str:
+        return f"widen {self.layer or 'all'} x2"
+
+
+Edit = Append | Insert | Widen
+EDITS: dict[str, type[Append] | type[Insert] | type[Widen]] = {
+    "append": Append,
+    "insert": Insert,
+    "widen": Widen,
+}
+
+
+def edit_to_json(edit: Edit) -> dict[str, Any]:
+    """Return ``edit`` as plain data."""
+    return {"edit": type(edit).__name__.lower(), **asdict(edit)}
+
+
+def edit_from_json(data: Mapping[str, Any]) -> Edit:
+    """Rebuild an edit from what :func:`edit_to_json` returned."""
+    values = dict(data)
+    kind = EDITS[values.pop("edit")]
+    if kind is Append:
+        return Append(tuple(LayerSpec(**layer) for layer in values["layers"]))
+    return kind(**values)
+
+
+def apply(stack: Generator | Discriminator, edit: Edit, seed: int) -> Generator | Discriminator:
+    """Return a new stack with ``edit`` applied; it shares no memory with ``stack``.
+
+    A fade that is still going on is ended first. New weights, and the noise that breaks the
+    symmetry of duplicated channels, are functions of ``seed``.
+    """
+    child = build(edit.spec(stack.spec), seed)
+    weights = inherit(stack, child, edit, dict(stack.state_dict()), seed, fresh=child.state_dict())
+    child.load_state_dict(weights)
+    if isinstance(edit, Append):
+        child.alpha.zero_()
+    return child
+
+
+def inherit(
+    parent: Stack,
+    child: Stack,
+    edit: Edit,
+    tensors: Mapping[str, Tensor],
+    seed: int,
+    *,
+    fresh: Mapping[str, Tensor],
+    power: int = 0,
+) -> dict[str, Tensor]:
+    """Map the parent's ``tensors`` (by parameter name) to the child's.
+
+    Args:
+        fresh: the child's own tensors, used where the parent has nothing to give.
+        power: 0 for weights; 1 for first and 2 for second moments of their gradients, which are
+            scaled as the gradients are.
+
+    Returns:
+        Copies, by the child's names.
+    """
+    result = {name: value.clone() for name, value in fresh.items()}
+    for name, value in tensors.items():
+        if name.startswith("old_head.") or name == "alpha":
+            continue
+        target = name
+        if isinstance(edit, Append) and name.startswith("head."):
+            target = f"old_{name}"
+        if isinstance(edit, Widen):
+            value = _widened(parent, child, edit, name, value, seed, power)
+        result[target] = value.to(fresh[target].dtype).clone()
+    return result
+
+
+def _widened(
+    parent: Stack, child: Stack, edit: Widen, name: str, value: Tensor, seed: int, power: int
+) -> Tensor:
+    """Return ``value`` (a weight, or a moment) with the channels of widened wires duplicated."""
+    wires = edit.wires(without_fade(parent.spec))
+    module = name.rpartition(".")[0]
+    before, after = parent.get_submodule(module), child.get_submodule(module)
+    if not isinstance(before, Scaled) or not isinstance(after, Scaled):
+        return value
+    inside, outside = _wires_of(parent, module)
+    if outside in wires:
+        # Each copy gets half the gradient, since each is read by half the weight.
+        value = torch.cat([value, value]) * 0.5**power
+    if name.endswith(".weight") and inside in wires:
+        split = before.weight.shape[1] if module != "mix" else before.weight.shape[1] - _extra(parent)
+        ratio = after.scale / before.scale
+        if power:
+            halves = (value[:, :split] * ratio**power,) * 2
+        else:
+            generator = torch.Generator().manual_seed(seed)
+            noise = torch.randn(value[:, :split].shape, generator=generator).to(value)
+            noise = SYMMETRY_BREAK * noise.clamp(-3, 3)
+            halves = (value[:, :split] * (1 + noise), value[:, :split] * (1 - noise))
+            halves = tuple(half / (2 * ratio) for half in halves)  # type: ignore[assignment]
+        rest = value[:, split:] * ratio**power if power else value[:, split:] / ratio
+        value = torch.cat([*halves, rest], 1)
+    return value
+
+
+def _extra(stack: Stack) -> int:
+    return int(stack.spec.deviation_group > 0)
+
+
+def _wires_of(stack: Stack, module: str) -> tuple[str | None, str | None]:
+    """Return the ids of the widths that a linear map reads and writes (None: neither)."""
+    spec = stack.spec
+    names: list[str] = ["stem", *(layer.id for layer in spec.layers)]
+    generator = spec.role == "generator"
+    last = names[-1]
+    parts = module.split(".")
+    if parts[0] == "layers":
+        inner, own = names[names.index(parts[1]) - 1], parts[1]
+        ends = (inner, own) if generator else (own, inner)
+        return {"conv1": (ends[0], own), "conv2": (own, ends[1])}.get(parts[2], ends)
+    table: dict[str, tuple[str | None, str | None]] = {
+        "project": (None, "stem"),
+        "mix": ("stem", "stem"),
+        "collect": ("stem", "stem"),
+        "output": ("stem", None),
+    }
+    head: tuple[str | None, str | None] = (last, None) if generator else (None, last)
+    return table.get(parts[0], head)
+
+
+def _position(spec: StackSpec, layer_id: str) -> int:
+    for i, layer in enumerate(spec.layers):
+        if layer.id == layer_id:
+            return i
+    names = ", ".join(layer.id for layer in spec.layers) or "none"
+    raise UserError(f"no layer '{layer_id}' in this {spec.role}; its layers are: {names}")
+
+
+def apply_all(
+    stack: Generator | Discriminator, edits: Sequence[Edit], seed: int
+) -> Generator | Discriminator:
+    """Apply ``edits`` in order."""
+    for edit in edits:
+        stack = apply(stack, edit, seed)
+    return stack

@@ -1,0 +1,136 @@
+"""The smallest parts of a stack: equalised linear maps, normalisations, resampling."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from growgan.registry import Registry
+
+GAIN = math.sqrt(2.0)  # He et al. 2015, for (leaky) rectifiers
+
+
+class Scaled(nn.Module):
+    """A linear map whose weight may be scaled at run time (equalised learning rate).
+
+    With ``equalised`` the stored weight is N(0, 1) and is multiplied by ``gain/sqrt(fan_in)`` in
+    every forward, so that Adam's steps are of the same relative size in every layer (Karras et al.
+    2018, section 4.1). Without it, that factor goes into the initial weight once.
+    """
+
+    def __init__(self, shape: tuple[int, ...], fan_in: int, gain: float, equalised: bool) -> None:
+        super().__init__()
+        self.fan_in, self.gain, self.equalised = fan_in, gain, equalised
+        initial = 1.0 if equalised else gain / math.sqrt(fan_in)
+        self.weight = nn.Parameter(torch.randn(shape) * initial)
+
+    @property
+    def scale(self) -> float:
+        """The factor from the stored weight to the one in use."""
+        return self.gain / math.sqrt(self.fan_in) if self.equalised else 1.0
+
+
+class Conv(Scaled):
+    """A same-size convolution with bias, stride 1 (or valid, with ``padding=0``).
+
+    Input float ``[N, in, H, W]``, output ``[N, out, H, W]``.
+    """
+
+    def __init__(
+        self,
+        width_in: int,
+        width_out: int,
+        kernel: int | tuple[int, int],
+        *,
+        gain: float = GAIN,
+        equalised: bool = True,
+        padding: int | None = None,
+        zero: bool = False,
+    ) -> None:
+        size = (kernel, kernel) if isinstance(kernel, int) else kernel
+        super().__init__((width_out, width_in, *size), width_in * math.prod(size), gain, equalised)
+        self.padding = size[0] // 2 if padding is None else padding
+        self.bias = nn.Parameter(torch.zeros(width_out))
+        if zero:
+            nn.init.zeros_(self.weight)
+
+    def forward(self, x: Float[Tensor, "n c h w"]) -> Float[Tensor, "n d h2 w2"]:
+        return F.conv2d(x, self.weight * self.scale, self.bias, padding=self.padding)
+
+
+class Project(Scaled):
+    """A dense map from a vector to a grid: ``[N, latent]`` to ``[N, width, h, w]``."""
+
+    def __init__(
+        self, latent: int, width: int, grid: tuple[int, int], *, gain: float, equalised: bool
+    ) -> None:
+        super().__init__((width, latent, *grid), latent, gain, equalised)
+        self.bias = nn.Parameter(torch.zeros(width))
+
+    def forward(self, z: Float[Tensor, "n z"]) -> Float[Tensor, "n c h w"]:
+        width, latent, height, breadth = self.weight.shape
+        weight = (self.weight * self.scale).permute(2, 3, 0, 1).reshape(-1, latent)
+        flat = F.linear(z, weight, self.bias.repeat(height * breadth))
+        # Rows are ordered (h, w, c): the grid is born channels-last.
+        return flat.view(-1, height, breadth, width).permute(0, 3, 1, 2)
+
+
+class PixelNorm(nn.Module):
+    """x / sqrt(mean_c x² + 1e-8), the mean over channels at each pixel (PGGAN, section 4.2)."""
+
+    def forward(self, x: Float[Tensor, "n c ..."]) -> Float[Tensor, "n c ..."]:
+        # A reduction over the last axis, float32 inside, is the fastest eager form on a CPU.
+        square_mean = torch.linalg.vector_norm(x.movedim(1, -1), dim=-1, dtype=torch.float32)
+        square_mean = square_mean.square().unsqueeze(1) / x.shape[1]
+        return x * torch.rsqrt(square_mean + 1e-8).to(x.dtype)
+
+
+class MinibatchDeviation(nn.Module):
+    """Append one map holding the mean deviation of features within a group of samples.
+
+    Groups are runs of neighbours, so that a batch of reals followed by fakes can share a forward
+    and no group mixes the two. Biased variance + 1e-8, averaged over channels and pixels
+    (PGGAN, section 3). Input ``[N, C, H, W]``, output ``[N, C + 1, H, W]``.
+    """
+
+    def __init__(self, group: int) -> None:
+        super().__init__()
+        self.group = group
+
+    def forward(self, x: Float[Tensor, "n c h w"]) -> Float[Tensor, "n c1 h w"]:
+        group = math.gcd(len(x), self.group)
+        grouped = x.float().unflatten(0, (-1, group))  # [N/g, g, C, H, W]
+        deviation = (grouped.var(1, unbiased=False) + 1e-8).sqrt().mean((1, 2, 3))
+        maps = deviation.repeat_interleave(group).to(x.dtype)[:, None, None, None]
+        return torch.cat([x, maps.expand(-1, 1, *x.shape[2:])], 1)
+
+
+def upsample(x: Float[Tensor, "n c h w"], factor: int = 2) -> Float[Tensor, "n c h2 w2"]:
+    """Repeat each pixel ``factor`` times in both directions."""
+    return x if factor == 1 else F.interpolate(x, scale_factor=factor, mode="nearest")
+
+
+def downsample(x: Float[Tensor, "n c h w"], factor: int = 2) -> Float[Tensor, "n c h2 w2"]:
+    """Average over squares of ``factor`` by ``factor`` pixels."""
+    return x if factor == 1 else F.avg_pool2d(x, factor)
+
+
+NORMS: Registry[type[nn.Module]] = Registry("norm")
+NORMS.register("pixel", "pixelwise feature normalisation", "Karras et al. 2018")(PixelNorm)
+NORMS.register("none", "no normalisation")(nn.Identity)
+
+
+class LeakyReLU(nn.LeakyReLU):
+    """max(x, 0.2 x)."""
+
+    def __init__(self) -> None:
+        super().__init__(0.2)
+
+
+ACTIVATIONS: Registry[type[nn.Module]] = Registry("activation")
+ACTIVATIONS.register("leaky_relu", "leaky rectifier, slope 0.2")(LeakyReLU)
+ACTIVATIONS.register("relu", "rectifier")(nn.ReLU)

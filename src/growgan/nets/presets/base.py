@@ -1,0 +1,93 @@
+"""What a preset is, and the grid that a stack starts from."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from growgan.config import StackSettings
+from growgan.errors import UserError
+from growgan.nets.edits import Append
+from growgan.nets.spec import Role, StackSpec
+from growgan.registry import Registry
+
+LARGEST_BASE = 16
+
+
+class Family(Protocol):
+    """How a preset's stacks begin and how they double."""
+
+    def stem(
+        self, role: Role, shape: StackSettings, base: tuple[int, int], channels: int
+    ) -> StackSpec:
+        """Return the stack at the base grid."""
+
+    def doubling(self, shape: StackSettings, spec: StackSpec) -> Append:
+        """Return the layers that double ``spec``'s resolution."""
+
+
+@dataclass(frozen=True)
+class Preset:
+    """A family of stacks, and the settings that its paper trained it with."""
+
+    family: Family
+    published: Mapping[str, Any]
+
+    def stack(
+        self,
+        role: Role,
+        shape: StackSettings,
+        channels: int,
+        target: tuple[int, int],
+        resolution: tuple[int, int] | None = None,
+    ) -> StackSpec:
+        """Return a complete stack at ``resolution`` on the way to ``target`` (None: there)."""
+        base = base_grid(target, shape.base)
+        spec = self.family.stem(role, shape, base, channels)
+        while spec.resolution != (resolution or target):
+            grown = self.family.doubling(shape, spec).spec(spec)
+            spec = grown.__class__.from_json({**grown.to_json(), "fading": 0})
+        return spec
+
+
+PRESETS: Registry[Preset] = Registry("preset")
+
+
+def base_grid(target: tuple[int, int], base: tuple[int, int] | None = None) -> tuple[int, int]:
+    """Return the grid from which doublings reach ``target``: the smallest with sides >= 4.
+
+    Raises:
+        UserError: ``base`` does not reach ``target``, or no small grid does.
+    """
+    if base is not None:
+        factor = target[0] // base[0]
+        if base[0] * factor != target[0] or base[1] * factor != target[1] or factor & (factor - 1):
+            reach = ", ".join(f"{base[0] * 2**k}x{base[1] * 2**k}" for k in range(6))
+            raise UserError(
+                f"resolution {target[0]}x{target[1]} cannot be reached from base grid "
+                f"{base[0]}x{base[1]} by doubling; it may be: {reach}"
+            )
+        return base
+    height, width = target
+    while height % 2 == 0 and width % 2 == 0 and min(height, width) >= 8:
+        height, width = height // 2, width // 2
+    if max(height, width) > LARGEST_BASE:
+        near = ", ".join(f"{_round(target[0], u)}x{_round(target[1], u)}" for u in (8, 16, 32))
+        raise UserError(
+            f"resolution {target[0]}x{target[1]} cannot be reached by doubling a grid of at most "
+            f"{LARGEST_BASE}x{LARGEST_BASE}; near ones that can: {near}"
+        )
+    return height, width
+
+
+def _round(side: int, unit: int) -> int:
+    return max(unit, round(side / unit) * unit)
+
+
+def stage_width(shape: StackSettings, factor: int) -> int:
+    """Return the width at ``factor`` times the base grid: full to 4×, then halving (PGGAN).
+
+    With ``width=512`` these are the published min(8192/side, 512) for a 4×4 base.
+    """
+    return max(8, min(shape.width, 4 * shape.width // factor))

@@ -1,0 +1,145 @@
+"""What a stack is, written down: plain, frozen, JSON-able, and enough to rebuild it exactly.
+
+Both players are described in the same direction, from the small end to the image end, so that D's
+stack is the mirror of G's and "append" means the same for both: put a layer next to the image.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields, replace
+from math import prod
+from typing import Any, Literal
+
+from growgan.errors import UserError
+
+Role = Literal["generator", "discriminator"]
+
+# Bounds that are checked before anything is allocated: a spec may come from a stranger's file.
+LIMITS = {"width": 8192, "kernel": 15, "latent": 8192, "base": 1024, "side": 8192, "layers": 512}
+PARAMETER_LIMIT = 4_000_000_000
+
+
+@dataclass(frozen=True)
+class LayerSpec:
+    """One layer of a stack.
+
+    Attributes:
+        id: stable name, unique in its stack; weights and moments are inherited by it.
+        kind: name of a block in ``growgan.nets.blocks.BLOCKS``.
+        width: channels at the layer's image side (G's output, D's input).
+        kernel: odd size of its convolutions, in pixels.
+        resample: 1, or 2 to double the resolution (G) or halve it (D).
+        norm: name of a normalisation ("pixel" or "none").
+        activation: name of an activation ("leaky_relu" or "relu").
+    """
+
+    id: str
+    kind: str = "conv"
+    width: int = 64
+    kernel: int = 3
+    resample: int = 1
+    norm: str = "pixel"
+    activation: str = "leaky_relu"
+
+    def __post_init__(self) -> None:
+        _check("layer id", re.fullmatch(r"[a-z]\w{0,30}", self.id), self.id, "a short word")
+        _check("width", 1 <= self.width <= LIMITS["width"], self.width, "1 to 8192")
+        odd = self.kernel % 2 == 1 and 1 <= self.kernel <= LIMITS["kernel"]
+        _check("kernel", odd, self.kernel, "odd, 1 to 15")
+        _check("resample", self.resample in (1, 2), self.resample, "1 or 2")
+
+    def __str__(self) -> str:
+        arrow = " x2" if self.resample == 2 else ""
+        return f"{self.kind} {self.kernel}x{self.kernel} {self.width}{arrow}"
+
+
+@dataclass(frozen=True)
+class StackSpec:
+    """One player: a stem, layers from the small end to the image end, and an image head.
+
+    Attributes:
+        role: "generator" or "discriminator".
+        base: height and width of the grid at the small end, in pixels.
+        channels: image channels, 1 to N.
+        stem: channels of the base grid.
+        layers: the layers, the one nearest the image last.
+        latent: length of z (G only; 0 for D).
+        equalised: scale weights at run time by gain/sqrt(fan_in) (Karras et al. 2018, section 4.1).
+        deviation_group: samples a group of the minibatch standard deviation (D only; 0 for none).
+        fading: how many of the outermost layers are still fading in beside the previous head.
+    """
+
+    role: Role
+    base: tuple[int, int] = (4, 4)
+    channels: int = 1
+    stem: int = 64
+    layers: tuple[LayerSpec, ...] = ()
+    latent: int = 0
+    equalised: bool = True
+    deviation_group: int = 0
+    fading: int = 0
+
+    def __post_init__(self) -> None:
+        _check("role", self.role in ("generator", "discriminator"), self.role, "a player")
+        _check("base", all(1 <= s <= LIMITS["base"] for s in self.base), self.base, "1 to 1024")
+        _check("channels", 1 <= self.channels <= 64, self.channels, "1 to 64")
+        _check("stem", 1 <= self.stem <= LIMITS["width"], self.stem, "1 to 8192")
+        _check("latent", 0 <= self.latent <= LIMITS["latent"], self.latent, "0 to 8192")
+        _check("layers", len(self.layers) <= LIMITS["layers"], len(self.layers), "at most 512")
+        _check("fading", 0 <= self.fading <= len(self.layers), self.fading, "at most the layers")
+        names = [layer.id for layer in self.layers]
+        _check("layer ids", len(set(names)) == len(names), names, "unique")
+        _check("resolution", max(self.resolution) <= LIMITS["side"], self.resolution, "8192 at most")
+
+    @property
+    def resolution(self) -> tuple[int, int]:
+        """Height and width of the images, in pixels."""
+        factor = prod(layer.resample for layer in self.layers)
+        return self.base[0] * factor, self.base[1] * factor
+
+    @property
+    def kept(self) -> tuple[LayerSpec, ...]:
+        """The layers that are not fading in."""
+        return self.layers[: len(self.layers) - self.fading]
+
+    @property
+    def arriving(self) -> tuple[LayerSpec, ...]:
+        """The layers that are fading in, the one nearest the image last."""
+        return self.layers[len(self.layers) - self.fading :]
+
+    def width_before(self, index: int) -> int:
+        """Return the channels on the small side of layer ``index``."""
+        return self.layers[index - 1].width if index else self.stem
+
+    def next_id(self) -> str:
+        """Return an id that no layer of this stack has had."""
+        numbers = [int(layer.id[1:]) for layer in self.layers if layer.id[1:].isdigit()]
+        return f"{self.role[0]}{max(numbers, default=-1) + 1}"
+
+    def to_json(self) -> dict[str, Any]:
+        """Return plain lists, numbers and strings that :meth:`from_json` reads back."""
+        return asdict(self)
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> StackSpec:
+        """Rebuild a spec; raise a :class:`UserError` for anything that is not one."""
+        try:
+            unknown = set(data) - {field.name for field in fields(cls)}
+            _check("spec keys", not unknown, sorted(unknown), "those of StackSpec")
+            layers = tuple(LayerSpec(**layer) for layer in data["layers"])
+            base = (int(data["base"][0]), int(data["base"][1]))
+            return cls(**{**data, "layers": layers, "base": base})
+        except (TypeError, KeyError, IndexError, ValueError) as error:
+            raise UserError(f"this is no stack spec: {error}") from error
+
+
+def without_fade(spec: StackSpec) -> StackSpec:
+    """Return ``spec`` as it is once its fade-in has ended."""
+    return replace(spec, fading=0)
+
+
+def _check(what: str, good: object, value: object, may_be: str) -> None:
+    if not good:
+        raise UserError(f"{what} must be {may_be}, but got {value!r}")

@@ -1,0 +1,192 @@
+"""The page's charts, each one from a run's record to an SVG."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from html import escape
+
+from growgan.report.chart import Axis, Mark, Point, Series, line_chart, time_axis
+from growgan.report.pictures import evenly
+from growgan.report.run import CandidateRecord, RunRecord, StatPoint
+from growgan.report.text import clock, count, number, scored, size
+
+MOST_POINTS = 500
+MOST_TERMS = 6
+LOSSES = (
+    ("loss_generator", "G", "g"),
+    ("loss_discriminator", "D", "d"),
+)
+
+
+def figure(title: str, svg: str, series: Sequence[Series] = (), note: str = "") -> str:
+    """Return one chart with its heading, legend and note."""
+    legend = "".join(
+        f'<span class="key {s.css}"><i></i>{escape(s.label)}</span>' for s in series if s.points
+    )
+    legend = f'<p class="legend">{legend}</p>' if legend else ""
+    note = f'<p class="note">{escape(note)}</p>' if note else ""
+    return f"<figure><figcaption><h3>{escape(title)}</h3>{legend}</figcaption>{svg}{note}</figure>"
+
+
+def score_figure(run: RunRecord) -> str:
+    """Score over time: every candidate a dot, the best lineage a line with standard errors."""
+    line = [c for c in run.best_lineage if c.score is not None]
+    ids = {c.id for c in line}
+    others = [c for c in run.candidates if c.score is not None and c.id not in ids]
+    series = (
+        Series("other candidates", "faint", marks=tuple(_mark(c) for c in others)),
+        Series(
+            "best lineage",
+            "best",
+            (tuple((c.elapsed, c.score or 0.0) for c in line),),
+            tuple(_mark(c, error=True) for c in line),
+        ),
+    )
+    scores = [c.score for c in (*line, *others) if c.score is not None]
+    wide = bool(scores) and min(scores) > 0 and max(scores) > 8 * min(scores)
+    y = Axis("score, lower is better", number, "log" if wide else "linear", not wide)
+    words = "No score yet."
+    if line:
+        words = f"Along the best lineage from {number(line[0].score)} to {number(line[-1].score)}."
+    svg = line_chart("score", "Score over time", words, series, time_axis(run.elapsed), y)
+    return figure("Score", svg, series)
+
+
+def resolution_figure(run: RunRecord) -> str:
+    """Image height over time."""
+    values = {c.resolution[0]: c.resolution for c in run.candidates}
+    series = _lineage_series(run, lambda c: float(c.resolution[0]), "best lineage", "best")
+    square = all(h == w for h, w in values.values())
+    label = "resolution (pixels a side)" if square else "image height (pixels)"
+    y = Axis(label, lambda v: f"{v:.0f}", "log2")
+    words = "The resolution of the best lineage over time."
+    if run.best_lineage:
+        first, last = run.best_lineage[0].resolution, run.best_lineage[-1].resolution
+        words = f"The best lineage went from {size(first)} to {size(last)} pixels."
+    svg = line_chart("res", "Resolution over time", words, series, time_axis(run.elapsed), y)
+    return figure("Resolution", svg, series)
+
+
+def depth_figure(run: RunRecord) -> str:
+    """Layers of G and of D over time."""
+    y = Axis("layers", lambda v: f"{v:g}", from_zero=True)
+    return _players_figure(
+        run,
+        ("depth", "Depth of G and D"),
+        y,
+        lambda c: float(c.generator_layers),
+        lambda c: float(c.discriminator_layers),
+    )
+
+
+def parameters_figure(run: RunRecord) -> str:
+    """Parameters of G and of D over time."""
+    y = Axis("parameters", count, from_zero=True)
+    return _players_figure(
+        run,
+        ("parameters", "Size of G and D"),
+        y,
+        lambda c: float(c.generator_parameters),
+        lambda c: float(c.discriminator_parameters),
+    )
+
+
+def _players_figure(
+    run: RunRecord,
+    names: tuple[str, str],
+    y: Axis,
+    g: Callable[[CandidateRecord], float],
+    d: Callable[[CandidateRecord], float],
+) -> str:
+    name, title = names
+    g_series = _lineage_series(run, g, "G, the generator", "g", "G of other candidates")
+    d_series = _lineage_series(run, d, "D, the discriminator", "d", "D of other candidates")
+    series = (g_series[0], d_series[0], g_series[1], d_series[1])
+    words = "No candidate yet."
+    if run.best_lineage:
+        a, b = run.best_lineage[0], run.best_lineage[-1]
+        words = (
+            f"{y.label.capitalize()} along the best lineage: G from {count(g(a))} to"
+            f" {count(g(b))}, D from {count(d(a))} to {count(d(b))}."
+        )
+    svg = line_chart(name, title, words, series, time_axis(run.elapsed), y)
+    return figure(title, svg, series)
+
+
+def _lineage_series(
+    run: RunRecord,
+    value: Callable[[CandidateRecord], float],
+    label: str,
+    css: str,
+    others: str = "other candidates",
+) -> tuple[Series, Series]:
+    """Return the faint slices of all other candidates, and the best lineage as a step line."""
+    line = [p for c in run.best_lineage for p in _slice(c, value(c))]
+    steps: list[Point] = []
+    for t, v in line:
+        # Hold the value until the next slice begins, then step.
+        steps += [(t, steps[-1][1]), (t, v)] if steps and steps[-1][1] != v else [(t, v)]
+    ids = {c.id for c in run.best_lineage}
+    rest = tuple(_slice(c, value(c)) for c in run.candidates if c.id not in ids)
+    return Series(others, f"{css} faint", rest), Series(label, css, (tuple(steps),))
+
+
+def _slice(c: CandidateRecord, value: float) -> tuple[Point, Point]:
+    return (max(0.0, c.elapsed - c.seconds), value), (c.elapsed, value)
+
+
+def _mark(c: CandidateRecord, *, error: bool = False) -> Mark:
+    words = f"{c.id} · {size(c.resolution, '×')} · score {scored(c.score, c.score_stderr, '±')}"
+    title = f"{words} · at {clock(c.elapsed)}\n{c.growth}"
+    return Mark((c.elapsed, c.score or 0.0), title, c.score_stderr if error else None)
+
+
+def training_figures(run: RunRecord) -> list[str]:
+    """Losses, speed and every further term of the objective along the best lineage."""
+    ids = {c.id for c in run.best_lineage}
+    points = evenly([p for p in run.stats if p.candidate in ids], MOST_POINTS)
+    if not points:
+        return []
+    losses = tuple(
+        _stat_series(points, label, css, lambda p, key=key: p.terms.get(key))
+        for key, label, css in LOSSES
+    )
+    x = time_axis(run.elapsed)
+    svg = line_chart(
+        "loss", "Losses", "Losses of G and D over time.", losses, x, Axis("loss", number)
+    )
+    note = "Along the best lineage; gaps are times in which other candidates trained."
+    figures = [figure("Losses", svg, losses, note)]
+    speed = _stat_series(points, "images a second", "best", lambda p: p.images_per_second)
+    y = Axis("images a second", count, from_zero=True)
+    svg = line_chart("speed", "Speed", "Training speed over time.", (speed,), x, y)
+    figures.append(figure("Training speed", svg))
+    known = {key for key, *_ in LOSSES}
+    terms = sorted({key for p in points for key in p.terms} - known)[:MOST_TERMS]
+    for index, key in enumerate(terms):
+        series = _stat_series(points, key, "term", lambda p, key=key: p.terms.get(key))
+        title = key.replace("_", " ")
+        svg = line_chart(
+            f"term{index}", title, f"{title} over time.", (series,), x, Axis("", number)
+        )
+        figures.append(figure(title, svg))
+    return figures
+
+
+def _stat_series(
+    points: Sequence[StatPoint], label: str, css: str, value: Callable[[StatPoint], float | None]
+) -> Series:
+    """Return one line, broken where the lineage waited for other candidates."""
+    spans = sorted(b.elapsed - a.elapsed for a, b in zip(points, points[1:], strict=False))
+    longest = 8 * spans[len(spans) // 2] if spans else 0.0
+    lines: list[list[Point]] = []
+    previous: StatPoint | None = None
+    for p in points:
+        y = value(p)
+        if y is None:
+            continue
+        if previous is None or p.elapsed - previous.elapsed > longest:
+            lines.append([])
+        lines[-1].append((p.elapsed, y))
+        previous = p
+    return Series(label, css, tuple(tuple(line) for line in lines))

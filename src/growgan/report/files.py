@@ -1,0 +1,36 @@
+"""Files that appear whole or not at all."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+
+@contextmanager
+def replacing(path: Path, *, folder: bool = False) -> Iterator[Path]:
+    """Yield a temporary sibling of ``path``; it takes that name if the block succeeds.
+
+    Args:
+        path: where the result goes; a file there is replaced, a folder there must be empty.
+        folder: whether the result is a folder, which then exists when the block begins.
+
+    Raises:
+        OSError: the parent folder cannot be made or written.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    # The suffix stays last: writers such as numpy append one of their own otherwise.
+    part = path.with_name(f".{path.stem}.{os.getpid()}.part{path.suffix}")
+    try:
+        if folder:
+            part.mkdir()
+        yield part
+        os.replace(part, path)
+    except BaseException:
+        if folder:
+            shutil.rmtree(part, ignore_errors=True)
+        else:
+            part.unlink(missing_ok=True)
+        raise

@@ -1,0 +1,321 @@
+"""One self-contained page that tells a run: no script, no network, under 5 MB."""
+
+from __future__ import annotations
+
+import time
+from collections import Counter
+from collections.abc import Sequence
+from html import escape
+from pathlib import Path
+
+from growgan.errors import UserError
+from growgan.report.branches import branches
+from growgan.report.figures import (
+    depth_figure,
+    parameters_figure,
+    resolution_figure,
+    score_figure,
+    training_figures,
+)
+from growgan.report.files import replacing
+from growgan.report.pictures import evenly, img
+from growgan.report.run import CandidateRecord, RunRecord, read_run
+from growgan.report.style import STYLE
+from growgan.report.text import clock, count, duration, number, plural, scored, size
+from growgan.report.tree import tree_svg
+
+STAGES = 12
+KINDS = {1: "grayscale", 3: "RGB", 4: "RGBA"}
+PURPOSES = {
+    "train": "training",
+    "score": "scoring",
+    "data": "preparing data",
+    "other": "everything else",
+    "train_and_score": "training and scoring",
+}
+TREE_KEYS = (
+    ("best", "way to the best"),
+    ("lives", "alive"),
+    ("lost", "pruned"),
+    ("failed", "failed"),
+)
+
+
+def write_report(run_dir: str | Path) -> Path:
+    """Write ``report.html`` into a run directory, atomically; return its path.
+
+    Raises:
+        UserError: ``run_dir`` is no run directory or cannot be written.
+    """
+    run = read_run(run_dir)
+    path = run.path / "report.html"
+    try:
+        with replacing(path) as part:
+            part.write_text(page(run), "utf-8")
+    except OSError as error:
+        raise UserError(f"report '{path}' cannot be written: {error.strerror or error}") from error
+    return path
+
+
+def page(run: RunRecord) -> str:
+    """Return the whole page as HTML text."""
+    title = escape(run.data_name or run.path.name)
+    return "\n".join(
+        [
+            '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">',
+            '<meta name="viewport" content="width=device-width, initial-scale=1">',
+            f"<title>{title}: a growgan run</title><style>{STYLE}</style></head><body>",
+            _header(run, title),
+            "<main>",
+            _hero(run),
+            _stages(run),
+            _tree(run),
+            _charts("Score and resolution", [score_figure(run), resolution_figure(run)]),
+            _charts("How G and D grew", [depth_figure(run), parameters_figure(run)]),
+            _charts("Training", training_figures(run)),
+            _cost(run),
+            _decisions(run),
+            _candidates(run),
+            _settings(run),
+            "</main>",
+            _footer(run),
+            "</body></html>\n",
+        ]
+    )
+
+
+def _header(run: RunRecord, title: str) -> str:
+    kind = KINDS.get(run.data_channels, f"{run.data_channels}-channel")
+    words = f"A GAN grown on {run.data_count:,} {kind} images by the {run.policy} policy"
+    words += f", starting from {run.preset}" if run.preset else ""
+    words += f", in {duration(run.elapsed)}{_budget(run)}."
+    banner = ""
+    if not run.finished:
+        banner = (
+            '<p class="banner">This run has not ended: it is still going on, or it was stopped and'
+            " can be resumed. The page shows it as it stands.</p>"
+        )
+    return f'<header><h1>{title}</h1><p class="lead">{escape(words)}</p>{banner}</header>'
+
+
+def _budget(run: RunRecord) -> str:
+    if run.budget_seconds:
+        return f" of a budget of {duration(run.budget_seconds)}"
+    return f" on a budget of {run.budget_images:,} images" if run.budget_images else ""
+
+
+def _hero(run: RunRecord) -> str:
+    if not run.best_lineage:
+        return '<p class="none">No candidate has been trained yet.</p>'
+    best = run.best_lineage[-1]
+    sheet = img(best, None, 640, f"Samples of the best candidate, {best.id}")
+    tiles = [
+        ("score", number(best.score), _score_note(best), "main"),
+        ("resolution", size(best.resolution, " × "), _goal(run, best), ""),
+        ("cost", duration(run.elapsed), f"{count(images_trained(run))} images in all", ""),
+        ("generator G", count(best.generator_parameters), _layers(best.generator_layers), ""),
+        (
+            "discriminator D",
+            count(best.discriminator_parameters),
+            _layers(best.discriminator_layers),
+            "",
+        ),
+        ("best candidate", best.id, f"{count(best.images)} images seen", ""),
+        ("candidates tried", f"{len(run.candidates)}", _fates(run), ""),
+    ]
+    cells = "".join(
+        f'<div class="{css}"><dt>{name}</dt><dd>{escape(value)}<small>{escape(note)}</small></dd>'
+        "</div>"
+        for name, value, note, css in tiles
+    )
+    story = "".join(f"<li>{escape(line)}</li>" for line in tell(run))
+    return (
+        f'<div class="hero"><figure style="margin:0">{sheet}<figcaption class="note">'
+        f"Samples of the best candidate, not picked by hand.</figcaption></figure>"
+        f'<div><dl class="tiles">{cells}</dl><ul class="story">{story}</ul></div></div>'
+    )
+
+
+def _score_note(best: CandidateRecord) -> str:
+    error = "" if best.score_stderr is None else f"± {best.score_stderr:.2g}, "
+    return f"{error}lower is better"
+
+
+def _goal(run: RunRecord, best: CandidateRecord) -> str:
+    if best.resolution == run.resolution:
+        return "pixels, as asked"
+    return f"pixels, {size(run.resolution, ' × ')} asked"
+
+
+def _layers(layers: int) -> str:
+    return f"parameters in {plural(layers, 'layer')}"
+
+
+def _fates(run: RunRecord) -> str:
+    fates = Counter(c.status for c in run.candidates)
+    off = {c.id for c in run.best_lineage}
+    pruned = sum(c.status == "pruned" and c.id not in off for c in run.candidates)
+    words = [f"{len(off)} lead to the best", f"{pruned} pruned"]
+    return ", ".join(words + ([f"{fates['failed']} failed"] if fates["failed"] else []))
+
+
+def images_trained(run: RunRecord) -> int:
+    """Return the images seen by all candidates together, each slice counted once."""
+    before = {
+        c.id: run.by_id[c.parent].images if c.parent in run.by_id else 0 for c in run.candidates
+    }
+    return sum(max(0, c.images - before[c.id]) for c in run.candidates)
+
+
+def tell(run: RunRecord) -> list[str]:
+    """Return the run in a few sentences."""
+    line = run.best_lineage
+    first, best = line[0], line[-1]
+    top = next(c for c in line if c.resolution == best.resolution)
+    start = (
+        f"It began at {size(first.resolution, ' × ')} with {plural(first.generator_layers, 'layer')}"
+        f" in G and {first.discriminator_layers} in D"
+    )
+    if top is not first:
+        reached = clock(max(0.0, top.elapsed - top.seconds))
+        start += f" and reached {size(top.resolution, ' × ')} at {reached}"
+    lines = [
+        start + ".",
+        f"G went from {plural(first.generator_layers, 'layer')} to {best.generator_layers}, "
+        f"D from {first.discriminator_layers} to {best.discriminator_layers}.",
+    ]
+    scores = [c.score for c in line if c.score is not None]
+    if len(scores) > 1:
+        lines.append(f"The score went from {number(scores[0])} to {number(scores[-1])}.")
+    total = sum(c.seconds for c in run.candidates)
+    if len(run.candidates) > len(line) and total > 0:
+        share = sum(c.seconds for c in line) / total
+        lines.append(
+            f"{share:.0%} of the time spent on candidates went into the lineage of the best one;"
+            " the rest was search."
+        )
+    if run.resumed:
+        lines.append(f"It was stopped and resumed {plural(run.resumed, 'time')}.")
+    return lines
+
+
+def _stages(run: RunRecord) -> str:
+    shown = evenly(run.best_lineage, STAGES)
+    if not shown:
+        return ""
+    figures = []
+    for c in shown:
+        alt = f"Samples of candidate {c.id} at {size(c.resolution)} pixels"
+        last = ' class="last"' if c is shown[-1] else ""
+        figures.append(
+            f"<figure{last}>{img(c, 4, 192, alt)}<figcaption><b>{size(c.resolution, ' × ')}</b>"
+            f" at {clock(c.elapsed)}<br>score {number(c.score)}<br>{escape(c.id)},"
+            f" {count(c.images)} images</figcaption></figure>"
+        )
+    return (
+        "<section><h2>From the first stage to the last</h2>"
+        '<p class="lead">The best lineage on the same 16 latents, each at its own resolution.'
+        f'</p><div class="stages">{"".join(figures)}</div></section>'
+    )
+
+
+def _tree(run: RunRecord) -> str:
+    keys = "".join(f'<span class="key {css}"><i></i>{text}</span>' for css, text in TREE_KEYS)
+    return (
+        '<section><h2>Growth tree</h2><p class="lead">One card a pair of networks, each grown from'
+        " the one above; slices that only train on are counted on the card.</p>"
+        f'<p class="legend">{keys}</p>'
+        '<div class="scroll" tabindex="0" role="region" aria-label="growth tree, scrollable">'
+        f"{tree_svg(branches(run))}</div></section>"
+    )
+
+
+def _charts(title: str, figures: Sequence[str]) -> str:
+    if not figures:
+        return ""
+    return f'<section><h2>{title}</h2><div class="charts">{"".join(figures)}</div></section>'
+
+
+def _cost(run: RunRecord) -> str:
+    total = sum(run.cost.values())
+    if total <= 0:
+        return ""
+    bar, rows = [], []
+    for index, (name, seconds) in enumerate(run.cost.items()):
+        css, words = f"c{min(index, 3)}", PURPOSES.get(name, name.replace("_", " "))
+        bar.append(f'<span class="{css}" style="width:{100 * seconds / total:.2f}%"></span>')
+        rows.append(
+            f'<tr><td><i class="dot {css}"></i>{escape(words)}</td>'
+            f'<td class="n">{duration(seconds)}</td><td class="n">{seconds / total:.1%}</td></tr>'
+        )
+    rows.append(
+        f'<tr><th>all</th><td class="n">{duration(total)}</td><td class="n">100 %</td></tr>'
+    )
+    words = (
+        f"{count(images_trained(run))} images trained on, {plural(len(run.candidates), 'candidate')}"
+        f" tried; on {run.machine}."
+    )
+    return (
+        f'<section><h2>Cost</h2><p class="lead">{escape(words)}</p><div class="bar"'
+        f' aria-hidden="true">{"".join(bar)}</div><table class="cost">{"".join(rows)}</table>'
+        "</section>"
+    )
+
+
+def _decisions(run: RunRecord) -> str:
+    rows = "".join(
+        f'<tr><td class="n">{s.round}</td><td class="id">{escape(s.best or "-")}</td>'
+        f"<td>{escape(', '.join(s.alive))}</td><td>{escape(s.reason)}</td></tr>"
+        for s in run.selects
+    )
+    if not rows:
+        return ""
+    head = '<th class="n">round</th><th>best</th><th>go on</th><th>why</th>'
+    return _box("Decisions", f"<table><thead><tr>{head}</tr></thead>{rows}</table>")
+
+
+def _candidates(run: RunRecord) -> str:
+    head = "".join(
+        f'<th{" class=n" if right else ""}>{name}</th>'
+        for name, right in (
+            ("id", False), ("from", False), ("growth", False), ("resolution", False),
+            ("layers G / D", True), ("images", True), ("cost", True), ("score", True),
+            ("fate", False),
+        )
+    )  # fmt: skip
+    rows = "".join(_row(c) for c in run.candidates)
+    if not rows:
+        return ""
+    return _box("All candidates", f"<table><thead><tr>{head}</tr></thead>{rows}</table>")
+
+
+def _row(c: CandidateRecord) -> str:
+    fate = c.status if not c.error else f"{c.status}: {c.error}"
+    return (
+        f'<tr class="{c.status}"><td class="id">{escape(c.id)}</td>'
+        f'<td class="id">{escape(c.parent or "")}</td><td>{escape(c.growth)}</td>'
+        f"<td>{size(c.resolution, '×')}</td>"
+        f'<td class="n">{c.generator_layers} / {c.discriminator_layers}</td>'
+        f'<td class="n">{count(c.images)}</td><td class="n">{duration(c.seconds)}</td>'
+        f'<td class="n">{scored(c.score, c.score_stderr, "±")}</td>'
+        f'<td class="status">{escape(fate)}</td></tr>'
+    )
+
+
+def _settings(run: RunRecord) -> str:
+    return _box("Settings", f"<pre>{escape(run.config)}</pre>") if run.config else ""
+
+
+def _box(title: str, content: str) -> str:
+    return (
+        f'<section><h2>{title}</h2><div class="scroll boxed" tabindex="0" role="region"'
+        f' aria-label="{title}, scrollable">{content}</div></section>'
+    )
+
+
+def _footer(run: RunRecord) -> str:
+    begun = time.strftime("%d %B %Y, %H:%M UTC", time.gmtime(run.started))
+    words = [f"growgan {run.version}", f"seed {run.seed}", f"begun {begun}"]
+    if run.data_fingerprint:
+        words.append(f"data fingerprint {run.data_fingerprint[:16]}")
+    return f"<footer>{escape(' · '.join(words))}</footer>"

@@ -1,0 +1,73 @@
+"""Sample sheets as pictures inside the page: cropped, made small enough, base64."""
+
+from __future__ import annotations
+
+import base64
+import io
+from collections.abc import Sequence
+from html import escape
+from typing import TypeVar
+
+from PIL import Image
+
+from growgan.report.run import CandidateRecord
+
+T = TypeVar("T")
+
+
+def sample_picture(candidate: CandidateRecord, cells: int | None) -> Image.Image | None:
+    """Return the upper left ``cells`` x ``cells`` samples of a candidate's sheet (None: all).
+
+    The same cells hold the same latents in every candidate. Returns None where there is no sheet
+    that can be read.
+    """
+    if candidate.samples is None:
+        return None
+    height, width = candidate.resolution
+    try:
+        with Image.open(candidate.samples) as sheet:
+            if sheet.mode not in ("L", "RGB", "RGBA"):
+                sheet = sheet.convert("RGBA" if "A" in sheet.mode else "RGB")
+            if cells is None:
+                return sheet.copy()
+            return sheet.crop(
+                (0, 0, min(cells * width, sheet.width), min(cells * height, sheet.height))
+            )
+    except (OSError, ValueError):
+        return None
+
+
+def data_uri(picture: Image.Image, limit: int) -> str:
+    """Return a PNG data URI, at most ``limit`` pixels on its longer side."""
+    longest = max(picture.size)
+    if longest > limit:
+        width, height = (max(1, round(side * limit / longest)) for side in picture.size)
+        picture = picture.resize((width, height), Image.Resampling.LANCZOS)
+    buffer = io.BytesIO()
+    picture.save(buffer, "PNG", optimize=True)
+    return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode("ascii")
+
+
+def img(candidate: CandidateRecord, cells: int | None, limit: int, alt: str) -> str:
+    """Return an ``<img>`` of samples, or a placeholder where there are none."""
+    picture = sample_picture(candidate, cells)
+    if picture is None:
+        return '<div class="blank">no samples</div>'
+    width, height = picture.size
+    return (
+        f'<img src="{data_uri(picture, limit)}" width="{width}" height="{height}"'
+        f' alt="{escape(alt)}">'
+    )
+
+
+def evenly(items: Sequence[T], most: int) -> list[T]:
+    """Return at most ``most`` items, evenly chosen, with the first and the last.
+
+    >>> evenly([0, 1, 2, 3, 4, 5, 6], 3), evenly("ab", 5), evenly("abc", 1)
+    ([0, 3, 6], ['a', 'b'], ['c'])
+    """
+    if len(items) <= most:
+        return list(items)
+    if most == 1:
+        return [items[-1]]
+    return [items[round(k * (len(items) - 1) / (most - 1))] for k in range(most)]

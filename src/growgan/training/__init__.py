@@ -1,0 +1,1 @@
+"""One pair of players and the one loop that trains it."""

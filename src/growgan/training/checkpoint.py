@@ -1,0 +1,125 @@
+"""A pair of players on disk: specs as JSON, tensors as safetensors, never pickle.
+
+    spec.json              both specs
+    weights.safetensors    G, D and the running average, by player and parameter name
+    state.safetensors      optimiser step counts and moments
+    state.json             images and steps seen, optimiser settings
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from pathlib import Path
+from typing import cast
+
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from growgan.config import OptimiserSettings
+from growgan.errors import UserError
+from growgan.nets.spec import StackSpec
+from growgan.nets.stack import Discriminator, Generator, build
+from growgan.training.gan import Gan
+
+PLAYERS = ("generator", "discriminator", "average")
+
+
+def save_gan(gan: Gan, folder: Path) -> None:
+    """Write ``gan`` to ``folder``, which appears complete or not at all."""
+    partial = folder.with_name(f".{folder.name}.partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    partial.mkdir(parents=True)
+    specs = {player: getattr(gan, player).spec.to_json() for player in PLAYERS[:2]}
+    weights = {
+        f"{player}.{name}": tensor.detach().cpu().contiguous()
+        for player in PLAYERS
+        for name, tensor in getattr(gan, player).state_dict().items()
+    }
+    state = {
+        f"{player}.{key}.{name}": tensor.detach().cpu().contiguous()
+        for player, moments in zip(PLAYERS[:2], gan.moments(), strict=True)
+        for key, tensors in moments.items()
+        for name, tensor in tensors.items()
+    }
+    counts = {
+        "images": gan.images,
+        "steps": gan.steps,
+        "optimiser": gan.optimiser_settings.model_dump(),
+    }
+    (partial / "spec.json").write_text(json.dumps(specs, indent=1))
+    (partial / "state.json").write_text(json.dumps(counts))
+    save_file(weights, partial / "weights.safetensors")
+    save_file(state, partial / "state.safetensors")
+    for path in partial.iterdir():
+        _flush(path)
+    shutil.rmtree(folder, ignore_errors=True)
+    partial.rename(folder)
+    _flush(folder.parent)
+
+
+def _flush(path: Path) -> None:
+    """Wait until ``path`` is on the disk."""
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def load_specs(folder: Path) -> tuple[StackSpec, StackSpec]:
+    """Read G's and D's specs; raise a :class:`UserError` if they cannot be read."""
+    try:
+        specs = json.loads((folder / "spec.json").read_text())
+        return tuple(StackSpec.from_json(specs[p]) for p in PLAYERS[:2])  # type: ignore[return-value]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise UserError(f"no readable spec in '{folder}': {error}") from error
+
+
+def load_gan(folder: Path, device: str = "cpu") -> Gan:
+    """Read back what :func:`save_gan` wrote, bit for bit.
+
+    Raises:
+        UserError: something is missing or damaged; the file is named.
+    """
+    specs = load_specs(folder)
+    try:
+        counts = json.loads((folder / "state.json").read_text())
+        weights = load_file(folder / "weights.safetensors")
+        state = load_file(folder / "state.safetensors")
+        stacks = [build(spec) for spec in (*specs, specs[0])]
+        for player, stack in zip(PLAYERS, stacks, strict=True):
+            stack.load_state_dict(_under(weights, player))
+            stack.to(device)
+        g, d, average = stacks
+        optimiser = OptimiserSettings(**counts["optimiser"])
+        gan = Gan(cast(Generator, g), cast(Discriminator, d), optimiser, cast(Generator, average))
+        gan.images, gan.steps = int(counts["images"]), int(counts["steps"])
+    except (OSError, ValueError, KeyError, TypeError, RuntimeError, SafetensorError) as error:
+        raise UserError(f"candidate '{folder}' cannot be loaded: {error}") from error
+    gan.restore_moments(*(_by_key(_under(state, player)) for player in PLAYERS[:2]))
+    return gan
+
+
+def load_generator(folder: Path, device: str = "cpu") -> Generator:
+    """Read the running average of G alone."""
+    try:
+        generator = build(load_specs(folder)[0])
+        weights = load_file(folder / "weights.safetensors")
+        generator.load_state_dict(_under(weights, "average"))
+    except (OSError, RuntimeError, SafetensorError) as error:
+        raise UserError(f"candidate '{folder}' cannot be loaded: {error}") from error
+    return cast(Generator, generator.to(device).eval())
+
+
+def _under(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    """Return the entries below ``prefix``, without it."""
+    start = f"{prefix}."
+    return {name[len(start) :]: t for name, t in tensors.items() if name.startswith(start)}
+
+
+def _by_key(state: dict[str, Tensor]) -> dict[str, dict[str, Tensor]]:
+    keys = {name.partition(".")[0] for name in state}
+    return {key: _under(state, key) for key in keys}

@@ -1,0 +1,213 @@
+"""A pair of players with all that training has given them: the unit that grows."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from copy import deepcopy
+from typing import cast
+
+import torch
+from jaxtyping import Float, UInt8
+from torch import Tensor
+
+from growgan.config import OptimiserSettings
+from growgan.nets.edits import Append, Edit, apply, inherit
+from growgan.nets.spec import StackSpec
+from growgan.nets.stack import Discriminator, Generator, build
+from growgan.training.optimisers import MOMENTS, make_optimiser, moments, restore_moments
+
+
+class Gan:
+    """G, D, the running average of G, and both optimisers.
+
+    Attributes:
+        generator, discriminator: the players.
+        average: exponential moving average of G; what :meth:`generate` samples from.
+        images: real images seen so far along the whole lineage.
+        steps: training steps so far along the whole lineage.
+    """
+
+    def __init__(
+        self,
+        generator: Generator,
+        discriminator: Discriminator,
+        optimiser: OptimiserSettings,
+        average: Generator | None = None,
+    ) -> None:
+        self.generator, self.discriminator = generator, discriminator
+        self.average = average if average is not None else deepcopy(generator)
+        self.average.requires_grad_(False)
+        self.optimiser_settings = optimiser
+        self.generator_optimiser = make_optimiser(generator, optimiser)
+        self.discriminator_optimiser = make_optimiser(discriminator, optimiser)
+        self.images = 0
+        self.steps = 0
+
+    @classmethod
+    def create(
+        cls,
+        generator: StackSpec,
+        discriminator: StackSpec,
+        optimiser: OptimiserSettings,
+        *,
+        seed: int,
+        device: torch.device | str = "cpu",
+    ) -> Gan:
+        """Build both players with random weights that are a function of ``seed``."""
+        players = (build(generator, 2 * seed), build(discriminator, 2 * seed + 1))
+        g, d = (player.to(device) for player in players)
+        return cls(cast(Generator, g), cast(Discriminator, d), optimiser)
+
+    @property
+    def resolution(self) -> tuple[int, int]:
+        """Height and width of G's images."""
+        return self.generator.spec.resolution
+
+    @property
+    def alpha(self) -> float:
+        """How far the growth that is fading in has come, 0 to 1."""
+        return min(float(self.generator.alpha), float(self.discriminator.alpha))
+
+    def set_alpha(self, alpha: float) -> None:
+        """Set the fade of all three stacks."""
+        for stack in (self.generator, self.discriminator, self.average):
+            if stack.spec.fading:
+                stack.alpha.fill_(alpha)
+
+    def finish_fade(self) -> None:
+        """Drop the old heads, and their moments with them."""
+        if not (self.generator.spec.fading or self.discriminator.spec.fading):
+            return
+        saved = self.moments()
+        for stack in (self.generator, self.discriminator, self.average):
+            stack.finish_fade()
+        self.restore_moments(*saved)
+
+    def moments(self) -> tuple[dict[str, dict[str, Tensor]], dict[str, dict[str, Tensor]]]:
+        """Return G's and D's optimiser state by parameter name."""
+        return (
+            moments(self.generator, self.generator_optimiser),
+            moments(self.discriminator, self.discriminator_optimiser),
+        )
+
+    def restore_moments(
+        self, generator: dict[str, dict[str, Tensor]], discriminator: dict[str, dict[str, Tensor]]
+    ) -> None:
+        """Start both optimisers anew from state by parameter name, as :meth:`moments` gives it."""
+        self.generator_optimiser = make_optimiser(self.generator, self.optimiser_settings)
+        self.discriminator_optimiser = make_optimiser(self.discriminator, self.optimiser_settings)
+        restore_moments(self.generator, self.generator_optimiser, generator)
+        restore_moments(self.discriminator, self.discriminator_optimiser, discriminator)
+
+    def branch(
+        self,
+        generator: Sequence[Edit] = (),
+        discriminator: Sequence[Edit] = (),
+        *,
+        seed: int = 0,
+    ) -> Gan:
+        """Return a child that has grown; it shares no memory with this pair or with siblings.
+
+        Every weight, moment and running average is carried over by layer id; new ones are a
+        function of ``seed``. With no edits at all the child is an exact copy.
+
+        Raises:
+            ValueError: if G's images would no longer fit D's input.
+        """
+        child = deepcopy(self)
+        if generator or discriminator:
+            child.finish_fade()
+        for edit in generator:
+            child._edit_generator(edit, seed)
+        for edit in discriminator:
+            child._edit_discriminator(edit, seed)
+        made, judged = child.generator.spec, child.discriminator.spec
+        if made.resolution != judged.resolution:
+            raise ValueError(f"G makes {made.resolution} images, but D judges {judged.resolution}")
+        return child
+
+    def _edit_generator(self, edit: Edit, seed: int) -> None:
+        parent, state = self.generator, moments(self.generator, self.generator_optimiser)
+        device = next(parent.parameters()).device
+        self.generator = cast(Generator, apply(parent, edit, seed).to(device))
+        self.average = cast(Generator, apply(self.average, edit, seed).to(device))
+        self.average.requires_grad_(False)
+        self.generator_optimiser = make_optimiser(self.generator, self.optimiser_settings)
+        inherited = _inherit_moments(parent, self.generator, edit, state, seed)
+        restore_moments(self.generator, self.generator_optimiser, inherited)
+
+    def _edit_discriminator(self, edit: Edit, seed: int) -> None:
+        parent, state = self.discriminator, moments(self.discriminator, self.discriminator_optimiser)
+        device = next(parent.parameters()).device
+        # Another stream than G's, or both players' new layers would start alike.
+        self.discriminator = cast(Discriminator, apply(parent, edit, ~seed & 0xFFFFFFFF).to(device))
+        self.discriminator_optimiser = make_optimiser(self.discriminator, self.optimiser_settings)
+        inherited = _inherit_moments(parent, self.discriminator, edit, state, seed)
+        restore_moments(self.discriminator, self.discriminator_optimiser, inherited)
+
+    def __deepcopy__(self, memo: dict[int, object]) -> Gan:
+        copy = Gan(
+            deepcopy(self.generator),
+            deepcopy(self.discriminator),
+            self.optimiser_settings,
+            deepcopy(self.average),
+        )
+        copy.restore_moments(*self.moments())
+        copy.images, copy.steps = self.images, self.steps
+        return copy
+
+    @torch.no_grad()
+    def update_average(self, decay: float) -> None:
+        """Move the running average towards G by ``1 - decay``."""
+        own = list(self.average.parameters())
+        torch._foreach_lerp_(own, list(self.generator.parameters()), 1 - decay)
+
+    @torch.no_grad()
+    def generate(self, count: int, *, seed: int = 0, batch: int = 256) -> UInt8[Tensor, "n c h w"]:
+        """Return ``count`` images of the running average, uint8 on the CPU.
+
+        The same ``seed`` gives the same latents at any age and resolution of the pair.
+        """
+        z = latents(count, self.average.spec.latent, seed)
+        return to_uint8(self.average, z, batch)
+
+
+def latents(count: int, length: int, seed: int) -> Float[Tensor, "n z"]:
+    """Return standard normal latents that are a function of ``seed``."""
+    return torch.randn(count, length, generator=torch.Generator().manual_seed(seed))
+
+
+def to_uint8(player: Generator, z: Tensor, batch: int = 256) -> UInt8[Tensor, "n c h w"]:
+    """Return G(z) as uint8 on the CPU: (127.5 x + 128), clamped."""
+    device = next(player.parameters()).device
+    parts = [player(chunk.to(device)) for chunk in z.split(batch)]
+    return torch.cat([(x * 127.5 + 128).clamp(0, 255).to(torch.uint8).cpu() for x in parts])
+
+
+def _inherit_moments(
+    parent: Generator | Discriminator,
+    child: Generator | Discriminator,
+    edit: Edit,
+    state: dict[str, dict[str, Tensor]],
+    seed: int,
+) -> dict[str, dict[str, Tensor]]:
+    """Return the child's optimiser state: inherited where the parent had it, absent elsewhere."""
+    names = dict(child.named_parameters())
+    result: dict[str, dict[str, Tensor]] = {}
+    for key, power in {"step": 0, **MOMENTS}.items():
+        if key == "step":
+            result[key] = _rename(state[key], edit)
+            continue
+        fresh = {name: torch.zeros_like(value) for name, value in names.items()}
+        result[key] = inherit(parent, child, edit, state[key], seed, fresh=fresh, power=power)
+    result["step"] = {name: step for name, step in result["step"].items() if name in names}
+    return result
+
+
+def _rename(steps: dict[str, Tensor], edit: Edit) -> dict[str, Tensor]:
+    """Return step counts by the child's names: an appended layer's new head starts at zero."""
+    if not isinstance(edit, Append):
+        return steps
+    return {
+        f"old_{name}" if name.startswith("head.") else name: step for name, step in steps.items()
+    }

@@ -1,0 +1,106 @@
+"""Where the numbers are computed: device, precision, memory."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import platform
+import sys
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from growgan.errors import UserError, unknown
+
+DEVICES = ("auto", "cpu", "cuda", "mps")
+PRECISIONS = ("auto", "float32", "bfloat16")
+
+
+@dataclass(frozen=True)
+class Runtime:
+    """A device and a precision, both decided.
+
+    Attributes:
+        device: where players and batches live.
+        bfloat16: whether forwards run under autocast to bfloat16.
+    """
+
+    device: torch.device
+    bfloat16: bool
+
+    def autocast(self) -> AbstractContextManager[object]:
+        """Return the context in which forwards run."""
+        return torch.autocast(self.device.type, torch.bfloat16, enabled=self.bfloat16)
+
+    def place(self, module: nn.Module) -> None:
+        """Move ``module`` here, channels-last."""
+        module.to(self.device, memory_format=torch.channels_last)
+
+    def images(self, batch: Tensor) -> Tensor:
+        """Return uint8 images as float32 in [-1, 1] on the device, channels-last."""
+        moved = batch.to(self.device, non_blocking=True)
+        return (moved.float() / 127.5 - 1).contiguous(memory_format=torch.channels_last)
+
+
+def make_runtime(device: str = "auto", precision: str = "auto") -> Runtime:
+    """Choose the best device there is, and bfloat16 where the hardware multiplies it.
+
+    Raises:
+        UserError: an unknown name, or a device that this machine lacks.
+    """
+    if device.partition(":")[0] not in DEVICES:
+        raise unknown("device", device, DEVICES)
+    if precision not in PRECISIONS:
+        raise unknown("precision", precision, PRECISIONS)
+    present = {
+        "cpu": True,
+        "cuda": torch.cuda.is_available(),
+        "mps": torch.backends.mps.is_available(),
+    }
+    if device == "auto":
+        device = next(name for name in ("cuda", "mps", "cpu") if present[name])
+    kind = device.partition(":")[0]
+    if not present[kind]:
+        choices = ", ".join(name for name, there in present.items() if there)
+        raise UserError(f"device '{device}' is not present here; it may be: auto, {choices}")
+    if kind == "cpu":
+        keep_freed_memory()
+    fast = _multiplies_bfloat16(kind)
+    return Runtime(torch.device(device), precision == "bfloat16" or (precision == "auto" and fast))
+
+
+def _multiplies_bfloat16(kind: str) -> bool:
+    if kind == "cuda":
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    if kind == "cpu":
+        capabilities = torch.cpu.get_capabilities()
+        return bool(capabilities.get("avx512_bf16") or capabilities.get("amx_bf16"))
+    return False
+
+
+def keep_freed_memory() -> None:
+    """Tell glibc to keep large freed blocks instead of handing them back to the kernel.
+
+    Activations are allocated anew at each step; without this every one is page-faulted in again,
+    which took up to half of a step. Elsewhere than on glibc it does nothing.
+    """
+    if sys.platform != "linux":
+        return
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
+    if mallopt is not None:
+        trim_threshold, mmap_threshold = -1, -3  # M_TRIM_THRESHOLD, M_MMAP_THRESHOLD
+        mallopt(mmap_threshold, 1 << 30)
+        mallopt(trim_threshold, (1 << 31) - 1)
+
+
+def machine() -> str:
+    """Return one line that names the processor, its cores and torch's version."""
+    name = platform.processor() or platform.machine()
+    if sys.platform == "linux":
+        with open("/proc/cpuinfo") as lines:
+            models = [line.partition(":")[2].strip() for line in lines if "model name" in line]
+        name = models[0] if models else name
+    gpu = f", {torch.cuda.get_device_name()}" if torch.cuda.is_available() else ""
+    return f"{name}, {os.cpu_count()} cores{gpu}, torch {torch.__version__}"

@@ -1,0 +1,172 @@
+"""The one training loop: a slice of the budget spent on one pair of players."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from growgan.config import Settings
+from growgan.data.batches import Batches
+from growgan.nets.layers import downsample, upsample
+from growgan.objectives.objective import Objective
+from growgan.objectives.regularisers import Step
+from growgan.training.gan import Gan
+from growgan.training.runtime import Runtime
+
+LOG_EVERY = 0.5  # seconds between two points of the log
+
+
+@dataclass(frozen=True)
+class Slice:
+    """How long to train, and where in the run that lies.
+
+    Exactly one of ``seconds`` and ``images`` is set.
+
+    Attributes:
+        fade: how long a whole fade-in takes, in slices; above 1 it goes on in the next one.
+        begin, end: shares of the whole budget at the slice's ends, for the decay of the rate.
+    """
+
+    seconds: float | None = None
+    images: int | None = None
+    fade: float = 0.0
+    begin: float = 0.0
+    end: float = 1.0
+
+
+@dataclass(frozen=True)
+class Progress:
+    """A point of the log.
+
+    Attributes:
+        share: how much of the slice is done, 0 to 1.
+        rate: images a second since the last point.
+        terms: the objective's terms by name.
+    """
+
+    share: float
+    images: int
+    rate: float
+    alpha: float
+    terms: dict[str, float]
+
+
+class Diverged(RuntimeError):
+    """A loss is no longer finite."""
+
+
+def train(
+    gan: Gan,
+    batches: Batches,
+    objective: Objective,
+    settings: Settings,
+    runtime: Runtime,
+    piece: Slice,
+    report: Callable[[Progress], None] = lambda progress: None,
+) -> None:
+    """Train ``gan`` for one slice, in place.
+
+    Everything random is a function of the seed and of the images seen so far, so that a run needs
+    no random state to be resumed, and siblings see the same batches and latents.
+
+    Raises:
+        Diverged: a loss became NaN or infinite; it is noticed at the next point of the log.
+    """
+    begun = logged = time.perf_counter()
+    start = mark = gan.images
+    alpha = gan.alpha
+    while True:
+        # Decide by time or by images, never by both, or a run could not be repeated exactly.
+        now = time.perf_counter()
+        if piece.seconds is not None:
+            share = min(1.0, (now - begun) / piece.seconds)
+        else:
+            share = min(1.0, (gan.images - start) / (piece.images or 1))
+        if share >= 1:
+            break
+        gan.set_alpha(min(1.0, alpha + share / piece.fade) if piece.fade else 1.0)
+        _set_rate(gan, settings, piece.begin + share * (piece.end - piece.begin))
+
+        terms = step(gan, batches, objective, settings, runtime)
+
+        now = time.perf_counter()
+        if now - logged >= LOG_EVERY:
+            values = {name: float(term) for name, term in terms.items()}
+            _check_finite(values)
+            rate = (gan.images - mark) / (now - logged)
+            report(Progress(share, gan.images, rate, gan.alpha, values))
+            logged, mark = now, gan.images
+    if not piece.fade or alpha + 1 / piece.fade >= 1:
+        gan.finish_fade()
+    else:
+        gan.set_alpha(alpha + 1 / piece.fade)
+
+
+def step(
+    gan: Gan, batches: Batches, objective: Objective, settings: Settings, runtime: Runtime
+) -> dict[str, Tensor]:
+    """Take one step of D and one of G; return the objective's terms by name."""
+    g, d = gan.generator, gan.discriminator
+    rng = torch.Generator(runtime.device).manual_seed((settings.seed << 40) + gan.steps)
+    pixels, _ = batches.batch_at(gan.images)
+    real = _reals(gan, runtime.images(pixels), rng, settings.mirror)
+    z = torch.randn(len(real), g.spec.latent, generator=rng, device=runtime.device)
+
+    # D: one forward of reals and fakes together. G's forward is kept for its own step.
+    with runtime.autocast():
+        fake = g(z)
+        logits = d(torch.cat([real, fake.detach()]))
+    real_logits, fake_logits = logits.split(len(real))
+    view = Step(g, d, real, fake.detach(), z, rng, real_logits, fake_logits)
+    terms = objective.discriminator(view, gan.steps)
+    gan.discriminator_optimiser.zero_grad()
+    torch.stack(list(terms.values())).sum().backward()
+    gan.discriminator_optimiser.step()
+
+    # G: D's weights need no gradients here.
+    d.requires_grad_(False)
+    with runtime.autocast():
+        fake_logits = d(fake)
+        paired = d(real).detach() if objective.paired else None
+    terms |= objective.generator(paired, fake_logits)
+    gan.generator_optimiser.zero_grad()
+    terms["loss_generator"].backward()
+    gan.generator_optimiser.step()
+    d.requires_grad_(True)
+
+    gan.images += len(real)
+    gan.steps += 1
+    half_life = min(settings.average.half_life, settings.average.ramp * gan.images)
+    gan.update_average(0.5 ** (len(real) / max(half_life, 1e-9)))
+    return {name: term.detach() for name, term in terms.items()}
+
+
+def _reals(gan: Gan, full: Tensor, rng: torch.Generator, mirror: bool) -> Tensor:
+    """Return reals at the pair's resolution, blended as the fakes are while a size fades in."""
+    real = downsample(full, full.shape[-1] // gan.resolution[1])
+    factor = max(gan.generator.fade_factor, gan.discriminator.fade_factor)
+    if factor > 1:
+        real = torch.lerp(upsample(downsample(real, factor), factor), real, gan.generator.alpha)
+    if mirror:
+        flip = torch.rand(len(real), 1, 1, 1, generator=rng, device=real.device) < 0.5
+        real = torch.where(flip, real.flip(3), real)
+    return real
+
+
+def _set_rate(gan: Gan, settings: Settings, progress: float) -> None:
+    """Hold the rate, then let it fall linearly to 0 over the last ``anneal`` of the budget."""
+    left = (1 - progress) / settings.anneal if settings.anneal else 1.0
+    rate = settings.optimiser.lr * min(1.0, max(left, 0.0))
+    for optimiser in (gan.generator_optimiser, gan.discriminator_optimiser):
+        for group in optimiser.param_groups:
+            group["lr"] = rate
+
+
+def _check_finite(values: dict[str, float]) -> None:
+    for name, value in values.items():
+        if value != value or abs(value) == float("inf"):
+            raise Diverged(f"{name} became {value}: the run diverged (try a smaller rate)")
