@@ -42,11 +42,18 @@ class StackSettings(Group):
 
     latent: int = Field(128, ge=1, le=8192, description="length of z")
     width: int = Field(32, ge=1, le=8192, description="widest layer; see stage_width")
+    discriminator_width: int | None = Field(None, ge=1, le=8192, description="None: as G's")
+    taper: int = Field(4, ge=1, le=1024, description="full width up to this many base grids")
     convolutions: int = Field(1, ge=1, le=4, description="layers a resolution")
     kernel: int = Field(3, ge=1, le=15)
     kind: str = Field("conv", description="block of every layer")
     base: tuple[int, int] | None = Field(None, description="base grid h, w; None: by aspect")
     deviation_group: int = Field(4, ge=0, description="minibatch deviation; 0 for none")
+
+    def of(self, role: str) -> StackSettings:
+        """Return the shape of one player."""
+        width = self.discriminator_width if role == "discriminator" else None
+        return self.model_copy(update={"width": width or self.width, "discriminator_width": None})
 
 
 class AverageSettings(Group):

@@ -19,9 +19,7 @@ from growgan.training.stage import step
 STEPS = 8
 
 
-def show_stages(
-    data: ImageSet, settings: Settings, budget: str | None, images: int | None
-) -> None:
+def show_stages(data: ImageSet, settings: Settings, budget: str | None, images: int | None) -> None:
     """Print size, speed and memory of the preset's stack at each resolution on the way."""
     space = Space(settings.preset, settings.stack, data.channels, data.resolution)
     table = Table("resolution", "G parameters", "D parameters", "images/s")
@@ -34,7 +32,9 @@ def show_stages(
     console.print(f"{len(data):,} images, {data.channels} channels; {machine()}")
     console.print(table)
     limit = budget or f"{images:,} images"
-    console.print(f"policy {settings.policy}, loss {settings.loss}, budget {limit}; nothing written")
+    console.print(
+        f"policy {settings.policy}, loss {settings.loss}, budget {limit}; nothing written"
+    )
 
 
 def _measure(data: ImageSet, settings: Settings, space: Space, level: int) -> tuple[Gan, float]:

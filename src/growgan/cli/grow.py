@@ -139,4 +139,3 @@ def _free_folder(name: str) -> Path:
     while (path := Path("runs") / f"{stem}-{number}").exists():
         number += 1
     return path
-

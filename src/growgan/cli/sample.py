@@ -13,7 +13,9 @@ from growgan.errors import UserError
 def sample(
     run: Annotated[Path, typer.Argument(help="run directory")],
     count: Annotated[int, typer.Option("-n", "--count", min=1, help="number of images")] = 64,
-    out: Annotated[str, typer.Option(help="FILE.png, FILE.npz, FILE.zip or FOLDER")] = "samples.png",
+    out: Annotated[
+        str, typer.Option(help="FILE.png, FILE.npz, FILE.zip or FOLDER")
+    ] = "samples.png",
     seed: Annotated[int, typer.Option(help="decides the latents")] = 0,
     truncation: Annotated[
         float | None, typer.Option(help="redraw latent values beyond this many deviations")

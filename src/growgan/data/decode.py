@@ -8,7 +8,7 @@ from typing import Final
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, UnidentifiedImageError
 
 Pixels = NDArray[np.uint8]
 
@@ -40,7 +40,7 @@ def open_image(data: bytes) -> Image.Image:
         raise BrokenImage(f"more than {MAX_BYTES >> 20} MiB")
     try:
         image = Image.open(io.BytesIO(data), formats=_formats())
-    except Image.UnidentifiedImageError as error:
+    except UnidentifiedImageError as error:
         raise BrokenImage("not an image") from error
     except Exception as error:  # Pillow's readers raise whatever a bad file makes them raise
         raise BrokenImage(_reason(error)) from error
@@ -69,7 +69,9 @@ def read_header(data: bytes) -> tuple[int, int, int]:
     """Return (height, width, channels) without decoding, upright as EXIF says."""
     image = open_image(data)
     try:
-        turned = image.getexif().get(0x0112, 1) in (5, 6, 7, 8)
+        # Pillow decodes a whole PNG to look for EXIF behind the pixels, where hardly any has it.
+        has_exif = image.format != "PNG" or "exif" in image.info
+        turned = has_exif and image.getexif().get(0x0112, 1) in (5, 6, 7, 8)
     except Exception as error:
         raise BrokenImage(_reason(error)) from error
     height, width = (image.width, image.height) if turned else (image.height, image.width)
@@ -88,19 +90,19 @@ def decode(data: bytes, target: tuple[int, int] | None = None) -> Pixels:
         if target is not None and image.format == "JPEG":
             side = 2 * max(target)
             image.draft(None, (side, side))
-        channels = channels_of(image)
-        image = ImageOps.exif_transpose(image)
-        return _pixels(image, channels)
+        channels, kind = channels_of(image), image.format or ""
+        ImageOps.exif_transpose(image, in_place=True)
+        return _pixels(image, channels, kind)
     except BrokenImage:
         raise
     except Exception as error:
         raise BrokenImage(_reason(error)) from error
 
 
-def _pixels(image: Image.Image, channels: int) -> Pixels:
+def _pixels(image: Image.Image, channels: int, kind: str) -> Pixels:
     if image.mode.startswith("I;16"):
         return sixteen_to_eight(np.asarray(image))[..., None]
-    if image.mode == "I" and image.format in ("PNG", "PPM"):  # 16 bits, held in 32
+    if image.mode == "I" and kind in ("PNG", "PPM"):  # 16 bits, held in 32
         return sixteen_to_eight(np.asarray(image))[..., None]
     if image.mode in ("I", "F"):
         return to_uint8(np.asarray(image))[..., None]
@@ -130,8 +132,8 @@ def to_uint8(values: NDArray[np.generic]) -> Pixels:
     low, high = (float(values.min()), float(values.max())) if values.size else (0.0, 0.0)
     if not np.isfinite([low, high]).all():
         raise BrokenImage("values that are not finite")
-    if values.dtype.kind == "f" and -1 <= low and high <= 1:
-        unit = values.astype(np.float32)
+    if values.dtype.kind == "f" and low >= -1 and high <= 1:
+        unit = values.astype(np.float64)
         unit = unit if low >= 0 else (unit + 1) / 2
         return np.rint(unit * 255).astype(np.uint8)
     if low >= 0 and high <= 255:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import Any
 
 from growgan.config import StackSettings
 from growgan.growth.actions import UNCHANGED, ActionSpace, Growth
@@ -80,28 +79,28 @@ class Space:
         return base[0] << level, base[1] << level
 
     def stacks(
-        self, level: int, generator: StackSettings | None = None, discriminator: Any = None
+        self, level: int, shape: StackSettings | None = None
     ) -> tuple[StackSpec, StackSpec]:
-        """Return complete stacks of G and D after ``level`` doublings; shapes may differ."""
-        made = []
-        roles: tuple[tuple[Role, Any], ...] = (
-            ("generator", generator),
-            ("discriminator", discriminator),
+        """Return complete stacks of G and D after ``level`` doublings."""
+        preset, size = PRESETS[self.preset], self.resolution(level)
+        roles: tuple[Role, Role] = ("generator", "discriminator")
+        g, d = (
+            preset.stack(role, shape or self.shape, self.channels, self.target, size)
+            for role in roles
         )
-        for role, shape in roles:
-            shape = shape or self.shape
-            preset, size = PRESETS[self.preset], self.resolution(level)
-            made.append(preset.stack(role, shape, self.channels, self.target, size))
-        return made[0], made[1]
+        return g, d
 
     def doubling(self, candidate: Candidate) -> Growth:
-        """Return the growth that doubles ``candidate``, in the preset's own kind of layer."""
+        """Return the growth that doubles ``candidate``, in the preset's own kind of layer.
+
+        Widths follow the candidate's stems, which growth may have changed.
+        """
         family = PRESETS[self.preset].family
-        g, d = candidate.generator, candidate.discriminator
-        shapes = [
-            self.shape.model_copy(update={"width": max(8, spec.stem)}) for spec in (g, d)
-        ]
-        return Growth((family.doubling(shapes[0], g),), (family.doubling(shapes[1], d),))
+        g, d = (
+            family.doubling(self.shape.model_copy(update={"width": spec.stem}), spec)
+            for spec in (candidate.generator, candidate.discriminator)
+        )
+        return Growth((g,), (d,))
 
 
 @dataclass(frozen=True)

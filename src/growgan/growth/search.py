@@ -245,9 +245,12 @@ class Search:
             elif event["event"] == "select":
                 known = self.history.with_round(tuple(self._unselected), tuple(event["alive"]))
                 self.history, self._unselected = known, []
-        done = {c.id for c in (*self.history.candidates, *self._unselected)}
+        tried = {c.id: c for c in (*self.history.candidates, *self._unselected)}
+        for candidate in tried.values():
+            before = tried[candidate.parent].images if candidate.parent else 0
+            self.meter.images += candidate.images - before
         for folder in (self.out / "candidates").glob("*"):
-            if folder.name not in done:
+            if folder.name not in tried:
                 shutil.rmtree(folder)
 
 

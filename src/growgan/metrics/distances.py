@@ -92,7 +92,9 @@ def frechet_distance(mean_a: Tensor, cov_a: Tensor, mean_b: Tensor, cov_b: Tenso
     return _assemble(mean_a - mean_b, cov_a, cov_b, cross)
 
 
-def frechet_with_error(features_fake: Tensor, real: Moments, groups: int = 8) -> tuple[float, float]:
+def frechet_with_error(
+    features_fake: Tensor, real: Moments, groups: int = 8
+) -> tuple[float, float]:
     """Return the squared Fréchet distance of ``features_fake`` [N, d] to ``real``, and its error.
 
     The standard error is the delete-a-group jackknife over ``groups`` groups of every

@@ -196,7 +196,9 @@ def _widened(
         # Each copy gets half the gradient, since each is read by half the weight.
         value = torch.cat([value, value]) * 0.5**power
     if name.endswith(".weight") and inside in wires:
-        split = before.weight.shape[1] if module != "mix" else before.weight.shape[1] - _extra(parent)
+        split = (
+            before.weight.shape[1] if module != "mix" else before.weight.shape[1] - _extra(parent)
+        )
         ratio = after.scale / before.scale
         if power:
             halves = (value[:, :split] * ratio**power,) * 2

@@ -91,7 +91,9 @@ class StackSpec:
         _check("fading", 0 <= self.fading <= len(self.layers), self.fading, "at most the layers")
         names = [layer.id for layer in self.layers]
         _check("layer ids", len(set(names)) == len(names), names, "unique")
-        _check("resolution", max(self.resolution) <= LIMITS["side"], self.resolution, "8192 at most")
+        _check(
+            "resolution", max(self.resolution) <= LIMITS["side"], self.resolution, "8192 at most"
+        )
 
     @property
     def resolution(self) -> tuple[int, int]:

@@ -38,9 +38,7 @@ class Stack(nn.Module):
         for i, layer in enumerate(spec.layers):
             block = BLOCKS[layer.kind]
             inner = spec.width_before(i)
-            self.layers[layer.id] = block(
-                layer, inner, role=spec.role, equalised=spec.equalised
-            )
+            self.layers[layer.id] = block(layer, inner, role=spec.role, equalised=spec.equalised)
         self.head = self._head(spec.width_before(len(spec.layers)))
         self.old_head = self._head(spec.width_before(len(spec.kept))) if spec.fading else None
         self.register_buffer("alpha", torch.ones(()))

@@ -81,9 +81,7 @@ class Relativistic:
         return F.softplus(real - fake).mean()
 
 
-_register(
-    "non-saturating", "-log D for both players", "Goodfellow et al. 2014", NonSaturating()
-)
+_register("non-saturating", "-log D for both players", "Goodfellow et al. 2014", NonSaturating())
 _register("wasserstein", "difference of mean critics", "Arjovsky et al. 2017", Wasserstein())
 _register(
     "relativistic", "each fake against a real (RpGAN)", "Jolicoeur-Martineau 2018", Relativistic()

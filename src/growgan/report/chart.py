@@ -11,10 +11,11 @@ from typing import Literal
 from growgan.report.text import clock
 
 Point = tuple[float, float]
+Event = tuple[float, str]
 Scale = Literal["linear", "log", "log2", "time"]
 
 WIDTH, HEIGHT = 520, 290
-LEFT, RIGHT, TOP, BOTTOM = 58, 14, 34, 48
+LEFT, RIGHT, TOP, BOTTOM = 58, 24, 34, 48
 TIME_STEPS = (1, 2, 5, 10, 20, 30, 60, 120, 300, 600, 1200, 1800, 3600, 7200, 14400, 28800, 86400)
 
 
@@ -118,7 +119,13 @@ def time_axis(seconds: float) -> Axis:
 
 
 def line_chart(
-    name: str, title: str, description: str, series: Sequence[Series], x: Axis, y: Axis
+    name: str,
+    title: str,
+    description: str,
+    series: Sequence[Series],
+    x: Axis,
+    y: Axis,
+    events: Sequence[Event] = (),
 ) -> str:
     """Return one ``<svg>``.
 
@@ -129,6 +136,7 @@ def line_chart(
         series: drawn in this order, the last one on top.
         x: horizontal axis.
         y: vertical axis; lines that leave its range are cut at the frame.
+        events: moments on the horizontal axis, each marked by a dotted line and its word.
 
     Returns:
         SVG text, or a paragraph that says so where there is nothing to draw.
@@ -145,8 +153,10 @@ def line_chart(
             f'<title id="{name}-t">{escape(title)}</title>',
             f'<desc id="{name}-d">{escape(description)}</desc>',
             f'<clipPath id="{name}-c"><rect x="{LEFT - 6}" y="{TOP - 6}"'
-            f' width="{WIDTH - LEFT - RIGHT + 12}" height="{HEIGHT - TOP - BOTTOM + 12}"/></clipPath>',
+            f' width="{WIDTH - LEFT - RIGHT + 12}" height="{HEIGHT - TOP - BOTTOM + 12}"/>'
+            "</clipPath>",
             _axes(xs, ys, x, y),
+            *(_event(xs(at), word) for at, word in events),
             f'<g clip-path="url(#{name}-c)">',
             *(_draw(s, xs, ys) for s in series),
             "</g></svg>",
@@ -207,6 +217,13 @@ def _axes(xs: Range, ys: Range, x: Axis, y: Axis) -> str:
         f"{escape(x.label)}</text>"
     )
     return "".join(parts)
+
+
+def _event(at: float, word: str) -> str:
+    return (
+        f'<line class="event" x1="{at:.1f}" x2="{at:.1f}" y1="{TOP}" y2="{HEIGHT - BOTTOM}"/>'
+        f'<text class="tick" x="{at + 3:.1f}" y="{TOP + 2}">{escape(word)}</text>'
+    )
 
 
 def _draw(series: Series, xs: Range, ys: Range) -> str:

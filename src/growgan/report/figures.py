@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from html import escape
+from itertools import pairwise
 
 from growgan.report.chart import Axis, Mark, Point, Series, line_chart, time_axis
 from growgan.report.pictures import evenly
 from growgan.report.run import CandidateRecord, RunRecord, StatPoint
 from growgan.report.text import clock, count, number, scored, size
+
+TimedPoint = tuple[float, StatPoint]
 
 MOST_POINTS = 500
 MOST_TERMS = 6
@@ -21,7 +25,9 @@ LOSSES = (
 def figure(title: str, svg: str, series: Sequence[Series] = (), note: str = "") -> str:
     """Return one chart with its heading, legend and note."""
     legend = "".join(
-        f'<span class="key {s.css}"><i></i>{escape(s.label)}</span>' for s in series if s.points
+        f'<span class="key {s.css}"><i></i>{escape(s.label)}</span>'
+        for s in series
+        if s.points and s.label
     )
     legend = f'<p class="legend">{legend}</p>' if legend else ""
     note = f'<p class="note">{escape(note)}</p>' if note else ""
@@ -44,7 +50,7 @@ def score_figure(run: RunRecord) -> str:
     )
     scores = [c.score for c in (*line, *others) if c.score is not None]
     wide = bool(scores) and min(scores) > 0 and max(scores) > 8 * min(scores)
-    y = Axis("score, lower is better", number, "log" if wide else "linear", not wide)
+    y = Axis("score, lower is better", _tick, "log" if wide else "linear", not wide)
     words = "No score yet."
     if line:
         words = f"Along the best lineage from {number(line[0].score)} to {number(line[-1].score)}."
@@ -143,50 +149,75 @@ def _mark(c: CandidateRecord, *, error: bool = False) -> Mark:
 
 def training_figures(run: RunRecord) -> list[str]:
     """Losses, speed and every further term of the objective along the best lineage."""
-    ids = {c.id for c in run.best_lineage}
-    points = evenly([p for p in run.stats if p.candidate in ids], MOST_POINTS)
+    points = evenly(_own_time(run), MOST_POINTS)
     if not points:
         return []
-    losses = tuple(
-        _stat_series(points, label, css, lambda p, key=key: p.terms.get(key))
-        for key, label, css in LOSSES
-    )
-    x = time_axis(run.elapsed)
-    svg = line_chart(
-        "loss", "Losses", "Losses of G and D over time.", losses, x, Axis("loss", number)
-    )
-    note = "Along the best lineage; gaps are times in which other candidates trained."
-    figures = [figure("Losses", svg, losses, note)]
-    speed = _stat_series(points, "images a second", "best", lambda p: p.images_per_second)
-    y = Axis("images a second", count, from_zero=True)
-    svg = line_chart("speed", "Speed", "Training speed over time.", (speed,), x, y)
-    figures.append(figure("Training speed", svg))
+    y = Axis("", _tick)
+    losses = [(label, css, _curve(points, key)) for key, label, css in LOSSES]
+    note = "Thin: as logged; thick: running mean. The time of other candidates is cut out."
+    figures = [_training_figure("loss", "Losses", losses, points, replace(y, label="loss"), note)]
+    speed = [("images a second", "best", [(t, p.images_per_second) for t, p in points])]
+    y_speed = Axis("images a second", count, from_zero=True)
+    figures.append(_training_figure("speed", "Training speed", speed, points, y_speed))
     known = {key for key, *_ in LOSSES}
-    terms = sorted({key for p in points for key in p.terms} - known)[:MOST_TERMS]
+    terms = sorted({key for _, p in points for key in p.terms} - known)[:MOST_TERMS]
     for index, key in enumerate(terms):
-        series = _stat_series(points, key, "term", lambda p, key=key: p.terms.get(key))
-        title = key.replace("_", " ")
-        svg = line_chart(
-            f"term{index}", title, f"{title} over time.", (series,), x, Axis("", number)
-        )
-        figures.append(figure(title, svg))
+        curve = [(key, "best", _curve(points, key))]
+        figures.append(_training_figure(f"term{index}", key.replace("_", " "), curve, points, y))
     return figures
 
 
-def _stat_series(
-    points: Sequence[StatPoint], label: str, css: str, value: Callable[[StatPoint], float | None]
-) -> Series:
-    """Return one line, broken where the lineage waited for other candidates."""
-    spans = sorted(b.elapsed - a.elapsed for a, b in zip(points, points[1:], strict=False))
-    longest = 8 * spans[len(spans) // 2] if spans else 0.0
-    lines: list[list[Point]] = []
-    previous: StatPoint | None = None
-    for p in points:
-        y = value(p)
-        if y is None:
-            continue
-        if previous is None or p.elapsed - previous.elapsed > longest:
-            lines.append([])
-        lines[-1].append((p.elapsed, y))
-        previous = p
-    return Series(label, css, tuple(tuple(line) for line in lines))
+def _training_figure(
+    name: str,
+    title: str,
+    curves: Sequence[tuple[str, str, list[Point]]],
+    points: Sequence[TimedPoint],
+    y: Axis,
+    note: str = "",
+) -> str:
+    """Return one chart of curves, each thin as it was logged and thick as its running mean."""
+    raw = [Series("", f"{css} raw", (tuple(curve),)) for _, css, curve in curves]
+    means = [Series(label, css, (tuple(running_mean(curve)),)) for label, css, curve in curves]
+    x = replace(time_axis(points[-1][0]), from_zero=True)
+    x = replace(x, label=x.label.replace("run time", "training time of the best lineage"))
+    events = [
+        (b[0], size(b[1].resolution, "×"))
+        for a, b in pairwise(points)
+        if a[1].resolution != b[1].resolution
+    ]
+    words = f"{title} over the training time of the best lineage."
+    svg = line_chart(name, title, words, [*raw, *means], x, y, events)
+    return figure(title, svg, means if len(means) > 1 else (), note)
+
+
+def _own_time(run: RunRecord) -> list[TimedPoint]:
+    """Return the best lineage's points, each at the training time that the lineage then had."""
+    before: dict[str, float] = {}
+    own = 0.0
+    for c in run.best_lineage:
+        before[c.id] = own - (c.elapsed - c.seconds)
+        own += c.seconds
+    mine = (p for p in run.stats if p.candidate in before)
+    return [(max(0.0, before[p.candidate] + p.elapsed), p) for p in mine]
+
+
+def _curve(points: Sequence[TimedPoint], key: str) -> list[Point]:
+    return [(t, p.terms[key]) for t, p in points if key in p.terms]
+
+
+def running_mean(curve: Sequence[Point], width: int = 15) -> list[Point]:
+    """Return each point's mean with its neighbours, up to ``width`` in all, fewer at the ends.
+
+    >>> running_mean([(0, 1), (1, 4), (2, 1), (3, 4)], width=3)
+    [(0, 2.5), (1, 2.0), (2, 3.0), (3, 2.5)]
+    """
+    half = width // 2
+    means = []
+    for index, (t, _) in enumerate(curve):
+        near = curve[max(0, index - half) : index + half + 1]
+        means.append((t, sum(value for _, value in near) / len(near)))
+    return means
+
+
+def _tick(value: float) -> str:
+    return f"{value:g}"

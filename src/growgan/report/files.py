@@ -27,7 +27,7 @@ def replacing(path: Path, *, folder: bool = False) -> Iterator[Path]:
         if folder:
             part.mkdir()
         yield part
-        os.replace(part, path)
+        part.replace(path)
     except BaseException:
         if folder:
             shutil.rmtree(part, ignore_errors=True)

@@ -161,10 +161,11 @@ def _fates(run: RunRecord) -> str:
 
 def images_trained(run: RunRecord) -> int:
     """Return the images seen by all candidates together, each slice counted once."""
-    before = {
-        c.id: run.by_id[c.parent].images if c.parent in run.by_id else 0 for c in run.candidates
-    }
-    return sum(max(0, c.images - before[c.id]) for c in run.candidates)
+    total = 0
+    for c in run.candidates:
+        parent = run.by_id.get(c.parent or "")
+        total += max(0, c.images - (parent.images if parent else 0))
+    return total
 
 
 def tell(run: RunRecord) -> list[str]:
@@ -173,8 +174,8 @@ def tell(run: RunRecord) -> list[str]:
     first, best = line[0], line[-1]
     top = next(c for c in line if c.resolution == best.resolution)
     start = (
-        f"It began at {size(first.resolution, ' × ')} with {plural(first.generator_layers, 'layer')}"
-        f" in G and {first.discriminator_layers} in D"
+        f"It began at {size(first.resolution, ' × ')} with"
+        f" {plural(first.generator_layers, 'layer')} in G and {first.discriminator_layers} in D"
     )
     if top is not first:
         reached = clock(max(0.0, top.elapsed - top.seconds))
@@ -237,11 +238,12 @@ def _charts(title: str, figures: Sequence[str]) -> str:
 
 
 def _cost(run: RunRecord) -> str:
-    total = sum(run.cost.values())
+    costs = {name: max(0.0, seconds) for name, seconds in run.cost.items()}
+    total = sum(costs.values())
     if total <= 0:
         return ""
     bar, rows = [], []
-    for index, (name, seconds) in enumerate(run.cost.items()):
+    for index, (name, seconds) in enumerate(costs.items()):
         css, words = f"c{min(index, 3)}", PURPOSES.get(name, name.replace("_", " "))
         bar.append(f'<span class="{css}" style="width:{100 * seconds / total:.2f}%"></span>')
         rows.append(
@@ -249,11 +251,11 @@ def _cost(run: RunRecord) -> str:
             f'<td class="n">{duration(seconds)}</td><td class="n">{seconds / total:.1%}</td></tr>'
         )
     rows.append(
-        f'<tr><th>all</th><td class="n">{duration(total)}</td><td class="n">100 %</td></tr>'
+        f'<tr><th scope="row">all</th><td class="n">{duration(total)}</td><td class="n">100 %</td></tr>'
     )
     words = (
-        f"{count(images_trained(run))} images trained on, {plural(len(run.candidates), 'candidate')}"
-        f" tried; on {run.machine}."
+        f"{count(images_trained(run))} images trained on,"
+        f" {plural(len(run.candidates), 'candidate')} tried; on {run.machine}."
     )
     return (
         f'<section><h2>Cost</h2><p class="lead">{escape(words)}</p><div class="bar"'

@@ -26,8 +26,6 @@ def sample_picture(candidate: CandidateRecord, cells: int | None) -> Image.Image
     height, width = candidate.resolution
     try:
         with Image.open(candidate.samples) as sheet:
-            if sheet.mode not in ("L", "RGB", "RGBA"):
-                sheet = sheet.convert("RGBA" if "A" in sheet.mode else "RGB")
             if cells is None:
                 return sheet.copy()
             return sheet.crop(

@@ -131,7 +131,7 @@ class RunRecord:
     def lineage(self, id: str | None) -> tuple[CandidateRecord, ...]:
         """Return the candidates from the root to ``id``, that one included."""
         line: list[CandidateRecord] = []
-        while id in self.by_id and len(line) < len(self.candidates):
+        while id is not None and id in self.by_id and len(line) < len(self.candidates):
             line.append(self.by_id[id])
             id = line[-1].parent
         return tuple(reversed(line))

@@ -19,7 +19,7 @@ header { padding-top: 36px; }
 h1 { font-size: 2rem; line-height: 1.2; margin: 0 0 8px; overflow-wrap: anywhere; }
 h2 { font-size: 1.3rem; line-height: 1.3; margin: 56px 0 4px; }
 h3 { font-size: 1rem; margin: 0; }
-p { margin: 0 0 12px; }
+p { margin: 0 0 12px; text-wrap: pretty; }
 .lead { color: var(--soft); max-width: 75ch; }
 .lead, .story { overflow-wrap: anywhere; }
 .banner { border-left: 4px solid var(--d); background: var(--card); padding: 8px 14px;
@@ -70,11 +70,14 @@ img, svg image { image-rendering: pixelated; }
 .key.lost i { color: var(--lost); } .key.failed i { color: var(--bad); border-top-style: dashed; }
 .key.lives i { color: var(--soft); }
 .series { color: var(--soft); } .series.g { color: var(--g); } .series.d { color: var(--d); }
-.series.best, .series.term { color: var(--best); } .series.faint:not(.g):not(.d) { color: var(--faint); }
+.series.best { color: var(--best); }
+.series.faint:not(.g):not(.d) { color: var(--faint); }
 .line { fill: none; stroke: currentColor; stroke-width: 2; stroke-linejoin: round; }
 .d .line { stroke-dasharray: 7 4; }
 .faint .line { stroke-width: 2.5; stroke-dasharray: none; opacity: .38; }
 .series circle { fill: currentColor; stroke: var(--paper); stroke-width: 1; }
+.raw .line { stroke-width: 1; stroke-dasharray: none; opacity: .4; }
+.event { stroke: var(--faint); stroke-dasharray: 2 3; }
 .error { stroke: currentColor; stroke-width: 1.5; }
 .tree { display: block; }
 .card rect { fill: var(--card); stroke: var(--soft); stroke-width: 1; }

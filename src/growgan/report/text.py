@@ -61,9 +61,9 @@ def number(value: float | None) -> str:
         return "-"
     if value == 0:
         return "0"
-    digits = 2 - math.floor(math.log10(abs(value)))
-    rounded = round(value, digits)
-    return f"{rounded:.{min(max(digits, 0), 8)}f}"
+    if abs(value) < 1e-6:
+        return f"{value:.2e}"
+    return f"{value:.{max(0, 2 - math.floor(math.log10(abs(value))))}f}"
 
 
 def scored(score: float | None, stderr: float | None, sign: str = "+-") -> str:

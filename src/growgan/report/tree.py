@@ -89,8 +89,8 @@ def tree_svg(roots: Iterable[Branch]) -> str:
             f'<svg class="tree" viewBox="0 0 {width} {height}" width="{width}" height="{height}"'
             ' role="img" aria-labelledby="tree-t tree-d">'
             '<title id="tree-t">Growth tree</title>'
-            f'<desc id="tree-d">{plural(len(nodes), "branch").replace("branchs", "branches")};'
-            f" the way to the best: {escape(', '.join(leading))}.</desc>",
+            f'<desc id="tree-d">{plural(len(nodes), "card")}; the way to the best:'
+            f" {escape(', '.join(leading))}.</desc>",
             *(_edge(n, child) for n in nodes for child in reversed(n.children)),
             *(_card(n, n.branch, thumbs) if n.branch else _stub(n) for n in nodes),
             "</svg>",
@@ -129,7 +129,8 @@ def _card(n: Node, b: Branch, thumbs: dict[str, str]) -> str:
         *(("growth", part) for part in _growth_lines(b.members[0])),
     ]
     text = "".join(
-        f'<text class="{kind}" x="{x + THUMB + 18}" y="{y + 20 + 16.5 * k:.1f}">{escape(line)}</text>'
+        f'<text class="{kind}" x="{x + THUMB + 18}" y="{y + 20 + 16.5 * k:.1f}">'
+        f"{escape(line)}</text>"
         for k, (kind, line) in enumerate(lines)
     )
     more = len(b.members)

@@ -1,9 +1,9 @@
 """A pair of players on disk: specs as JSON, tensors as safetensors, never pickle.
 
-    spec.json              both specs
-    weights.safetensors    G, D and the running average, by player and parameter name
-    state.safetensors      optimiser step counts and moments
-    state.json             images and steps seen, optimiser settings
+spec.json              both specs
+weights.safetensors    G, D and the running average, by player and parameter name
+state.safetensors      optimiser step counts and moments
+state.json             images and steps seen, optimiser settings
 """
 
 from __future__ import annotations

@@ -127,7 +127,8 @@ class Gan:
         return child
 
     def _edit_generator(self, edit: Edit, seed: int) -> None:
-        parent, state = self.generator, moments(self.generator, self.generator_optimiser)
+        parent = self.generator
+        state = moments(parent, self.generator_optimiser)
         device = next(parent.parameters()).device
         self.generator = cast(Generator, apply(parent, edit, seed).to(device))
         self.average = cast(Generator, apply(self.average, edit, seed).to(device))
@@ -137,7 +138,10 @@ class Gan:
         restore_moments(self.generator, self.generator_optimiser, inherited)
 
     def _edit_discriminator(self, edit: Edit, seed: int) -> None:
-        parent, state = self.discriminator, moments(self.discriminator, self.discriminator_optimiser)
+        parent, state = (
+            self.discriminator,
+            moments(self.discriminator, self.discriminator_optimiser),
+        )
         device = next(parent.parameters()).device
         # Another stream than G's, or both players' new layers would start alike.
         self.discriminator = cast(Discriminator, apply(parent, edit, ~seed & 0xFFFFFFFF).to(device))

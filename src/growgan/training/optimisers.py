@@ -40,6 +40,9 @@ def restore_moments(
     """Give each parameter the step count and moments saved under its name, if there are any."""
     for name, parameter in player.named_parameters():
         if name in state.get("step", {}):
-            optimiser.state[parameter] = {
-                key: state[key][name].clone() for key in ("step", *MOMENTS)
-            }
+            own = {"step": state["step"][name].clone()}
+            for key in MOMENTS:
+                # The fused kernel walks memory: moments must be laid out as their parameter is.
+                own[key] = torch.empty_like(parameter, requires_grad=False)
+                own[key].copy_(state[key][name])
+            optimiser.state[parameter] = own

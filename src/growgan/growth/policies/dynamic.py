@@ -93,13 +93,15 @@ class Dynamic:
     def _heats(self, history: History) -> list[Proposal]:
         space = history.space
         level = max(0, space.levels - self.below)
+        shape = space.shape
         proposals = []
         for g_scale, d_scale in HEATS[: max(1, self.race)]:
-            shapes = [
-                space.shape.model_copy(update={"width": max(8, round(space.shape.width * scale))})
-                for scale in (g_scale, d_scale)
-            ]
-            proposals.append(Proposal(None, self.heat, stacks=space.stacks(level, *shapes)))
+            widths = {
+                "width": max(8, round(shape.width * g_scale)),
+                "discriminator_width": max(8, round(shape.of("discriminator").width * d_scale)),
+            }
+            stacks = space.stacks(level, shape.model_copy(update=widths))
+            proposals.append(Proposal(None, self.heat, stacks=stacks))
         return proposals
 
     def _opens_trials(self, leader: Candidate, history: History) -> bool:

@@ -50,9 +50,7 @@ class RandomGrowth:
     ) -> Growth:
         """Return a random legal growth; a doubling at least at every other slice until the top."""
         space = history.space
-        growths = legal_growths(
-            parent.generator, parent.discriminator, ActionSpace(), space.target
-        )
+        growths = legal_growths(parent.generator, parent.discriminator, ActionSpace(), space.target)
         doublings = [growth for growth in growths if growth.factors[0] == 2]
         others = [growth for growth in growths if growth.factors[0] == 1 and growth]
         if below:

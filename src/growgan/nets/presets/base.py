@@ -9,7 +9,7 @@ from typing import Any, Protocol
 from growgan.config import StackSettings
 from growgan.errors import UserError
 from growgan.nets.edits import Append
-from growgan.nets.spec import Role, StackSpec
+from growgan.nets.spec import Role, StackSpec, without_fade
 from growgan.registry import Registry
 
 LARGEST_BASE = 16
@@ -43,11 +43,10 @@ class Preset:
         resolution: tuple[int, int] | None = None,
     ) -> StackSpec:
         """Return a complete stack at ``resolution`` on the way to ``target`` (None: there)."""
-        base = base_grid(target, shape.base)
+        base, shape = base_grid(target, shape.base), shape.of(role)
         spec = self.family.stem(role, shape, base, channels)
         while spec.resolution != (resolution or target):
-            grown = self.family.doubling(shape, spec).spec(spec)
-            spec = grown.__class__.from_json({**grown.to_json(), "fading": 0})
+            spec = without_fade(self.family.doubling(shape, spec).spec(spec))
         return spec
 
 
@@ -86,8 +85,8 @@ def _round(side: int, unit: int) -> int:
 
 
 def stage_width(shape: StackSettings, factor: int) -> int:
-    """Return the width at ``factor`` times the base grid: full to 4×, then halving (PGGAN).
+    """Return the width at ``factor`` times the base grid: full up to ``taper``, then halving.
 
-    With ``width=512`` these are the published min(8192/side, 512) for a 4×4 base.
+    With ``width=512, taper=8`` these are PGGAN's min(16384/side, 512) for a 4×4 base.
     """
-    return max(8, min(shape.width, 4 * shape.width // factor))
+    return max(8, min(shape.width, shape.taper * shape.width // factor))

@@ -50,7 +50,7 @@ PUBLISHED = {
     "optimiser": {"lr": 1e-3, "beta1": 0.0, "beta2": 0.99, "epsilon": 1e-8},
     # 0.999 a step at batch 16 halves in 693 steps.
     "average": {"half_life": 11_088, "ramp": 1.0},
-    "stack": {"latent": 512, "width": 512, "convolutions": 2, "deviation_group": 4},
+    "stack": {"latent": 512, "width": 512, "taper": 8, "convolutions": 2, "deviation_group": 4},
 }
 
 PRESETS.register("pggan", "progressive growing of GANs", "Karras et al. 2018, 1710.10196")(

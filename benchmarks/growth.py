@@ -1,0 +1,227 @@
+"""Does searching for the growth pay? Every policy at equal total wall clock, all search counted.
+
+    python benchmarks/growth.py run --minutes 5         # the cells that are still missing
+    python benchmarks/growth.py table                   # the tables, as in docs/RESULTS.md
+
+A cell is one run: a method, a dataset, a budget, a seed. Its figures go into
+``benchmarks/results/growth.jsonl`` as soon as it is done; a cell that is there is not run again.
+
+Distances are taken by a judge that the search never sees: a classifier of its own seed, trained
+on the labels. Both networks are trained before the clock starts (some 20 s a dataset, once) and
+then read from the cache.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import random
+import shutil
+import statistics
+import sys
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+import growgan as gg
+from growgan.config import Settings, make_settings
+from growgan.data import ImageSet, default_cache
+from growgan.growth.run import make_scorer
+from growgan.metrics.distances import Moments, frechet
+from growgan.metrics.features import domain_extractor
+from growgan.metrics.sliced import sliced_wasserstein
+from growgan.training.runtime import machine
+
+RESULTS = Path(__file__).parent / "results" / "growth.jsonl"
+RUNS = Path("runs/growth")
+SAMPLES = 10_000
+JUDGE_SEED = 7_777
+DATA = {
+    "fashion-mnist": ("fashion-mnist", 32),
+    "glyphs-rgb": ("glyphs:rgb", 64),
+}
+POLICIES = ("dynamic", "progressive", "fixed", "random")
+STACKS = tuple(f"stack{i}" for i in range(8))
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One run of the table."""
+
+    method: str
+    data: str
+    minutes: float
+    seed: int
+
+
+def random_shape(number: int) -> dict[str, Any]:
+    """Return the shape of a random complete stack: what somebody might have written down."""
+    rng = random.Random(number)
+    return {
+        "width": rng.choice([16, 32, 64, 128]),
+        "discriminator_width": rng.choice([16, 32, 64, 128]),
+        "taper": rng.choice([2, 4, 8]),
+        "convolutions": rng.choice([1, 2]),
+        "kernel": rng.choice([3, 5]),
+        "kind": rng.choice(["conv", "residual"]),
+    }
+
+
+def cells(minutes: float, data: str, seeds: int) -> Iterator[Cell]:
+    """Yield the cells of one budget, seed by seed, so that a table fills evenly."""
+    for seed in range(seeds):
+        for method in POLICIES:
+            yield Cell(method, data, minutes, seed)
+    if minutes <= 5:
+        for method in STACKS:
+            yield Cell(method, data, minutes, 0)
+
+
+def settings_of(cell: Cell) -> Settings:
+    """Return the settings of a cell: the defaults, but for policy, seed and random shape."""
+    is_stack = cell.method in STACKS
+    values: dict[str, Any] = {"seed": cell.seed}
+    values["policy"] = "fixed" if is_stack else cell.method
+    if is_stack:
+        values["stack"] = random_shape(STACKS.index(cell.method))
+    return make_settings(values)
+
+
+def run_cell(cell: Cell, data: ImageSet) -> dict[str, Any]:
+    """Run a cell from scratch and return its figures."""
+    out = RUNS / f"{cell.data}-{cell.minutes:g}m-{cell.method}-{cell.seed}"
+    shutil.rmtree(out, ignore_errors=True)
+    run = gg.grow(data, out=out, budget=f"{cell.minutes * 60:g}s", settings=settings_of(cell))
+    events = run.events
+    tried = [e for e in events if e["event"] == "candidate"]
+    best = next(e for e in tried if e["id"] == run.best_id)
+    images = torch.from_numpy(run.best.sample(SAMPLES, seed=99).transpose(0, 3, 1, 2).copy())
+    return {
+        **asdict(cell),
+        **judge(images, data),
+        "images": best["images"],
+        "candidates": len(tried),
+        "elapsed": events[-1]["elapsed"],
+        "cost": events[-1]["cost"],
+        "generator_parameters": best["generator_parameters"],
+        "discriminator_parameters": best["discriminator_parameters"],
+        "growths": _growths(tried, run.best_id),
+        "machine": machine(),
+    }
+
+
+def _growths(tried: list[dict[str, Any]], best: str) -> list[str]:
+    """Return what the winning lineage grew, from the root on."""
+    by_id = {e["id"]: e for e in tried}
+    line: list[str] = []
+    current: str | None = best
+    while current:
+        if by_id[current]["growth"] != "train on":
+            line.insert(0, by_id[current]["growth"])
+        current = by_id[current]["parent"]
+    return line
+
+
+def judge(images: torch.Tensor, data: ImageSet) -> dict[str, float]:
+    """Return the judge's Fréchet distance and SWD of ``images`` to the first reals."""
+    extractor = _judge(data)
+    real = torch.from_numpy(np.ascontiguousarray(data.images[:SAMPLES]))
+    moments = [Moments.of(extractor(each)) for each in (images, real)]
+    swd = sliced_wasserstein(real[: len(images)], images, seed=0)
+    return {"fd": frechet(*moments), "swd": swd.average}
+
+
+def _judge(data: ImageSet) -> Any:
+    return domain_extractor(
+        data.images,
+        data.labels,
+        fingerprint=data.fingerprint,
+        cache=default_cache(),
+        seed=JUDGE_SEED,
+    )
+
+
+def finished() -> dict[Cell, dict[str, Any]]:
+    """Return the figures of the cells that are done."""
+    if not RESULTS.exists():
+        return {}
+    rows = [json.loads(line) for line in RESULTS.read_text().splitlines()]
+    return {Cell(r["method"], r["data"], r["minutes"], r["seed"]): r for r in rows}
+
+
+def run_missing(minutes: float, data_name: str, seeds: int, only: list[str]) -> None:
+    """Run the cells that have no figures yet."""
+    source, resolution = DATA[data_name]
+    data = gg.load_images(source, resolution=resolution)
+    make_scorer(data, Settings())  # train or read the search's network before any clock starts
+    _judge(data)
+    for cell in cells(minutes, data_name, seeds):
+        if cell in finished() or (only and cell.method not in only):
+            continue
+        row = run_cell(cell, data)
+        RESULTS.parent.mkdir(exist_ok=True)
+        with RESULTS.open("a") as file:
+            file.write(json.dumps(row) + "\n")
+        print(f"{cell}: fd {row['fd']:.3f}, swd {row['swd']:.2f}, {row['images']:,} images")
+        sys.stdout.flush()
+
+
+def table() -> str:
+    """Return the tables as Markdown: mean ± deviation over seeds."""
+    rows = list(finished().values())
+    parts = []
+    for data, minutes in sorted({(r["data"], r["minutes"]) for r in rows}):
+        part = [r for r in rows if (r["data"], r["minutes"]) == (data, minutes)]
+        lines = [
+            f"\n**{data}, {minutes:g} minutes**\n",
+            "| method | seeds | FD | SWD | images | candidates |",
+            "|---|---|---|---|---|---|",
+        ]
+        for method in POLICIES:
+            own = [r for r in part if r["method"] == method]
+            if own:
+                lines.append(_line(method, own))
+        stacks = sorted((r for r in part if r["method"] in STACKS), key=lambda r: r["fd"])
+        if stacks:
+            lines.append(_line(f"best of {len(stacks)} random stacks", stacks[:1]))
+            middle = stacks[(len(stacks) - 1) // 2 : len(stacks) // 2 + 1]
+            lines.append(_line("median random stack", middle))
+        parts.append("\n".join(lines))
+    return "\n".join(parts)
+
+
+def _line(name: str, rows: list[dict[str, Any]]) -> str:
+    def figure(key: str, digits: int) -> str:
+        values = [r[key] for r in rows]
+        spread = f" ± {statistics.stdev(values):.{digits}f}" if len(values) > 1 else ""
+        return f"{statistics.mean(values):.{digits}f}{spread}"
+
+    images = statistics.mean(r["images"] for r in rows)
+    tried = statistics.mean(r["candidates"] for r in rows)
+    return (
+        f"| {name} | {len(rows)} | {figure('fd', 2)} | {figure('swd', 1)} "
+        f"| {images / 1000:.0f}k | {tried:.0f} |"
+    )
+
+
+def main() -> None:
+    """Read the command line."""
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("action", choices=["run", "table"])
+    parser.add_argument("--minutes", type=float, default=5)
+    parser.add_argument("--data", choices=sorted(DATA), default="fashion-mnist")
+    parser.add_argument("--seeds", type=int, default=2)
+    parser.add_argument("--only", nargs="*", default=[], help="methods, all by default")
+    given = parser.parse_args()
+    if given.action == "run":
+        run_missing(given.minutes, given.data, given.seeds, given.only)
+    else:
+        print(table())
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,55 @@
+"""Shuffled batches as a pure function of seed and position: nothing to save, nothing to resume."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import lru_cache
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from growgan.data.images import ImageSet
+from growgan.errors import UserError
+
+
+class Batches:
+    """Batches of a set, each epoch in an order of its own drawn from (seed, epoch)."""
+
+    def __init__(self, images: ImageSet, batch: int, seed: int) -> None:
+        if batch < 1:
+            raise UserError(f"batch must be at least 1, but got {batch}")
+        if not len(images):
+            raise UserError(f"'{images.name}' holds no images to batch")
+        self.batch, self.seed = batch, seed
+        self._images = np.asarray(images.images)
+        self._labels = images.labels
+        self._order: Callable[[int], NDArray[np.int64]] = lru_cache(maxsize=2)(self._shuffle)
+
+    def _shuffle(self, epoch: int) -> NDArray[np.int64]:
+        return np.random.default_rng((self.seed, epoch)).permutation(len(self._images))
+
+    def rows_at(self, position: int) -> NDArray[np.int64]:
+        """Return which images the batch at ``position`` holds: int64 [B]."""
+        if position < 0:
+            raise ValueError(f"position must be at least 0, but got {position}")
+        count, parts, need = len(self._images), [], self.batch
+        while need:
+            epoch, offset = divmod(position, count)
+            part = self._order(epoch)[offset : offset + need]
+            parts.append(part)
+            position, need = position + len(part), need - len(part)
+        return np.concatenate(parts)
+
+    def batch_at(self, position: int) -> tuple[Tensor, Tensor | None]:
+        """Return images uint8 [B, C, H, W] and labels int64 [B] (None without classes).
+
+        ``position`` is the number of images seen before. Batches run on across epochs, so every
+        image comes exactly once in each run of len(images).
+        """
+        rows = self.rows_at(position)
+        images = torch.from_numpy(self._images[rows])
+        if self._labels is None:
+            return images, None
+        return images, torch.from_numpy(self._labels[rows])

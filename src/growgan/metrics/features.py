@@ -1,0 +1,200 @@
+"""What turns images into feature vectors: pixels, or a network trained on the user's own data."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save
+from torch import Tensor, nn
+
+from growgan.errors import UserError
+from growgan.metrics import domain
+
+_CHUNK = 512  # images that pass through a network at once
+
+
+class Extractor(Protocol):
+    """Turns uint8 images [N, C, H, W] into float32 features [N, d].
+
+    ``fingerprint`` names exactly this function: figures with other fingerprints do not compare.
+    """
+
+    @property
+    def fingerprint(self) -> str: ...
+
+    def __call__(self, images: Tensor) -> Tensor: ...
+
+
+class PixelExtractor:
+    """The pixels themselves, in [0, 1], resized to ``size`` x ``size``: d = C * size²."""
+
+    def __init__(self, size: int = 8) -> None:
+        if size < 1:
+            raise ValueError(f"size must be at least 1, but got {size}")
+        self.size = size
+        self.fingerprint = f"pixels-{size}"
+
+    def __call__(self, images: Tensor) -> Tensor:
+        checked = _images(images)
+        chunks = [
+            domain.resize(chunk.float(), (self.size, self.size)) / 255
+            for chunk in torch.split(checked, _CHUNK)
+        ]
+        return torch.cat(chunks).flatten(1)
+
+
+class DomainExtractor:
+    """The penultimate layer (d = 128) of a small network trained on one dataset.
+
+    ``resolution`` (h, w) is the network's input, to which images of any size are resized;
+    ``metadata`` says how it was trained and how well that went.
+    """
+
+    def __init__(
+        self,
+        network: nn.Sequential,
+        resolution: tuple[int, int],
+        channels: int,
+        metadata: Mapping[str, Any],
+        device: torch.device | str = "cpu",
+    ) -> None:
+        self.network = network.to(device).eval().requires_grad_(False)
+        self.resolution, self.channels, self.metadata = resolution, channels, dict(metadata)
+        self.device = torch.device(device)
+        self.fingerprint = f"domain-{_weights_hash(network)}"
+
+    def __call__(self, images: Tensor) -> Tensor:
+        """Return float32 [N, 128] on the network's device. Raises ValueError for other channels."""
+        checked = _images(images)
+        if checked.shape[1] != self.channels:
+            raise ValueError(
+                f"images must have {self.channels} channels, as the extractor was trained on, "
+                f"but have {checked.shape[1]}"
+            )
+        with torch.inference_mode(), torch.autocast(self.device.type, enabled=False):
+            chunks = [
+                self.network(domain.prepare(chunk.to(self.device), self.resolution))
+                for chunk in torch.split(checked, _CHUNK)
+            ]
+            return torch.cat(chunks)
+
+
+def domain_extractor(
+    images: NDArray[np.uint8],
+    labels: NDArray[np.int64] | None,
+    *,
+    fingerprint: str,
+    cache: Path,
+    seed: int = 0,
+    device: torch.device | str = "cpu",
+) -> DomainExtractor:
+    """Return the extractor for ``images`` [N, C, H, W], trained now or read from ``cache``.
+
+    ``labels`` int64 [N], -1 where missing, are used if they name at least 2 classes for at least
+    half of the images. ``fingerprint`` names the images' content. Raises UserError for fewer than
+    16 images or a cache that cannot be written.
+    """
+    if len(images) < domain.LEAST_IMAGES:
+        raise UserError(
+            f"domain features need at least {domain.LEAST_IMAGES} images, but there are "
+            f"{len(images)}; score.kind=swd needs no features"
+        )
+    resolution = domain.training_resolution(images.shape[2], images.shape[3])
+    classes = _classes(labels)
+    identity = {
+        "version": domain.VERSION,
+        "data": fingerprint,
+        "seed": seed,
+        "supervision": "labels" if classes is not None else "none",
+        "resolution": list(resolution),
+        "channels": int(images.shape[1]),
+    }
+    key = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:24]
+    path = cache / "extractors" / f"{key}.safetensors"
+    network = domain.make_network(images.shape[1], resolution)
+    metadata = _read(path, network, identity)
+    if metadata is None:
+        if classes is not None:
+            known = np.flatnonzero(classes >= 0)
+            images, classes = (
+                (images, classes) if len(known) == len(images) else (images[known], classes[known])
+            )
+        network, quality = domain.train(
+            images, classes, resolution, seed=seed, device=torch.device(device)
+        )
+        metadata = {**identity, "images": len(images), "quality": quality}
+        _write(path, network, metadata)
+    return DomainExtractor(network, resolution, images.shape[1], metadata, device)
+
+
+def _classes(labels: NDArray[np.int64] | None) -> NDArray[np.int64] | None:
+    """Return the labels numbered from 0, -1 where missing; None where they are too few to learn."""
+    if labels is None:
+        return None
+    known = labels >= 0
+    names, numbers = np.unique(labels[known], return_inverse=True)
+    if len(names) < 2 or 2 * known.sum() < len(labels) or known.sum() < domain.LEAST_IMAGES:
+        return None
+    classes = np.full(len(labels), -1, dtype=np.int64)
+    classes[known] = numbers
+    return classes
+
+
+def _read(path: Path, network: nn.Module, identity: Mapping[str, Any]) -> dict[str, Any] | None:
+    """Load ``network`` from ``path`` and return the metadata; None where there is no whole one."""
+    if not path.exists():
+        return None
+    try:
+        with safe_open(path, framework="pt") as file:
+            metadata: dict[str, Any] = json.loads((file.metadata() or {})["growgan"])
+            weights = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        network.load_state_dict(weights)
+    except (OSError, SafetensorError, KeyError, ValueError, RuntimeError):
+        return None  # it is trained again and replaced
+    return metadata if identity.items() <= metadata.items() else None
+
+
+def _write(path: Path, network: nn.Module, metadata: Mapping[str, Any]) -> None:
+    """Write weights and, in the file's header, metadata; the file appears whole or not at all."""
+    weights = {name: tensor.cpu().contiguous() for name, tensor in network.state_dict().items()}
+    content = save(weights, metadata={"growgan": json.dumps(metadata, sort_keys=True)})
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle, name = tempfile.mkstemp(dir=path.parent, prefix=path.stem, suffix=".part")
+        try:
+            with os.fdopen(handle, "wb") as file:
+                file.write(content)
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(name, path)
+        except BaseException:
+            Path(name).unlink(missing_ok=True)
+            raise
+    except OSError as error:
+        raise UserError(f"cache '{path.parent}' cannot be written: {error}") from error
+
+
+def _images(images: Tensor) -> Tensor:
+    """Return ``images`` if they are a non-empty uint8 [N, C, H, W]; else raise ValueError."""
+    if images.dtype != torch.uint8 or images.ndim != 4 or images.numel() == 0:
+        got = f"{images.dtype} {list(images.shape)}"
+        raise ValueError(f"images must be torch.uint8 [N, C, H, W], but are {got}")
+    return images
+
+
+def _weights_hash(network: nn.Module) -> str:
+    digest = hashlib.sha256()
+    for name, tensor in sorted(network.state_dict().items()):
+        digest.update(f"{name}{list(tensor.shape)}".encode())
+        digest.update(tensor.detach().cpu().contiguous().numpy().tobytes())
+    return digest.hexdigest()[:24]

@@ -1,0 +1,97 @@
+"""Rendered characters: seeded, legible, balanced, inside the image."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from growgan.data import load_images
+from growgan.data.glyphs import CONTRAST, LUMA, draw_mask, open_glyphs, pick_lumas, tint
+from growgan.errors import UserError
+
+
+def test_every_pair_of_colours_is_legible() -> None:
+    uniform = np.random.default_rng(0).random((5000, 3))
+    lumas = pick_lumas(uniform)
+    assert lumas.min() >= 0
+    assert lumas.max() <= 255
+    assert np.abs(lumas[:, 0] - lumas[:, 1]).min() >= CONTRAST
+    colours = tint(lumas, np.random.default_rng(1).random((5000, 2, 3)))
+    assert colours.min() >= -1e-6
+    assert colours.max() <= 255 + 1e-6
+    assert np.allclose(colours @ LUMA, lumas, atol=1e-6)  # hue changes, luma and contrast do not
+    assert np.ptp(colours, axis=-1).mean() > 30  # and they are colours indeed
+
+
+def test_the_ink_is_there_and_stays_inside() -> None:
+    numbers = np.random.default_rng(2).random((300, 16))
+    for size in ((32, 32), (16, 16), (64, 96)):
+        for index in range(100):
+            mask = draw_mask("AQWJ1i0g"[index % 8], numbers[index], size)
+            assert mask.shape == size
+            assert mask.max() > 0.7
+            edge = np.concatenate([mask[0], mask[-1], mask[:, 0], mask[:, -1]])
+            assert edge.max() < 0.7, (size, index)
+            tall, wide = (np.ptp(np.flatnonzero(mask.max(axis=1 - axis) > 0.2)) for axis in (0, 1))
+            assert max(tall / size[0], wide / size[1]) > 0.4
+
+
+def test_images_are_a_function_of_the_seed_alone(tmp_path: Path) -> None:
+    first = load_images("glyphs:count=80,rgb", cache=tmp_path / "a", seed=1)
+    again = load_images("glyphs:rgb,count=80", cache=tmp_path / "b", seed=1)
+    other = load_images("glyphs:count=80,rgb", cache=tmp_path / "a", seed=2)
+    assert first.fingerprint == again.fingerprint != other.fingerprint
+    assert np.array_equal(first.images, again.images)
+    assert (first.images != other.images).mean() > 0.5
+
+
+def test_labels_are_balanced_and_name_the_characters(tmp_path: Path) -> None:
+    images = load_images("glyphs:count=100,chars=AB7", resolution=(16, 24), cache=tmp_path)
+    assert images.classes == ("A", "B", "7")
+    assert images.images.shape == (100, 1, 16, 24)
+    assert images.labels is not None
+    assert sorted(np.bincount(images.labels).tolist()) == [33, 33, 34]
+    assert not images.duplicates
+
+
+def test_labels_say_what_is_drawn() -> None:
+    """The nearest mean of ink among half the images names the character of most of the rest."""
+    glyphs = open_glyphs("count=600,chars=L07T", 0, None)
+    ink = np.stack(
+        [draw_mask("L07T"[glyphs.labels[i]], glyphs.numbers[i], (16, 16)) for i in range(600)]
+    )
+    drawn = np.stack([glyphs.pixels(i, (16, 16))[..., 0] for i in range(600)]).astype(float)
+    ground, colour = glyphs.paints[:, 0, :, None], glyphs.paints[:, 1, :, None]
+    seen = (drawn - ground) / (colour - ground)
+    assert np.abs(seen - ink).max() < 0.5 / CONTRAST + 1e-3  # half a gray level
+    means = np.stack([seen[:300][glyphs.labels[:300] == k].mean(axis=0) for k in range(4)])
+    far = ((seen[300:, None] - means) ** 2).sum(axis=(2, 3))
+    assert (far.argmin(axis=1) == glyphs.labels[300:]).mean() > 0.6  # chance: 0.25
+
+
+def test_asking_for_channels_chooses_gray_or_colour(tmp_path: Path) -> None:
+    for channels in (1, 3, 4):
+        images = load_images("glyphs:count=8", channels=channels, cache=tmp_path)
+        assert images.channels == channels
+    colourful = load_images("glyphs:count=8", channels=3, cache=tmp_path).images
+    assert np.ptp(colourful.astype(int), axis=1).max() > 30
+    alpha = load_images("glyphs:count=8", channels=4, cache=tmp_path).images[:, 3]
+    assert (alpha == 255).all()
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("glyphs:count=0", "count of glyphs must be 1 to"),
+        ("glyphs:count", "must be written count=VALUE"),
+        ("glyphs:rgb=1", "must be written rgb"),
+        ("glyphs:cuont=5", r"unknown option of glyphs 'cuont' \(did you mean 'count'"),
+        ("glyphs:chars=A+", "must be ASCII letters and digits, but got 'A\\+'"),
+        ("glyphs:rgb,gray", "not both"),
+    ],
+)
+def test_bad_options_are_user_errors(name: str, message: str, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=message):
+        load_images(name, cache=tmp_path)

@@ -1,0 +1,354 @@
+"""Growth of a pair in training, the policies, the ledger and the search."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from growgan.config import OptimiserSettings, Settings, StackSettings, make_settings
+from growgan.data import Batches, ImageSet
+from growgan.errors import UserError
+from growgan.growth import Run, grow
+from growgan.growth.actions import ActionSpace, Growth, legal_growths
+from growgan.growth.budget import Budget, Meter
+from growgan.growth.history import Candidate, History, Space
+from growgan.growth.ledger import Ledger
+from growgan.growth.policies import POLICIES, Dynamic, Progressive, make_policy
+from growgan.growth.run import make_objective
+from growgan.nets.edits import Append, Edit, Insert, Widen
+from growgan.nets.spec import LayerSpec
+from growgan.training.checkpoint import load_gan, save_gan
+from growgan.training.gan import Gan
+from growgan.training.progress import SilentDisplay, Status
+from growgan.training.runtime import make_runtime
+from growgan.training.stage import Slice, _reals, step, train
+
+SHAPE = StackSettings(latent=16, width=8, convolutions=1)
+SPACE = Space("pggan", SHAPE, 1, (16, 16))
+RUNTIME = make_runtime("cpu", "float32")
+
+
+@pytest.fixture(scope="module")
+def data(make_images: Callable[..., ImageSet]) -> ImageSet:
+    return make_images(256, 1, 16, 16)
+
+
+def tiny_settings(**values: object) -> Settings:
+    shape = {"latent": 16, "width": 8}
+    return make_settings({"batch": 8, "stack": shape, "precision": "float32", **values})
+
+
+def trained(data: ImageSet, level: int = 1, steps: int = 3) -> Gan:
+    settings = tiny_settings()
+    gan = Gan.create(*SPACE.stacks(level), OptimiserSettings(), seed=3)
+    batches, objective = Batches(data, 8, 0), make_objective(settings)
+    for _ in range(steps):
+        step(gan, batches, objective, settings, RUNTIME)
+    return gan
+
+
+def conv(letter: str, resample: int = 1) -> Append:
+    norm = "pixel" if letter == "g" else "none"
+    return Append((LayerSpec("x", "conv", 6, 3, resample, norm),))
+
+
+def test_a_step_moves_every_parameter_of_both_players(data: ImageSet) -> None:
+    gan = Gan.create(*SPACE.stacks(2), OptimiserSettings(), seed=3)
+    before = {n: p.clone() for n, p in _parameters(gan).items()}
+    settings = tiny_settings(regularisers={"r1": {"every": 1}})
+    for _ in range(2):
+        step(gan, Batches(data, 8, 0), make_objective(settings), settings, RUNTIME)
+    still = [n for n, p in _parameters(gan).items() if torch.equal(p, before[n])]
+    assert still == []
+
+
+def _parameters(gan: Gan) -> dict[str, Tensor]:
+    players = {"g": gan.generator, "d": gan.discriminator}
+    return {f"{k}.{n}": p for k, player in players.items() for n, p in player.named_parameters()}
+
+
+@pytest.mark.parametrize(
+    ("g", "d"),
+    [
+        ((conv("g"),), ()),
+        ((), (conv("d"),)),
+        ((conv("g", 2),), (conv("d", 2),)),
+        ((Insert("g0"),), (Insert("d0", norm="none"),)),
+    ],
+    ids=["G", "D", "both doubled", "inserted"],
+)
+def test_weights_moments_and_average_are_carried_by_layer_id(
+    data: ImageSet, g: tuple[Edit, ...], d: tuple[Edit, ...]
+) -> None:
+    parent = trained(data)
+    child = parent.branch(g, d, seed=1)
+    pairs = [
+        (parent.generator, child.generator, parent.moments()[0], child.moments()[0]),
+        (parent.discriminator, child.discriminator, parent.moments()[1], child.moments()[1]),
+        (parent.average, child.average, {}, {}),
+    ]
+    for old, new, old_state, new_state in pairs:
+        grown = dict(new.named_parameters())
+        appended = new.spec.fading > 0
+        for name, value in old.named_parameters():
+            carried = f"old_{name}" if appended and name.startswith("head.") else name
+            assert torch.equal(grown[carried], value), name
+            assert grown[carried].data_ptr() != value.data_ptr()
+            for key, tensors in old_state.items():
+                assert torch.equal(new_state[key][carried], tensors[name]), (key, name)
+    assert (child.images, child.steps) == (parent.images, parent.steps)
+
+
+def test_siblings_and_parent_share_no_memory(data: ImageSet) -> None:
+    parent = trained(data)
+    first, second = parent.branch(seed=1), parent.branch((conv("g"),), seed=1)
+    kept = {n: p.clone() for n, p in _parameters(parent).items()}
+    settings = tiny_settings()
+    for child in (first, second):
+        step(child, Batches(data, 8, 0), make_objective(settings), settings, RUNTIME)
+    assert all(torch.equal(p, kept[n]) for n, p in _parameters(parent).items())
+    pointers = [p.data_ptr() for gan in (parent, first, second) for p in _parameters(gan).values()]
+    assert len(set(pointers)) == len(pointers)
+
+
+def test_an_unchanged_child_trains_exactly_as_its_parent_would(data: ImageSet) -> None:
+    parent = trained(data)
+    child = parent.branch(seed=9)
+    settings = tiny_settings()
+    for gan in (parent, child):
+        for _ in range(2):
+            step(gan, Batches(data, 8, 0), make_objective(settings), settings, RUNTIME)
+    for name, value in _parameters(parent).items():
+        assert torch.equal(value, _parameters(child)[name]), name
+
+
+def test_widening_scales_the_moments_as_it_scales_the_gradients(data: ImageSet) -> None:
+    parent = trained(data)
+    child = parent.branch((Widen(),), (Widen(),), seed=1)
+    for i, name in enumerate(("generator", "discriminator")):
+        old, new = parent.moments()[i], child.moments()[i]
+        gradient = _gradients(parent, name), _gradients(child, name)
+        for key in old["exp_avg_sq"]:
+            before, after = gradient[0][key], gradient[1][key]
+            expected = after.square().sum() / before.square().sum()
+            ratio = new["exp_avg_sq"][key].sum() / old["exp_avg_sq"][key].sum()
+            # The noise that breaks the symmetry moves single gradients by some 10 %.
+            assert float(ratio / expected) == pytest.approx(1, abs=0.3), (name, key)
+
+
+def _gradients(gan: Gan, player: str) -> dict[str, Tensor]:
+    z = torch.randn(64, 16, generator=torch.Generator().manual_seed(0))
+    gan.generator.zero_grad()
+    gan.discriminator.zero_grad()
+    gan.discriminator(gan.generator(z)).square().mean().backward()
+    chosen = getattr(gan, player)
+    return {name: p.grad.clone() for name, p in chosen.named_parameters() if p.grad is not None}
+
+
+def test_growth_that_no_longer_fits_is_refused(data: ImageSet) -> None:
+    with pytest.raises(ValueError, match=r"G makes \(16, 16\) images, but D judges \(8, 8\)"):
+        trained(data).branch((conv("g", 2),), ())
+
+
+def test_reals_are_blended_while_a_size_fades_in(data: ImageSet) -> None:
+    gan = trained(data, level=1).branch((conv("g", 2),), (conv("d", 2),))
+    gan.set_alpha(0.25)
+    full = torch.randn(4, 1, 16, 16)
+    blocks = full.view(4, 1, 8, 2, 8, 2).mean((3, 5))
+    coarse = blocks.repeat_interleave(2, 2).repeat_interleave(2, 3)
+    expected = 0.75 * coarse + 0.25 * full
+    seen = _reals(gan, full, torch.Generator(), mirror=False)
+    torch.testing.assert_close(seen, expected, rtol=1e-5, atol=1e-6)
+
+
+def test_k_and_k_steps_across_a_checkpoint_equal_2k_steps_bitwise(
+    data: ImageSet, tmp_path: Path
+) -> None:
+    settings = tiny_settings(regularisers={"r1": {"every": 2}})
+    objective, batches = make_objective(settings), Batches(data, 8, 0)
+    whole = trained(data).branch((conv("g", 2),), (conv("d", 2),), seed=4)
+    half = whole.branch()
+    for gan in (whole, half):
+        train(gan, batches, objective, settings, RUNTIME, Slice(images=40, fade=2.0))
+    save_gan(half, tmp_path / "0000")
+    again = load_gan(tmp_path / "0000")
+    assert again.alpha == pytest.approx(0.5) and again.generator.spec.fading == 1
+    for gan in (whole, again):
+        train(gan, batches, objective, settings, RUNTIME, Slice(images=40, fade=2.0))
+    assert again.generator.spec.fading == 0
+    for name, value in _parameters(whole).items():
+        assert torch.equal(value, _parameters(again)[name]), name
+    for mine, other in zip(whole.moments(), again.moments(), strict=True):
+        for key, tensors in mine.items():
+            assert all(torch.equal(t, other[key][n]) for n, t in tensors.items())
+    average = dict(again.average.named_parameters())
+    assert all(torch.equal(p, average[n]) for n, p in whole.average.named_parameters())
+
+
+def test_legal_growths_keep_g_and_d_in_step_and_hold_the_unchanged_one_first() -> None:
+    g, d = SPACE.stacks(1)
+    growths = legal_growths(g, d, ActionSpace(), (16, 16))
+    assert growths[0] == Growth() and str(growths[0]) == "train on"
+    assert all(growth.factors[0] == growth.factors[1] for growth in growths)
+    assert any(growth.factors[0] == 2 for growth in growths)
+    asymmetric = [x for x in growths if bool(x.generator) != bool(x.discriminator)]
+    assert any(x.generator for x in asymmetric) and any(x.discriminator for x in asymmetric)
+    at_target = legal_growths(g, d, ActionSpace(), (8, 8))
+    assert all(growth.factors == (1, 1) for growth in at_target)
+    assert all(Growth.from_json(growth.to_json()) == growth for growth in growths)
+
+
+@pytest.mark.parametrize(
+    ("text", "seconds"), [("90s", 90), ("10m", 600), ("2h", 7200), ("1h30m", 5400)]
+)
+def test_budgets_are_read(text: str, seconds: float) -> None:
+    assert Budget.parse(text) == Budget(seconds=seconds)
+
+
+@pytest.mark.parametrize("text", ["", "10", "ten minutes", "5x", "0s"])
+def test_a_bad_budget_is_refused(text: str) -> None:
+    with pytest.raises(UserError):
+        Budget.parse(text)
+
+
+def test_policies_refuse_unknown_fields_by_name() -> None:
+    with pytest.raises(UserError, match=r"unknown policy 'dynamik' \(did you mean 'dynamic'\?\)"):
+        make_policy("dynamik", {})
+    with pytest.raises(UserError, match=r"unknown dynamic setting 'topk' \(did you mean 'top_k'"):
+        make_policy("dynamic", {"topk": 2})
+    with pytest.raises(UserError, match=r"'growth.top_k' must be int, but got 'many'"):
+        make_policy("dynamic", {"top_k": "many"})
+
+
+def candidate(number: int, **values: object) -> Candidate:
+    g, d = SPACE.stacks(2)
+    plain = Candidate(
+        f"{number:04d}", None, 0, Growth(), g, d, 100, 1.0, 1.1, 100.0, 1.0, 0.01, 1.0, 0.1, {}
+    )
+    return replace(plain, **values)  # type: ignore[arg-type]
+
+
+def test_progressive_gives_each_resolution_equally_many_images() -> None:
+    history = History(SPACE, Budget(images=9000), seed=0)
+    bounds = Progressive().bounds(history)
+    assert bounds == pytest.approx([1 / 3, 2 / 3, 1])
+    timed = Progressive().bounds(replace(history, budget=Budget(seconds=100)))
+    assert timed[0] < timed[1] - timed[0] < timed[2] - timed[1]
+
+
+def test_dynamic_always_tries_the_unchanged_child_and_grows_only_beyond_the_noise() -> None:
+    line = [
+        candidate(0, score=1.0, spent=0.3),
+        candidate(1, parent="0000", score=0.999, spent=0.35),
+        candidate(2, parent="0001", score=0.998, spent=0.4),
+    ]
+    history = History(SPACE, Budget(seconds=600), 0, tuple(line), ("0002",), 3, 0.4)
+    policy = Dynamic(keep=1.0)
+    proposals = policy.propose([line[-1]], history)
+    assert not proposals[0].growth and len(proposals) > 1
+    assert all(p.growth for p in proposals[1:])
+    assert len({p.share for p in proposals}) == 1
+    unchanged = candidate(3, parent="0002", score=0.99, stderr=0.01)
+    grown = candidate(4, parent="0002", growth=proposals[1].growth, stderr=0.01)
+    slight, clear = replace(grown, score=0.98), replace(grown, score=0.9)
+    assert policy.select([unchanged, slight], history).alive[0] == "0003"
+    assert policy.select([unchanged, clear], history).alive[0] == "0004"
+
+
+def test_the_ledger_passes_over_a_torn_line_and_mends_it(tmp_path: Path) -> None:
+    ledger = Ledger(tmp_path / "ledger.jsonl")
+    ledger.append({"event": "start"})
+    with ledger.path.open("a") as file:
+        file.write('{"event": "cand')
+    assert [e["event"] for e in ledger.read()] == ["start"]
+    ledger.mend()
+    ledger.append({"event": "end"})
+    assert [e["event"] for e in ledger.read()] == ["start", "end"]
+
+
+def test_the_meter_counts_images_or_seconds() -> None:
+    meter = Meter(Budget(images=1000))
+    meter.images = 250
+    assert meter.spent == 0.25 and meter.left is None
+    timed = Meter(Budget(seconds=100), elapsed=40)
+    assert timed.spent == pytest.approx(0.4, abs=0.01)
+
+
+@pytest.mark.parametrize("policy", [entry.name for entry in POLICIES])
+def test_every_policy_runs_to_the_end_through_the_same_driver(
+    policy: str, data: ImageSet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("GROWGAN_CACHE", str(tmp_path / "cache"))
+    settings = tiny_settings(score={"kind": "swd", "samples": 64})
+    run = grow(data, out=tmp_path / "run", policy=policy, images=1600, settings=settings)
+    events = run.events
+    assert [events[0]["event"], events[-1]["event"]] == ["start", "end"]
+    tried = [e for e in events if e["event"] == "candidate"]
+    assert 0.9 * 1600 <= sum(_own_images(tried)) <= 1600
+    best = next(e for e in tried if e["id"] == run.best_id)
+    assert best["resolution"] == [16, 16]
+    assert run.best.sample(5).shape == (5, 16, 16, 1)
+    assert (run.path / "report.html").stat().st_size > 1000
+
+
+def _own_images(tried: list[dict[str, object]]) -> list[int]:
+    seen = {str(e["id"]): int(str(e["images"])) for e in tried}
+    return [seen[str(e["id"])] - seen.get(str(e["parent"]), 0) for e in tried]
+
+
+class Interruption(SilentDisplay):
+    """Presses Ctrl-C at the n-th sign of life."""
+
+    def __init__(self, after: int) -> None:
+        self.left = after
+
+    def progress(self, status: Status) -> None:
+        self.left -= 1
+        if not self.left:
+            raise KeyboardInterrupt
+
+
+@pytest.mark.parametrize("after", [1, 3, 6, 8])
+def test_an_interrupted_run_goes_on_to_the_same_end(
+    after: int, data: ImageSet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("GROWGAN_CACHE", str(tmp_path / "cache"))
+    settings = tiny_settings(score={"kind": "swd", "samples": 64})
+
+    def start(name: str, **more: Any) -> Run:
+        out = tmp_path / name
+        return grow(data, out=out, policy="dynamic", images=1600, settings=settings, **more)
+
+    whole = start("whole")
+    with pytest.raises(KeyboardInterrupt):
+        start("torn", display=Interruption(after))
+    again = start("torn", resume=True)
+    for name in ("id", "parent", "growth", "score", "images"):
+        mine, other = ([e[name] for e in r.events if "score" in e] for r in (whole, again))
+        assert mine == other, name
+    assert np.array_equal(whole.best.sample(4), again.best.sample(4))
+
+
+def test_a_run_directory_of_other_data_is_refused(
+    data: ImageSet,
+    make_images: Callable[..., ImageSet],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("GROWGAN_CACHE", str(tmp_path / "cache"))
+    settings = tiny_settings(score={"kind": "swd", "samples": 64})
+    grow(data, out=tmp_path / "run", policy="fixed", images=80, settings=settings)
+    with pytest.raises(UserError, match="already holds a run"):
+        grow(data, out=tmp_path / "run", policy="fixed", images=80, settings=settings)
+    other = make_images(64, 1, 16, 16, seed=1)
+    with pytest.raises(UserError, match="holds a run on other data"):
+        grow(other, out=tmp_path / "run", images=80, settings=settings, resume=True)
+    with pytest.raises(UserError, match="no run directory"):
+        Run.open(tmp_path)

@@ -1,0 +1,253 @@
+"""Stacks, their parts and their edits, against hand-derived values."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from growgan.config import StackSettings
+from growgan.errors import UserError
+from growgan.nets.edits import Append, Edit, Insert, Widen, apply, edit_from_json, edit_to_json
+from growgan.nets.layers import Conv, MinibatchDeviation, PixelNorm, Project
+from growgan.nets.presets import PRESETS
+from growgan.nets.presets.base import base_grid, stage_width
+from growgan.nets.spec import LayerSpec, StackSpec
+from growgan.nets.stack import Discriminator, Generator, build
+
+KINDS = ("conv", "residual")
+
+
+def g_spec(kind: str = "conv", base: tuple[int, int] = (4, 4), channels: int = 1) -> StackSpec:
+    layers = (
+        LayerSpec("g0", kind, 16),
+        LayerSpec("g1", kind, 12, resample=2),
+        LayerSpec("g2", kind, 12, kernel=5),
+    )
+    return StackSpec("generator", base, channels, 16, layers, latent=32)
+
+
+def d_spec(kind: str = "conv", base: tuple[int, int] = (4, 4), channels: int = 1) -> StackSpec:
+    layers = (
+        LayerSpec("d0", kind, 16, norm="none"),
+        LayerSpec("d1", kind, 12, resample=2, norm="none"),
+        LayerSpec("d2", kind, 12, kernel=5, norm="none"),
+    )
+    return StackSpec("discriminator", base, channels, 16, layers, deviation_group=4)
+
+
+def randomised(spec: StackSpec, seed: int = 0) -> Generator | Discriminator:
+    """Build a stack with no parameter at its special initial value (zero biases and branches)."""
+    stack = build(spec, seed)
+    rng = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for parameter in stack.parameters():
+            parameter.copy_(torch.randn(parameter.shape, generator=rng))
+    return stack.requires_grad_(False)
+
+
+def noise(*shape: int, seed: int = 1) -> Tensor:
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
+
+
+def test_pixel_norm_divides_by_the_root_mean_square_over_channels() -> None:
+    x = torch.tensor([3.0, 4.0]).view(1, 2, 1, 1)
+    expected = torch.tensor([3.0, 4.0]) / math.sqrt(12.5)
+    torch.testing.assert_close(PixelNorm()(x).flatten(), expected, rtol=1e-6, atol=0)
+
+
+def test_minibatch_deviation_appends_the_mean_deviation_of_each_group() -> None:
+    x = torch.zeros(4, 1, 1, 2)
+    x[0], x[1], x[2], x[3] = 1.0, 3.0, 10.0, 10.0
+    out = MinibatchDeviation(2)(x)
+    assert out.shape == (4, 2, 1, 2)
+    # Biased deviation of {1, 3} is 1, of {10, 10} it is sqrt(1e-8).
+    torch.testing.assert_close(out[:2, 1], torch.ones(2, 1, 2), rtol=1e-4, atol=0)
+    torch.testing.assert_close(out[2:, 1], torch.full((2, 1, 2), 1e-4), rtol=1e-3, atol=0)
+
+
+def test_equalised_weights_are_unit_normal_and_scaled_by_gain_over_root_fan_in() -> None:
+    torch.manual_seed(0)
+    conv = Conv(32, 64, 3)
+    assert abs(float(conv.weight.detach().std()) - 1) < 0.02
+    assert conv.scale == pytest.approx(math.sqrt(2) / math.sqrt(32 * 9))
+    x = noise(2, 32, 5, 5)
+    expected = F.conv2d(x, conv.weight * math.sqrt(2 / 288), conv.bias, padding=1)
+    torch.testing.assert_close(conv(x), expected)
+    plain = Conv(32, 64, 3, equalised=False)
+    assert plain.scale == 1.0
+    assert float(plain.weight.detach().std()) == pytest.approx(math.sqrt(2 / 288), rel=0.03)
+
+
+def test_project_is_a_dense_map_onto_the_grid() -> None:
+    project = Project(8, 3, (2, 5), gain=1.0, equalised=True)
+    z = noise(4, 8)
+    expected = torch.einsum("nz,czhw->nchw", z, project.weight / math.sqrt(8))
+    torch.testing.assert_close(project(z), expected, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kernel", [1, 3, 5, 7])
+@pytest.mark.parametrize("resample", [1, 2])
+def test_every_kernel_and_kind_keeps_or_doubles_the_size(
+    kind: str, kernel: int, resample: int
+) -> None:
+    layer = LayerSpec("g0", kind, 10, kernel, resample)
+    g = build(StackSpec("generator", (4, 6), 3, 8, (layer,), latent=16), 0)
+    mirrored = LayerSpec("d0", kind, 10, kernel, resample, norm="none")
+    d = build(StackSpec("discriminator", (4, 6), 3, 8, (mirrored,)), 0)
+    x = g(noise(2, 16))
+    assert x.shape == (2, 3, 4 * resample, 6 * resample)
+    assert d(x).shape == (2,)
+
+
+def test_a_spec_survives_json_and_rebuilds_exactly_its_net() -> None:
+    spec = g_spec("residual", (5, 3), 4)
+    again = StackSpec.from_json(spec.to_json())
+    assert again == spec and hash(again) == hash(spec)
+    z = noise(2, 32)
+    assert torch.equal(build(spec, 3)(z), build(again, 3)(z))
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"stem": 0}, "stem must be 1 to 8192, but got 0"),
+        ({"fading": 9}, "fading must be at most the layers, but got 9"),
+        ({"colour": 1}, r"spec keys must be those of StackSpec, but got \['colour'\]"),
+        ({"base": None}, "this is no stack spec"),
+    ],
+)
+def test_a_bad_spec_is_refused_with_its_value(change: dict[str, object], message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        StackSpec.from_json({**g_spec().to_json(), **change})
+
+
+EDITS: list[Edit] = [
+    Append((LayerSpec("x", "conv", 9, 5, 2, "none"), LayerSpec("x", "conv", 8, norm="none"))),
+    Append((LayerSpec("x", "residual", 9, 7, 1, "none"),)),
+    Insert("?1", 3, "none"),
+    Insert(None, 3, "none"),
+    Widen(),
+    Widen("stem"),
+    Widen("?0"),
+    Widen("?2"),
+]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("edit", EDITS, ids=str)
+def test_an_edit_does_not_change_what_the_generator_computes(kind: str, edit: Edit) -> None:
+    parent = randomised(g_spec(kind))
+    z = noise(8, 32)
+    before = parent(z)
+    child = apply(parent, _named(edit, "g"), seed=5)
+    expected = F.interpolate(before, scale_factor=edit.factor)
+    scale = float(before.abs().max())
+    assert float((child(z) - expected).detach().abs().max()) <= 1e-5 * max(1.0, scale)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("edit", EDITS, ids=str)
+def test_an_edit_does_not_change_what_the_discriminator_computes(kind: str, edit: Edit) -> None:
+    parent = randomised(d_spec(kind))
+    x = noise(8, 1, 8, 8)
+    before = parent(x)
+    child = apply(parent, _named(edit, "d"), seed=5)
+    after = child(F.interpolate(x, scale_factor=edit.factor))
+    scale = float(before.abs().max())
+    assert float((after - before).detach().abs().max()) <= 1e-5 * max(1.0, scale)
+
+
+def _named(edit: Edit, letter: str) -> Edit:
+    values = {
+        name: value.replace("?", letter) if isinstance(value, str) else value
+        for name, value in vars(edit).items()
+    }
+    return type(edit)(**values)
+
+
+def test_fade_follows_the_published_blend_on_both_sides() -> None:
+    layer = LayerSpec("x", "conv", 9, 3, 2)
+    g = apply(randomised(g_spec()), Append((layer,)), 1)
+    d = apply(randomised(d_spec()), Append((layer,)), 1)
+    z, x = noise(4, 32), noise(4, 1, 16, 16)
+
+    def at(stack: nn.Module, given: Tensor, alpha: float) -> Tensor:
+        stack.alpha.fill_(alpha)  # type: ignore[operator]
+        return stack(given)
+
+    blend = 0.25 * at(g, z, 1.0) + 0.75 * at(g, z, 0.0)
+    torch.testing.assert_close(at(g, z, 0.25), blend, rtol=1e-5, atol=1e-5)
+    # D blends features, not logits: compare where the blend is made.
+    assert isinstance(d, Discriminator) and d.old_head is not None
+    new = d.layers["d3"](d.head(x))
+    old = d.old_head(F.avg_pool2d(x, 2))
+    h = 0.25 * new + 0.75 * old
+    for name in ("d2", "d1", "d0"):
+        h = d.layers[name](h)
+    features = d.activation(d.collect(d.activation(d.mix(d.deviation(h))))).flatten(1)
+    torch.testing.assert_close(at(d, x, 0.25), d.judge(features), rtol=1e-4, atol=1e-4)
+
+
+def test_finish_fade_leaves_the_new_head_alone() -> None:
+    g = apply(randomised(g_spec()), Append((LayerSpec("x", "conv", 9, 3, 2),)), 1)
+    g.alpha.fill_(1.0)
+    z = noise(4, 32)
+    faded = g(z)
+    g.finish_fade()
+    assert g.spec.fading == 0 and g.old_head is None
+    torch.testing.assert_close(g(z), faded, rtol=0, atol=0)
+    assert torch.equal(g(z), g(z)) and set(g.state_dict()) == set(build(g.spec).state_dict())
+
+
+def test_widened_copies_do_not_stay_alike() -> None:
+    child = apply(randomised(g_spec()), Widen(), 3).requires_grad_()
+    child(noise(8, 32)).square().sum().backward()
+    gradient = child.layers["g1"].conv.weight.grad
+    assert isinstance(gradient, Tensor)
+    first, second = gradient.chunk(2)
+    assert float((first - second).norm() / first.norm()) > 0.01
+
+
+@pytest.mark.parametrize("edit", [*EDITS])
+def test_edits_survive_json(edit: Edit) -> None:
+    assert edit_from_json(edit_to_json(edit)) == edit
+
+
+def test_widths_follow_the_published_formula() -> None:
+    shape = StackSettings(width=512, taper=8)
+    widths = [stage_width(shape, 2**s) for s in range(9)]
+    # Karras et al. 2018, table 2: 512 up to 32 x 32, then 256, 128, ... 16 at 1024 x 1024.
+    assert widths == [512, 512, 512, 512, 256, 128, 64, 32, 16]
+
+
+def test_pggan_at_its_published_size_has_the_published_shape() -> None:
+    # Karras et al. 2018, table 2: 23.1 M parameters in G and in D at 1024 x 1024.
+    shape = StackSettings(latent=512, width=512, convolutions=2, taper=8)
+    for role in ("generator", "discriminator"):
+        spec = PRESETS["pggan"].stack(role, shape, 3, (1024, 1024))  # type: ignore[arg-type]
+        with torch.device("meta"):
+            stack = (Generator if role == "generator" else Discriminator)(spec)
+        assert stack.parameter_count() == pytest.approx(23.1e6, rel=0.005)
+        assert len(spec.layers) == 16 + (role == "generator")
+
+
+@pytest.mark.parametrize(
+    ("target", "base"),
+    [((32, 32), (4, 4)), ((48, 32), (6, 4)), ((28, 28), (7, 7)), ((5, 5), (5, 5))],
+)
+def test_base_grid_is_the_smallest_with_sides_of_four(
+    target: tuple[int, int], base: tuple[int, int]
+) -> None:
+    assert base_grid(target) == base
+
+
+def test_a_target_that_doubling_cannot_reach_is_refused_with_choices() -> None:
+    with pytest.raises(UserError, match=r"37x37 cannot be reached.*near ones that can: 40x40"):
+        base_grid((37, 37))
+    with pytest.raises(UserError, match=r"from base grid 5x5 by doubling; it may be: 5x5, 10x10"):
+        base_grid((32, 32), (5, 5))
