@@ -2,139 +2,301 @@
 
 from __future__ import annotations
 
+import base64
+import io
 import json
 import math
+import re
+from html.parser import HTMLParser
 from pathlib import Path
-from typing import Any
+from xml.etree import ElementTree
 
 import numpy as np
 import pytest
+import synthetic_run
 from numpy.typing import NDArray
+from PIL import Image
+from synthetic_run import PLAN, START, append, candidate_event, write_run
 
-from growgan.report import save_sheet
-
-# id, parent, round, growth, resolution, G layers, D layers, score, seconds, fate
-PLAN: list[tuple[str, str | None, int, str, int, int, int, float | None, float]] = [
-    ("0000", None, 0, "start", 4, 1, 1, 14.2, 6),
-    ("0001", "0000", 1, "train on", 4, 1, 1, 13.1, 8),
-    ("0002", "0000", 1, "G + conv 3x3 128 x2 | D + conv 3x3 128 x2", 8, 2, 2, 9.6, 11),
-    ("0003", "0000", 1, "G + conv 5x5 64", 4, 2, 1, 13.4, 10),
-    ("0004", "0000", 1, "D + conv 3x3 64", 4, 1, 2, 13.9, 9),
-    ("0005", "0002", 2, "train on", 8, 2, 2, 8.7, 12),
-    ("0006", "0002", 2, "G + conv 3x3 128", 8, 3, 2, 8.1, 14),
-    ("0007", "0002", 2, "G + conv 3x3 64 x2 | D + conv 3x3 64 x2", 16, 3, 3, 6.6, 17),
-    ("0008", "0002", 2, "G + conv 7x7 32", 8, 3, 2, None, 4),
-    ("0009", "0007", 3, "train on", 16, 3, 3, 5.4, 19),
-    ("0010", "0007", 3, "G + conv 3x3 64", 16, 4, 3, 4.9, 21),
-    ("0011", "0007", 3, "D + conv 3x3 64", 16, 3, 4, 6.0, 22),
-    ("0012", "0010", 4, "train on", 16, 4, 3, 4.3, 22),
-    ("0013", "0010", 4, "G + conv 3x3 48 x2 | D + conv 3x3 48 x2", 32, 5, 4, 3.6, 30),
-    ("0014", "0010", 4, "G + conv 3x3 64", 16, 5, 3, 4.6, 24),
-    ("0015", "0009", 4, "G + conv 3x3 48 x2 | D + conv 3x3 48 x2", 32, 4, 4, 4.4, 28),
-    ("0016", "0013", 5, "train on", 32, 5, 4, 2.9, 34),
-    ("0017", "0013", 5, "G + conv 3x3 24", 32, 6, 4, 3.1, 37),
-    ("0018", "0013", 5, "D + conv 3x3 32", 32, 5, 5, 3.3, 36),
-    ("0019", "0016", 6, "train on", 32, 5, 4, 2.41, 34),
-    ("0020", "0016", 6, "D + residual 3x3 48", 32, 5, 5, 2.22, 41),
-    ("0021", "0016", 6, "G + conv 1x1 24", 32, 6, 4, 2.5, 36),
-    ("0022", "0020", 7, "train on", 32, 5, 5, 1.84, 41),
-    ("0023", "0022", 8, "train on", 32, 5, 5, 1.52, 41),
-    ("0024", "0023", 9, "train on", 32, 5, 5, 1.31, 41),
-]
-SELECTS = [
-    (1, ["0002"], "0002", "0002 improves 3.1 % a second"),
-    (2, ["0007"], "0007", "0007 improves 2.2 % a second; 0006 pays no rent"),
-    (3, ["0009", "0010"], "0010", "both clear the noise"),
-    (4, ["0013"], "0013", "0013 reaches 32x32"),
-    (5, ["0016"], "0016", "growth gains less than the noise: train on"),
-    (6, ["0020"], "0020", "0020 improves 1.1 % a second"),
-    (7, ["0022"], "0022", "one candidate"),
-    (8, ["0023"], "0023", "one candidate"),
-    (9, ["0024"], "0024", "one candidate"),
-]
-START: dict[str, Any] = {
-    "event": "start", "time": 1.75e9, "version": "0.1.0", "policy": "dynamic", "preset": "pggan",
-    "budget": {"seconds": 700.0}, "seed": 0, "resolution": [32, 32],
-    "data": {"name": "fashion-mnist", "fingerprint": "5f0c12ab", "count": 60000, "channels": 1},
-    "machine": "AMD EPYC, 2 cores, torch 2.13.0",
-}  # fmt: skip
-
-
-def blobs(n: int, side: int, noise: float, channels: int = 1) -> NDArray[np.uint8]:
-    """Return discs of random size and grey at ``side`` pixels, uint8 [n, C, side, side]."""
-    rng = np.random.default_rng(0)
-    y, x = (np.mgrid[:side, :side] + 0.5) / side
-    where, radius, shade = rng.uniform(0.3, 0.7, (n, 2)), rng.uniform(0.1, 0.35, n), rng.random(n)
-    rows, columns = y - where[:, 0, None, None], x - where[:, 1, None, None]
-    far = np.hypot(rows, columns) - radius[:, None, None]
-    image = (0.3 + 0.7 * shade[:, None, None]) / (1 + np.exp(far * 40))
-    image = image[:, None] + noise * rng.standard_normal((n, channels, side, side))
-    return (255 * image.clip(0, 1)).astype(np.uint8)
-
-
-def candidate_event(plan: tuple[Any, ...], elapsed: float, images: int) -> dict[str, Any]:
-    """Return the ledger's event for one line of the plan."""
-    id, parent, round, growth, side, g, d, score, seconds = plan
-    return {
-        "event": "candidate", "id": id, "parent": parent, "round": round, "growth": growth,
-        "resolution": [side, side], "images": images, "seconds": seconds, "score": score,
-        "score_stderr": None if score is None else 0.03 * score, "generator_layers": g,
-        "discriminator_layers": d, "generator_parameters": 50_000 + 62_000 * g,
-        "discriminator_parameters": 60_000 + 71_000 * d, "elapsed": elapsed,
-        "spent": elapsed / 700, "status": "scored" if score else "failed",
-        **({} if score else {"error": "loss_generator is not finite"}),
-    }  # fmt: skip
-
-
-def stat_events(id: str, side: int, begin: float, end: float, images: int) -> list[dict[str, Any]]:
-    """Return forty points of a candidate's curves."""
-    rng = np.random.default_rng(int(id))
-    speed = 9600 / side
-    points = []
-    for k in range(40):
-        elapsed = begin + (end - begin) * (k + 1) / 40
-        noise = rng.standard_normal(3)
-        points.append(
-            {
-                "candidate": id, "elapsed": elapsed, "images": images + 80 * k,
-                "resolution": [side, side], "alpha": min(1.0, k / 20),
-                "images_per_second": speed * (1 + 0.05 * noise[0]),
-                "loss_discriminator": 0.9 + 0.3 * math.exp(-elapsed / 99) + 0.07 * noise[1],
-                "loss_generator": 1.4 - 0.4 * math.exp(-elapsed / 99) + 0.11 * noise[2],
-                "r1": 0.02 + 0.01 * noise[0] ** 2,
-            }
-        )  # fmt: skip
-    return points
-
-
-def write_run(path: Path, *, channels: int = 1, upto: int = len(PLAN), end: bool = True) -> Path:
-    """Write a run directory as the search driver does: the first ``upto`` candidates."""
-    events, stats = [{**START, "data": {**START["data"], "channels": channels}}], []
-    elapsed, images = 4.0, {"": 0}
-    for index, plan in enumerate(PLAN[:upto]):
-        id, parent, round, _, side, *_, score, seconds = plan
-        images[id] = images[parent or ""] + int(seconds * 9600 / side)
-        stats += stat_events(id, side, elapsed, elapsed + 0.9 * seconds, images[parent or ""])
-        elapsed += seconds
-        events.append(candidate_event(plan, elapsed, images[id]))
-        folder = path / "candidates" / id
-        folder.mkdir(parents=True)
-        save_sheet(blobs(64, side, 0.05 * (score or 20), channels), folder / "samples.png", 8)
-        if (index + 1 == upto or PLAN[index + 1][2] != round) and round:
-            number, alive, best, reason = SELECTS[round - 1]
-            select = {"round": number, "alive": alive, "best": best, "reason": reason}
-            events.append({"event": "select", **select})
-    if end:
-        cost = {"train": elapsed - 60, "score": 33.0, "data": 4.0, "other": 25.0}
-        last = SELECTS[-1][2]
-        events.append({"event": "end", "best": last, "elapsed": elapsed + 2, "cost": cost})
-    (path / "ledger.jsonl").write_text("".join(json.dumps(e) + "\n" for e in events))
-    (path / "stats.jsonl").write_text("".join(json.dumps(e) + "\n" for e in stats))
-    settings = "preset: pggan\npolicy:\n  name: dynamic\n  top_k: 3\n  keep: 0.25\n"
-    (path / "config.yaml").write_text(settings + "objective:\n  loss: non-saturating\n  r1: 0.05\n")
-    return path
+from growgan.cli import main
+from growgan.errors import UserError
+from growgan.report import read_run, write_report
+from growgan.report.branches import Branch, branches
+from growgan.report.chart import nice_ticks, ticks
+from growgan.report.page import images_trained
+from growgan.report.tree import place
 
 
 @pytest.fixture(scope="module")
 def run_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_run(tmp_path_factory.mktemp("run"))
+
+
+# --- reading
+
+
+def test_read_run_knows_the_best_the_lineage_and_who_was_pruned(run_dir: Path) -> None:
+    run = read_run(run_dir)
+    lineage = ["0000", "0002", "0007", "0010", "0013", "0016", "0020", "0022", "0023", "0024"]
+    assert [c.id for c in run.best_lineage] == lineage
+    assert (run.best, run.finished, run.resumed, len(run.candidates)) == ("0024", True, 0, 25)
+    assert (run.budget_seconds, run.budget_images, run.resolution) == (700.0, None, (32, 32))
+    status = {c.id: c.status for c in run.candidates}
+    assert (status["0024"], status["0008"], status["0023"]) == ("best", "failed", "pruned")
+    assert run.by_id["0008"].error == "loss_generator is not finite"
+    assert run.elapsed == pytest.approx(4 + sum(plan[8] for plan in PLAN) + 2)
+    assert len(run.stats) == 40 * 25
+    assert set(run.stats[0].terms) == {"loss_generator", "loss_discriminator", "r1"}
+
+
+def test_an_unfinished_run_keeps_what_no_decision_has_met_alive(tmp_path: Path) -> None:
+    folder = write_run(tmp_path, upto=12, end=False)
+    append(folder / "ledger.jsonl", json.dumps(candidate_event(PLAN[12], 200.0, 60000)) + "\n")
+    run = read_run(folder)
+    status = {c.id: c.status for c in run.candidates}
+    assert not run.finished
+    assert [status[id] for id in ("0009", "0010", "0011", "0012")] == [
+        "alive", "best", "pruned", "alive",
+    ]  # fmt: skip
+    slices = sum(plan[8] for plan in PLAN[:13])
+    assert run.cost == {"train_and_score": slices, "other": pytest.approx(200 - slices)}
+
+
+def test_a_torn_last_line_is_ignored_and_a_torn_line_before_it_is_named(tmp_path: Path) -> None:
+    folder = write_run(tmp_path, upto=5, end=False)
+    whole = read_run(folder)
+    append(folder / "ledger.jsonl", '{"event": "candidate", "id": "00')
+    append(folder / "stats.jsonl", '{"candidate": "0004", "ela')
+    assert read_run(folder) == whole
+    append(folder / "ledger.jsonl", '\n{"event": "resume", "elapsed": 60}\n')
+    with pytest.raises(UserError, match=r"ledger\.jsonl, line 8 is damaged"):
+        read_run(folder)
+
+
+def test_points_made_anew_after_a_resume_replace_the_old_ones(tmp_path: Path) -> None:
+    folder = write_run(tmp_path, upto=1, end=False)
+    point = {"candidate": "0000", "resolution": [4, 4], "loss_generator": 7.0}
+    again = {**point, "elapsed": 50.0, "images": 80 * 30, "loss_discriminator": float("nan")}
+    append(folder / "stats.jsonl", json.dumps(again) + "\n")
+    stats = read_run(folder).stats
+    assert [p.images for p in stats] == [80 * k for k in range(31)]
+    assert stats[-1].terms == {"loss_generator": 7.0}
+
+
+def test_a_budget_changed_at_resume_is_the_one_shown(tmp_path: Path) -> None:
+    folder = write_run(tmp_path, upto=2, end=False)
+    lines = [{"event": "budget", "budget": {"images": 9000}}, {"event": "resume", "elapsed": 20}]
+    append(folder / "ledger.jsonl", "".join(json.dumps(line) + "\n" for line in lines))
+    run = read_run(folder)
+    assert (run.budget_seconds, run.budget_images, run.resumed) == (None, 9000, 1)
+
+
+def test_what_is_no_run_is_named(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="is not a run directory: there is no such folder"):
+        read_run(tmp_path / "none")
+    with pytest.raises(UserError, match=r"there is no ledger\.jsonl in it"):
+        read_run(tmp_path)
+    (tmp_path / "ledger.jsonl").write_text("")
+    with pytest.raises(UserError, match="is empty"):
+        read_run(tmp_path)
+    (tmp_path / "ledger.jsonl").write_text('{"event": "start"}\n')
+    with pytest.raises(UserError, match="ledger of another kind"):
+        read_run(tmp_path)
+
+
+# --- the tree
+
+
+def everything(found: tuple[Branch, ...]) -> list[Branch]:
+    return [b for branch in found for b in (branch, *everything(branch.children))]
+
+
+def test_slices_of_one_architecture_are_one_branch(run_dir: Path) -> None:
+    roots = branches(read_run(run_dir))
+    found = {b.members[0].id: b for b in everything(roots)}
+    trained_on = sum(plan[3] == "train on" for plan in PLAN)
+    assert len(found) == len(PLAN) - trained_on
+    assert [c.id for c in found["0020"].members] == ["0020", "0022", "0023", "0024"]
+    assert [b.face.id for b in found["0013"].children] == ["0024", "0021", "0017", "0018"]
+    assert (found["0020"].status, found["0007"].status) == ("best", "alive")
+    assert (found["0008"].status, found["0015"].status) == ("failed", "pruned")
+    assert found["0015"] in found["0007"].children  # it grew from 0009, a slice of 0007
+
+
+def test_the_tree_is_placed_without_collision(run_dir: Path) -> None:
+    nodes = [n for root in place(branches(read_run(run_dir))) for n in root.walk()]
+    cells = [(n.row, n.column) for n in nodes]
+    assert len(set(cells)) == len(cells)
+    assert {n.column for n in nodes if n.branch and n.branch.leads} == {0}
+    for n in nodes:
+        assert all(child.row == n.row + 1 for child in n.children)
+        assert not n.children or n.children[0].column == n.column
+
+
+def test_many_losers_become_one_card(tmp_path: Path) -> None:
+    folder = write_run(tmp_path, upto=1, end=False)
+    rows = [(f"{k:04d}", "0000", 1, f"G + conv {k}", 4, 2, 1, 9.0 + k, 5) for k in range(1, 11)]
+    events = [candidate_event(row, 20.0, 100) for row in rows]
+    select = {"event": "select", "round": 1, "alive": ["0001"], "best": "0001", "reason": ""}
+    append(folder / "ledger.jsonl", "".join(json.dumps(e) + "\n" for e in [*events, select]))
+    (root,) = place(branches(read_run(folder)))
+    assert [n.branch and n.branch.face.id for n in root.children] == [
+        "0001", "0002", "0003", "0004", "0005", None,
+    ]  # fmt: skip
+    assert len(root.children[-1].hidden) == 5
+
+
+# --- the page
+
+
+class Page(HTMLParser):
+    """Collects a page's tags, images and text, and checks that every tag is closed in order."""
+
+    VOID = ("meta", "br", "img")
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.open: list[str] = []
+        self.tags: list[tuple[str, dict[str, str | None]]] = []
+        self.feed(text)
+        assert self.open == []
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append((tag, dict(attrs)))
+        if tag not in self.VOID:
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append((tag, dict(attrs)))
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open.pop() == tag
+
+
+def test_the_page_is_whole_and_needs_nothing_else(run_dir: Path) -> None:
+    path = write_report(run_dir)
+    text = path.read_text("utf-8")
+    page = Page(text)
+    assert path == run_dir / "report.html"
+    links = [v for _, a in page.tags for k, v in a.items() if k in ("src", "href")]
+    assert all(str(link).startswith("data:image/png;base64,") for link in links)
+    assert not {"script", "link", "iframe"} & {tag for tag, _ in page.tags}
+    assert "http" not in text
+    ids = [a["id"] for _, a in page.tags if "id" in a]
+    assert len(ids) == len(set(ids))
+    for heading in ("Growth tree", "Decisions", "Settings", "Cost", "All candidates", "Losses"):
+        assert f">{heading}</h" in text
+
+
+def test_every_drawing_is_valid_and_described(run_dir: Path) -> None:
+    drawings = re.findall(r"<svg.*?</svg>", write_report(run_dir).read_text("utf-8"), re.DOTALL)
+    assert len(drawings) == 1 + 4 + 3  # the tree; score, size; loss, speed, r1
+    for drawing in drawings:
+        svg = ElementTree.fromstring(drawing)
+        title, text = (svg.find(tag) for tag in ("title", "desc"))
+        assert title is not None and text is not None and text.text
+        assert svg.get("aria-labelledby") == f"{title.get('id')} {text.get('id')}"
+    numbers = [float(n) for n in re.findall(r'(?:cx|cy|x1|y1)="([^"]*)"', "".join(drawings))]
+    assert all(math.isfinite(n) for n in numbers)
+
+
+def test_stages_show_the_same_cells_of_the_best_lineage(run_dir: Path) -> None:
+    page = Page(write_report(run_dir).read_text("utf-8"))
+    pictures = [a for tag, a in page.tags if tag == "img"]
+    sides = [4, 8, 16, 16, 32, 32, 32, 32, 32, 32]
+    assert [a["width"] for a in pictures] == ["256", *(str(4 * side) for side in sides)]
+    data = base64.b64decode(str(pictures[3]["src"]).partition(",")[2])
+    with Image.open(run_dir / "candidates/0007/samples.png") as sheet:
+        expected = np.asarray(sheet)[: 4 * 16, : 4 * 16]
+    assert (np.asarray(Image.open(io.BytesIO(data))) == expected).all()
+
+
+def test_names_are_escaped(tmp_path: Path) -> None:
+    evil = "<script>alert('x')</script>&"
+    folder = write_run(tmp_path, upto=5, name=evil)
+    failed = {**candidate_event(PLAN[8], 99.0, 5), "error": evil, "growth": evil, "parent": "0000"}
+    append(folder / "ledger.jsonl", json.dumps(failed) + "\n")
+    append(folder / "config.yaml", f"note: {evil}\n")
+    text = write_report(folder).read_text("utf-8")
+    assert "<script" not in text
+    assert text.count("&lt;script&gt;") >= 5
+    Page(text)
+
+
+def test_a_run_without_candidates_or_pictures_still_has_a_page(tmp_path: Path) -> None:
+    (tmp_path / "ledger.jsonl").write_text(json.dumps(START) + "\n")
+    text = write_report(tmp_path).read_text("utf-8")
+    assert "has not ended" in text and "No candidate" in text
+    Page(text)
+    folder = write_run(tmp_path / "run", upto=3, end=False)
+    (folder / "candidates/0002/samples.png").write_bytes(b"broken")
+    (folder / "candidates/0000/samples.png").unlink()
+    (folder / "stats.jsonl").unlink()
+    text = write_report(folder).read_text("utf-8")
+    assert "no samples" in text and ">Losses<" not in text
+    Page(text)
+
+
+def test_the_page_stays_small(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def noise(n: int, side: int, noise: float, channels: int = 1) -> NDArray[np.uint8]:
+        return np.random.default_rng(0).integers(0, 256, (n, channels, side, side), np.uint8)
+
+    monkeypatch.setattr(synthetic_run, "blobs", noise)
+    larger = [(*plan[:4], 64, *plan[5:]) for plan in PLAN]
+    monkeypatch.setattr(synthetic_run, "PLAN", larger)
+    path = write_report(write_run(tmp_path, channels=4))
+    assert 2_000_000 < path.stat().st_size < 5_000_000  # noise does not compress
+
+
+def test_images_of_a_slice_count_once(tmp_path: Path) -> None:
+    run = read_run(write_run(tmp_path, upto=3))
+    assert images_trained(run) == sum(int(plan[8] * 9600 / plan[4]) for plan in PLAN[:3])
+
+
+@pytest.mark.parametrize("low", [-3.0, 0.0, 0.0137, 5.0, 1e4])
+@pytest.mark.parametrize("span", [1e-3, 0.7, 13.0, 5e5])
+def test_ticks_are_few_even_and_inside(low: float, span: float) -> None:
+    found = nice_ticks(low, low + span)
+    assert 2 <= len(found) <= 7
+    gaps = np.diff(found)
+    assert np.allclose(gaps, gaps[0], rtol=1e-3)
+    assert low - 1e-6 * span <= found[0] and found[-1] <= low + span * (1 + 1e-6)
+    times = ticks(0, 100 * span, "time")
+    assert all(0 <= t <= 100 * span for t in times) and len(times) <= 7
+
+
+# --- the command line
+
+
+def test_inspect_prints_the_contract_as_json(
+    run_dir: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["inspect", str(run_dir), "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert set(found) == {"best", "candidates", "cost"}
+    assert found["best"] == "0024"
+    assert set(found["candidates"][0]) == {
+        "id", "parent", "growth", "resolution", "images", "seconds", "score", "score_stderr",
+        "generator_layers", "discriminator_layers", "status",
+    }  # fmt: skip
+    assert found["candidates"][0]["parent"] is None
+    assert [c["score"] for c in found["candidates"]] == [plan[7] for plan in PLAN]
+    assert found["cost"]["score"] == 33.0
+
+
+def test_inspect_draws_the_tree(run_dir: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["inspect", str(run_dir)]) == 0
+    out = capsys.readouterr().out
+    assert "\x1b" not in out
+    assert "score 1.31 +- 0.039, 32x32, D + residual 3x3 48" in out
+    assert "loss_generator is not finite" in out
+    assert all(plan[0] in out for plan in PLAN if plan[3] != "train on")
+
+
+def test_report_prints_its_path_and_refuses_another_folder(
+    run_dir: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["report", str(run_dir)]) == 0
+    assert capsys.readouterr().out == f"{run_dir / 'report.html'}\n"
+    assert main(["report", str(tmp_path)]) == 2
+    assert "is not a run directory" in capsys.readouterr().err

@@ -42,8 +42,6 @@ def _measure(data: ImageSet, settings: Settings, space: Space, level: int) -> tu
     runtime = make_runtime(settings.device, settings.precision)
     stacks = space.stacks(level)
     gan = Gan.create(*stacks, settings.optimiser, seed=settings.seed, device=runtime.device)
-    for player in (gan.generator, gan.discriminator, gan.average):
-        runtime.place(player)
     batches, objective = Batches(data, settings.batch, settings.seed), make_objective(settings)
     step(gan, batches, objective, settings, runtime)  # the first step also warms up
     begun, seen = time.perf_counter(), gan.images

@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from growgan.errors import UserError
+
+if TYPE_CHECKING:
+    from growgan.config import Settings
+    from growgan.data import ImageSet
 
 Data = Annotated[str, typer.Argument(help="folder, zip, .npz, IDX file or a dataset's name")]
 Out = Annotated[Path | None, typer.Option(help="run directory; default: a new one in runs/")]
@@ -81,22 +85,10 @@ def _run(
     max_broken: float,
 ) -> None:
     """Check everything that can be checked, then load the data, then start."""
-    from growgan.cli.display import make_display
-    from growgan.config import Settings, make_settings
     from growgan.data import load_images
-    from growgan.growth.budget import Budget, parse_count
-    from growgan.growth.run import check_names, grow
 
-    if resume and out is not None and (out / "config.yaml").exists():
-        settings = Settings.from_yaml(out / "config.yaml")
-    else:
-        settings = make_settings(published, given, overrides=overrides or ())
-    check_names(settings)
-    limit = parse_count(images) if images else None
-    if budget is not None:
-        Budget.parse(budget)
-    elif limit is None:
-        budget = "10m"
+    settings = _settings(out if resume else None, published, given, overrides)
+    limit, wall = _limits(budget, images)
     if resume and out is None:
         raise UserError("--resume needs --out RUN, the run to go on with")
     size = parse_resolution(resolution) or settings.resolution
@@ -104,21 +96,60 @@ def _run(
     if dry_run:
         from growgan.cli.dry_run import show_stages
 
-        show_stages(found, settings, budget, limit)
+        show_stages(found, settings, wall, limit)
         return
-    folder = out or _free_folder(found.name)
+    _start(found, out or _free_folder(found.name), settings, wall, limit, resume, source)
+
+
+def _settings(
+    resumed: Path | None,
+    published: dict[str, Any],
+    given: dict[str, Any],
+    overrides: list[str] | None,
+) -> Settings:
+    """Return the settings of the run that is resumed, or of a new one; every name is known."""
+    from growgan.config import Settings, make_settings
+    from growgan.growth.run import check_names
+
+    if resumed is not None and (resumed / "config.yaml").exists():
+        settings = Settings.from_yaml(resumed / "config.yaml")
+    else:
+        settings = make_settings(published, given, overrides=overrides or ())
+    check_names(settings)
+    return settings
+
+
+def _limits(budget: str | None, images: str | None) -> tuple[int | None, str | None]:
+    """Return the budget in images and in time, one of them None; ten minutes by default."""
+    from growgan.growth.budget import Budget, parse_count
+
+    if images is not None:
+        if budget is not None:
+            raise UserError("give either --budget or --images, not both")
+        return parse_count(images), None
+    budget = budget or "10m"
+    Budget.parse(budget)
+    return None, budget
+
+
+def _start(
+    data: ImageSet,
+    out: Path,
+    settings: Settings,
+    budget: str | None,
+    images: int | None,
+    resume: bool,
+    source: str,
+) -> None:
+    from growgan.cli.display import make_display
+    from growgan.growth.run import grow as run
+
+    options: dict[str, Any] = {"budget": budget, "images": images, "resume": resume}
     try:
-        grow(
-            found,
-            out=folder,
-            budget=budget,
-            images=limit,
-            settings=settings,
-            resume=resume,
-            display=make_display(),
-        )
+        run(data, out=out, settings=settings, display=make_display(), **options)
     except KeyboardInterrupt:
-        again = f"growgan grow {source} --out {folder} --resume"
+        limit = f"--budget {budget}" if budget else f"--images {images}"
+        again = f"growgan grow {source} --out {out} {limit} --resume"
         raise KeyboardInterrupt(f"go on with: {again}") from None
 
 

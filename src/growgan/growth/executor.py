@@ -97,15 +97,8 @@ class Trainer:
             return parent.branch(growth.generator, growth.discriminator, seed=task.seed)
         if proposal.stacks is None:
             raise ValueError(f"proposal {task.id} has neither a parent nor stacks of its own")
-        gan = Gan.create(
-            *proposal.stacks,
-            self.settings.optimiser,
-            seed=task.seed,
-            device=self.runtime.device,
-        )
-        for player in (gan.generator, gan.discriminator, gan.average):
-            self.runtime.place(player)
-        return gan
+        settings, device = self.settings.optimiser, self.runtime.device
+        return Gan.create(*proposal.stacks, settings, seed=task.seed, device=device)
 
     @torch.no_grad()
     def score(self, gan: Gan) -> Score:

@@ -78,9 +78,7 @@ class Space:
         base = base_grid(self.target, self.shape.base)
         return base[0] << level, base[1] << level
 
-    def stacks(
-        self, level: int, shape: StackSettings | None = None
-    ) -> tuple[StackSpec, StackSpec]:
+    def stacks(self, level: int, shape: StackSettings | None = None) -> tuple[StackSpec, StackSpec]:
         """Return complete stacks of G and D after ``level`` doublings."""
         preset, size = PRESETS[self.preset], self.resolution(level)
         roles: tuple[Role, Role] = ("generator", "discriminator")

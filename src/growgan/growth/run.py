@@ -31,6 +31,7 @@ from growgan.nets.presets import PRESETS
 from growgan.objectives.losses import LOSSES
 from growgan.objectives.objective import Objective
 from growgan.objectives.regularisers import REGULARISERS
+from growgan.registry import Registry
 from growgan.report.page import write_report
 from growgan.training.checkpoint import load_generator
 from growgan.training.gan import latents, to_uint8
@@ -159,7 +160,7 @@ def grow(
 def check_names(settings: Settings) -> None:
     """Raise a :class:`UserError` unless every name in ``settings`` is known here."""
     make_policy(settings.policy, settings.growth)
-    named = [
+    named: list[tuple[Registry[Any], list[str]]] = [
         (PRESETS, [settings.preset]),
         (LOSSES, [settings.loss]),
         (REGULARISERS, list(settings.regularisers)),

@@ -1,6 +1,6 @@
 """The Fréchet distance of two Gaussians, their streaming moments, and its sampling error.
 
-All sums are float64 on the features' device; a covariance divides by N - 1.
+All sums are float64, on the features' device where it can; a covariance divides by N - 1.
 """
 
 from __future__ import annotations
@@ -182,4 +182,5 @@ def _finite(name: str, values: Tensor) -> Tensor:
     if not bool(torch.isfinite(values).all()):
         bad = int((~torch.isfinite(values)).sum())
         raise ValueError(f"{name} must be finite, but holds {bad} NaN or infinite values")
-    return values.double()
+    # Apple's GPUs know no float64.
+    return values.cpu().double() if values.device.type == "mps" else values.double()

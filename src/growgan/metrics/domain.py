@@ -226,7 +226,7 @@ def _descend(
         with torch.autocast(device.type, torch.bfloat16, enabled=bfloat16):
             loss = task.loss(images, labels)
         optimiser.zero_grad()
-        loss.backward()  # type: ignore[no-untyped-call]
+        loss.backward()
         optimiser.step()
         schedule.step()
 

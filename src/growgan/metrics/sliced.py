@@ -170,19 +170,22 @@ def _cut(images: Tensor, depth: int, corners: list[Tensor], side: int) -> _Patch
     n, c = images.shape[:2]
     rows, columns = corners
     patches = rows.shape[1]
-    levels = []
+    h, w = level_sizes(images.shape[2], images.shape[3])[depth]
+    whole = h * w <= patches * side * side
+    held = torch.empty(n, c, h, w) if whole else torch.empty(n * patches, c, side, side)
     step = max(_PIXELS // images[0].numel(), 1)
     for start in range(0, n, step):
-        level = _level(images[start : start + step], depth).cpu()
-        if level[0, 0].numel() > patches * side * side:
-            chunk = slice(start, start + step)
+        chunk = slice(start, start + step)
+        level = _level(images[chunk], depth).cpu()
+        if whole:
+            held[chunk] = level
+        else:
             part = _Patches(level, rows[chunk], columns[chunk], side)
-            level = torch.cat(list(part.chunks())).view(-1, side, c, side).transpose(1, 2)
-        levels.append(level)
-    level = torch.cat(levels)
-    if len(level) != n or level.shape[2:] == (side, side):
-        rows = columns = torch.zeros(len(level), n * patches // len(level), dtype=torch.int64)
-    return _Patches(level, rows, columns, side)
+            cut = torch.cat(list(part.chunks())).view(-1, side, c, side).transpose(1, 2)
+            held[start * patches : start * patches + len(cut)] = cut
+    if not whole:
+        rows = columns = torch.zeros(n * patches, 1, dtype=torch.int64)
+    return _Patches(held, rows, columns, side)
 
 
 def _directions(channels: int, side: int, count: int, generator: torch.Generator) -> Tensor:
@@ -227,8 +230,8 @@ def _normalise(patches: _Patches, axes: Tensor) -> tuple[Tensor, Tensor]:
     side, channels = patches.size, patches.level.shape[1]
     total = torch.zeros(channels, dtype=torch.float64)
     square = torch.zeros(channels, dtype=torch.float64)
-    shift = patches.level.mean((0, 2, 3), dtype=torch.float64)
-    shifts = shift.float().view(1, 1, channels, 1)
+    # Squares are summed about a mean of some patches, lest they cancel.
+    shifts = patches.level[:64].mean((0, 2, 3)).view(1, 1, channels, 1)
     for chunk in patches.chunks():
         values = chunk.view(-1, side, channels, side) - shifts
         total += values.sum((0, 1, 3), dtype=torch.float64)

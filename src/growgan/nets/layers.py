@@ -62,6 +62,28 @@ class Conv(Scaled):
         return F.conv2d(x, self.weight * self.scale, self.bias, padding=self.padding)
 
 
+class StridedConv(Scaled):
+    """A convolution of even size and stride 2: halves the grid, or doubles it (transposed).
+
+    Each output of the doubling one is reached by a quarter of the weights, hence its fan-in.
+    """
+
+    def __init__(
+        self, width_in: int, width_out: int, kernel: int, *, doubles: bool, equalised: bool = True
+    ) -> None:
+        fan_in = width_in * kernel**2 // (4 if doubles else 1)
+        super().__init__((width_out, width_in, kernel, kernel), fan_in, GAIN, equalised)
+        self.doubles, self.padding = doubles, kernel // 2 - 1
+        self.bias = nn.Parameter(torch.zeros(width_out))
+
+    def forward(self, x: Float[Tensor, "n c h w"]) -> Float[Tensor, "n d h2 w2"]:
+        weight = self.weight * self.scale
+        if self.doubles:
+            weight = weight.transpose(0, 1)
+            return F.conv_transpose2d(x, weight, self.bias, stride=2, padding=self.padding)
+        return F.conv2d(x, weight, self.bias, stride=2, padding=self.padding)
+
+
 class Project(Scaled):
     """A dense map from a vector to a grid: ``[N, latent]`` to ``[N, width, h, w]``."""
 

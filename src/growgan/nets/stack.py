@@ -7,6 +7,7 @@ new_head(layers(h)), alpha)``, and D's first features are blended the same way (
 from __future__ import annotations
 
 from math import prod
+from typing import Any
 
 import torch
 from jaxtyping import Float
@@ -30,6 +31,8 @@ class Stack(nn.Module):
 
     ``alpha`` is a buffer in [0, 1]: 0 shows the old head alone, 1 the new one alone.
     """
+
+    alpha: Tensor
 
     def __init__(self, spec: StackSpec) -> None:
         super().__init__()
@@ -154,10 +157,15 @@ class Discriminator(Stack):
         return self.judge(self.features(x))
 
 
+def channels_last(stack: Any) -> Any:
+    """Lay out every weight channels-last, the fastest form on CPUs and GPUs."""
+    return stack.to(memory_format=torch.channels_last)
+
+
 def build(spec: StackSpec, seed: int | None = None) -> Generator | Discriminator:
     """Build the stack of ``spec``; with ``seed`` its random weights are a function of it."""
     player = Generator if spec.role == "generator" else Discriminator
     with torch.random.fork_rng(devices=[], enabled=seed is not None):
         if seed is not None:
             torch.manual_seed(seed)
-        return player(spec).to(memory_format=torch.channels_last)
+        return channels_last(player(spec))

@@ -91,9 +91,11 @@ def nice_ticks(low: float, high: float, most: int = 6) -> list[float]:
 def ticks(low: float, high: float, scale: Scale) -> list[float]:
     """Return tick values between ``low`` and ``high``.
 
-    >>> ticks(4, 32, "log2"), ticks(0, 100, "time"), ticks(1, 50, "log")
-    ([4.0, 8.0, 16.0, 32.0], [0.0, 20.0, 40.0, 60.0, 80.0, 100.0], [1.0, 2.0, 5.0, 10.0, 20.0, 50.0])
-    """  # noqa: E501
+    >>> ticks(4, 32, "log2"), ticks(0, 100, "time")
+    ([4.0, 8.0, 16.0, 32.0], [0.0, 20.0, 40.0, 60.0, 80.0, 100.0])
+    >>> ticks(1, 50, "log")
+    [1.0, 2.0, 5.0, 10.0, 20.0, 50.0]
+    """
     if scale == "log2":
         powers = range(math.ceil(math.log2(low) - 1e-9), math.floor(math.log2(high) + 1e-9) + 1)
         return [2.0**k for k in powers]
@@ -114,8 +116,8 @@ def ticks(low: float, high: float, scale: Scale) -> list[float]:
 def time_axis(seconds: float) -> Axis:
     """Return the axis for the run's clock, in units that suit a run of that length."""
     if seconds < 7200:
-        return Axis("run time (min:s)", clock, "time")
-    return Axis("run time (h:min)", lambda s: clock(s / 60), "time")
+        return Axis("run time (min:s)", clock, "time", from_zero=True)
+    return Axis("run time (h:min)", lambda s: clock(s / 60), "time", from_zero=True)
 
 
 def line_chart(
@@ -156,7 +158,7 @@ def line_chart(
             f' width="{WIDTH - LEFT - RIGHT + 12}" height="{HEIGHT - TOP - BOTTOM + 12}"/>'
             "</clipPath>",
             _axes(xs, ys, x, y),
-            *(_event(xs(at), word) for at, word in events),
+            *_events([(xs(at), word) for at, word in events]),
             f'<g clip-path="url(#{name}-c)">',
             *(_draw(s, xs, ys) for s in series),
             "</g></svg>",
@@ -219,11 +221,17 @@ def _axes(xs: Range, ys: Range, x: Axis, y: Axis) -> str:
     return "".join(parts)
 
 
-def _event(at: float, word: str) -> str:
-    return (
-        f'<line class="event" x1="{at:.1f}" x2="{at:.1f}" y1="{TOP}" y2="{HEIGHT - BOTTOM}"/>'
-        f'<text class="tick" x="{at + 3:.1f}" y="{TOP + 2}">{escape(word)}</text>'
-    )
+def _events(events: Sequence[Event]) -> list[str]:
+    """Return a dotted line an event, with its word where that touches no later line."""
+    parts = []
+    for index, (at, word) in enumerate(events):
+        parts.append(
+            f'<line class="event" x1="{at:.1f}" x2="{at:.1f}" y1="{TOP}" y2="{HEIGHT - BOTTOM}"/>'
+        )
+        room = (events[index + 1][0] if index + 1 < len(events) else WIDTH) - at
+        if room > 9 * len(word) + 6:
+            parts.append(f'<text class="tick" x="{at + 4:.1f}" y="{TOP + 2}">{escape(word)}</text>')
+    return parts
 
 
 def _draw(series: Series, xs: Range, ys: Range) -> str:

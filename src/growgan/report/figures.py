@@ -29,7 +29,7 @@ def figure(title: str, svg: str, series: Sequence[Series] = (), note: str = "") 
         for s in series
         if s.points and s.label
     )
-    legend = f'<p class="legend">{legend}</p>' if legend else ""
+    legend = f'<p class="legend">{legend}</p>'
     note = f'<p class="note">{escape(note)}</p>' if note else ""
     return f"<figure><figcaption><h3>{escape(title)}</h3>{legend}</figcaption>{svg}{note}</figure>"
 
@@ -143,7 +143,7 @@ def _slice(c: CandidateRecord, value: float) -> tuple[Point, Point]:
 
 def _mark(c: CandidateRecord, *, error: bool = False) -> Mark:
     words = f"{c.id} · {size(c.resolution, '×')} · score {scored(c.score, c.score_stderr, '±')}"
-    title = f"{words} · at {clock(c.elapsed)}\n{c.growth}"
+    title = f"{words} · at {clock(c.elapsed)}\n{c.origin}"
     return Mark((c.elapsed, c.score or 0.0), title, c.score_stderr if error else None)
 
 
@@ -177,8 +177,11 @@ def _training_figure(
 ) -> str:
     """Return one chart of curves, each thin as it was logged and thick as its running mean."""
     raw = [Series("", f"{css} raw", (tuple(curve),)) for _, css, curve in curves]
-    means = [Series(label, css, (tuple(running_mean(curve)),)) for label, css, curve in curves]
-    x = replace(time_axis(points[-1][0]), from_zero=True)
+    means = [
+        Series(label, css, (tuple(running_mean(curve, min(15, len(curve) // 8))),))
+        for label, css, curve in curves
+    ]
+    x = time_axis(points[-1][0])
     x = replace(x, label=x.label.replace("run time", "training time of the best lineage"))
     events = [
         (b[0], size(b[1].resolution, "×"))
@@ -205,7 +208,7 @@ def _curve(points: Sequence[TimedPoint], key: str) -> list[Point]:
     return [(t, p.terms[key]) for t, p in points if key in p.terms]
 
 
-def running_mean(curve: Sequence[Point], width: int = 15) -> list[Point]:
+def running_mean(curve: Sequence[Point], width: int) -> list[Point]:
     """Return each point's mean with its neighbours, up to ``width`` in all, fewer at the ends.
 
     >>> running_mean([(0, 1), (1, 4), (2, 1), (3, 4)], width=3)

@@ -21,18 +21,20 @@ from growgan.report.files import replacing
 from growgan.report.pictures import evenly, img
 from growgan.report.run import CandidateRecord, RunRecord, read_run
 from growgan.report.style import STYLE
-from growgan.report.text import clock, count, duration, number, plural, scored, size
+from growgan.report.text import (
+    clock,
+    count,
+    duration,
+    number,
+    plural,
+    purpose,
+    scored,
+    size,
+)
 from growgan.report.tree import tree_svg
 
 STAGES = 12
 KINDS = {1: "grayscale", 3: "RGB", 4: "RGBA"}
-PURPOSES = {
-    "train": "training",
-    "score": "scoring",
-    "data": "preparing data",
-    "other": "everything else",
-    "train_and_score": "training and scoring",
-}
 TREE_KEYS = (
     ("best", "way to the best"),
     ("lives", "alive"),
@@ -192,8 +194,8 @@ def tell(run: RunRecord) -> list[str]:
     if len(run.candidates) > len(line) and total > 0:
         share = sum(c.seconds for c in line) / total
         lines.append(
-            f"{share:.0%} of the time spent on candidates went into the lineage of the best one;"
-            " the rest was search."
+            f"{share:.0%} of the time spent on candidates went into the lineage of the best one,"
+            " the rest into candidates that did not lead to it."
         )
     if run.resumed:
         lines.append(f"It was stopped and resumed {plural(run.resumed, 'time')}.")
@@ -244,14 +246,15 @@ def _cost(run: RunRecord) -> str:
         return ""
     bar, rows = [], []
     for index, (name, seconds) in enumerate(costs.items()):
-        css, words = f"c{min(index, 3)}", PURPOSES.get(name, name.replace("_", " "))
+        css, words = "rest" if name == "other" else f"c{index % 5}", purpose(name)
         bar.append(f'<span class="{css}" style="width:{100 * seconds / total:.2f}%"></span>')
         rows.append(
             f'<tr><td><i class="dot {css}"></i>{escape(words)}</td>'
             f'<td class="n">{duration(seconds)}</td><td class="n">{seconds / total:.1%}</td></tr>'
         )
     rows.append(
-        f'<tr><th scope="row">all</th><td class="n">{duration(total)}</td><td class="n">100 %</td></tr>'
+        f'<tr><th scope="row">all</th><td class="n">{duration(total)}</td>'
+        '<td class="n">100.0%</td></tr>'
     )
     words = (
         f"{count(images_trained(run))} images trained on,"
@@ -282,25 +285,28 @@ def _candidates(run: RunRecord) -> str:
         for name, right in (
             ("id", False), ("from", False), ("growth", False), ("resolution", False),
             ("layers G / D", True), ("images", True), ("cost", True), ("score", True),
-            ("fate", False),
+            ("status", False),
         )
     )  # fmt: skip
-    rows = "".join(_row(c) for c in run.candidates)
+    leading = {c.id for c in run.best_lineage}
+    rows = "".join(_row(c, leads=c.id in leading) for c in run.candidates)
     if not rows:
         return ""
     return _box("All candidates", f"<table><thead><tr>{head}</tr></thead>{rows}</table>")
 
 
-def _row(c: CandidateRecord) -> str:
-    fate = c.status if not c.error else f"{c.status}: {c.error}"
+def _row(c: CandidateRecord, *, leads: bool) -> str:
+    status = "leads to the best" if leads and c.status != "best" else c.status
+    status += f": {c.error}" if c.error else ""
+    css = "alive" if leads and c.status == "pruned" else c.status
     return (
-        f'<tr class="{c.status}"><td class="id">{escape(c.id)}</td>'
-        f'<td class="id">{escape(c.parent or "")}</td><td>{escape(c.growth)}</td>'
+        f'<tr class="{css}"><td class="id">{escape(c.id)}</td>'
+        f'<td class="id">{escape(c.parent or "")}</td><td class="growth">{escape(c.origin)}</td>'
         f"<td>{size(c.resolution, '×')}</td>"
         f'<td class="n">{c.generator_layers} / {c.discriminator_layers}</td>'
         f'<td class="n">{count(c.images)}</td><td class="n">{duration(c.seconds)}</td>'
         f'<td class="n">{scored(c.score, c.score_stderr, "±")}</td>'
-        f'<td class="status">{escape(fate)}</td></tr>'
+        f'<td class="status">{escape(status)}</td></tr>'
     )
 
 

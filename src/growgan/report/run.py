@@ -56,6 +56,11 @@ class CandidateRecord:
     samples: Path | None = None
 
     @property
+    def origin(self) -> str:
+        """What made it out of its parent, in words; "start" for a root."""
+        return self.growth if self.parent is not None else "start"
+
+    @property
     def trains_on(self) -> bool:
         """Whether this slice continues its parent with the networks unchanged."""
         return self.parent is not None and self.growth.strip() == "train on"
@@ -170,7 +175,9 @@ def _assemble(path: Path, start: Event, events: list[Event]) -> RunRecord:
     finished = bool(ends) and "candidate" not in kinds[_last(kinds, "end") :]
     best = _best(events, candidates)
     elapsed = max((_number(e.get("elapsed")) or 0.0 for e in events), default=0.0)
-    data, budget = start.get("data") or {}, start.get("budget") or {}
+    data = start.get("data") or {}
+    # A run may be resumed with another budget.
+    budget = [e["budget"] for e in events if e.get("event") in ("start", "budget")][-1]
     config = path / "config.yaml"
     return RunRecord(
         path=path,

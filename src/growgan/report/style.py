@@ -101,13 +101,15 @@ th { font-weight: 600; color: var(--soft); white-space: nowrap; }
 thead th { position: sticky; top: 0; background: var(--card); }
 td.n, th.n { text-align: right; white-space: nowrap; }
 td { overflow-wrap: anywhere; } td.id { white-space: nowrap; }
+td.growth { min-width: 15em; }
 tr.best td, tr.best th { color: var(--best); font-weight: 600; }
 tr.pruned td, tr.failed td { color: var(--soft); }
 tr.failed .status { color: var(--bad); }
 .bar { display: flex; height: 26px; border-radius: 6px; overflow: hidden; margin: 16px 0 12px;
   background: var(--rule); }
 .bar span { min-width: 1px; } .c0 { background: var(--best); } .c1 { background: var(--g); }
-.c2 { background: var(--d); } .c3 { background: var(--faint); }
+.c2 { background: var(--d); } .c3 { background: var(--bad); } .c4 { background: var(--soft); }
+.rest { background: var(--faint); }
 .dot { display: inline-block; width: 12px; height: 12px; border-radius: 3px; margin-right: 8px; }
 .cost { max-width: 560px; }
 pre { margin: 0; padding: 14px 16px; font: .8125rem/1.5 ui-monospace, "SF Mono", Menlo, Consolas,

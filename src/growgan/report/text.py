@@ -6,6 +6,25 @@ import math
 
 MINUTE = 60
 HOUR = 3600
+PURPOSES = {
+    "train": "training",
+    "score": "scoring",
+    "data": "preparing data",
+    "branch": "branching",
+    "search": "deciding",
+    "save": "saving",
+    "other": "everything else",
+    "train_and_score": "training and scoring",
+}
+
+
+def purpose(name: str) -> str:
+    """Return what a kind of cost in the ledger is, in words.
+
+    >>> purpose("score"), purpose("warm_up")
+    ('scoring', 'warm up')
+    """
+    return PURPOSES.get(name, name.replace("_", " "))
 
 
 def duration(seconds: float) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from html import escape
@@ -68,7 +69,7 @@ def _fold(siblings: tuple[Branch, ...]) -> tuple[tuple[Branch, ...], tuple[Branc
     """Split siblings, which come best first, into those drawn and those only counted."""
     losers = [b for b in siblings if not (b.children or b.lives or b.leads)]
     hidden = losers[LOSERS_SHOWN:] if len(losers) > LOSERS_SHOWN + 1 else []
-    return tuple(b for b in siblings if b not in hidden), tuple(hidden)
+    return tuple(b for b in siblings if not any(b is h for h in hidden)), tuple(hidden)
 
 
 def _height(b: Branch) -> int:
@@ -170,16 +171,17 @@ def _growth_lines(c: CandidateRecord, longest: int = 23) -> list[str]:
     """Return a growth as at most two short lines, G's and D's."""
     if c.parent is None:
         return [f"start: G {c.generator_layers}, D {c.discriminator_layers} layers"]
-    parts = [part.strip().replace("3x3", "3×3") for part in c.growth.split("|")][:2]
+    parts = [re.sub(r"(\d)x(\d)", r"\1×\2", part.strip()) for part in c.growth.split("|")][:2]
     return [p if len(p) <= longest else p[: longest - 1].rstrip() + "…" for p in parts]
 
 
 def _story(b: Branch) -> str:
     """Return what the pointer shows over a card."""
     c = b.face
-    ids = c.id if len(b.members) == 1 else f"{b.members[0].id} to {b.members[-1].id}"
+    first, last = b.members[0], b.members[-1]
+    ids = c.id if first is last else f"{last.id}, {len(b.members)} slices from {first.id}"
     words = [
-        f"{ids} ({b.status}): {b.members[0].growth or 'start'}",
+        f"{ids} ({b.status}): {first.origin}",
         f"score {scored(c.score, c.score_stderr, '±')}, {size(c.resolution, '×')}",
         f"G {plural(c.generator_layers, 'layer')}, {count(c.generator_parameters)} parameters; "
         f"D {plural(c.discriminator_layers, 'layer')}, {count(c.discriminator_parameters)}",

@@ -73,7 +73,8 @@ def load_specs(folder: Path) -> tuple[StackSpec, StackSpec]:
     """Read G's and D's specs; raise a :class:`UserError` if they cannot be read."""
     try:
         specs = json.loads((folder / "spec.json").read_text())
-        return tuple(StackSpec.from_json(specs[p]) for p in PLAYERS[:2])  # type: ignore[return-value]
+        g, d = (StackSpec.from_json(specs[player]) for player in PLAYERS[:2])
+        return g, d
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise UserError(f"no readable spec in '{folder}': {error}") from error
 

@@ -163,7 +163,7 @@ class Gan:
     @torch.no_grad()
     def update_average(self, decay: float) -> None:
         """Move the running average towards G by ``1 - decay``."""
-        own = list(self.average.parameters())
+        own: list[Tensor] = list(self.average.parameters())
         torch._foreach_lerp_(own, list(self.generator.parameters()), 1 - decay)
 
     @torch.no_grad()

@@ -10,7 +10,7 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from growgan.errors import UserError, unknown
 
@@ -33,10 +33,6 @@ class Runtime:
     def autocast(self) -> AbstractContextManager[object]:
         """Return the context in which forwards run."""
         return torch.autocast(self.device.type, torch.bfloat16, enabled=self.bfloat16)
-
-    def place(self, module: nn.Module) -> None:
-        """Move ``module`` here, channels-last."""
-        module.to(self.device, memory_format=torch.channels_last)
 
     def images(self, batch: Tensor) -> Tensor:
         """Return uint8 images as float32 in [-1, 1] on the device, channels-last."""

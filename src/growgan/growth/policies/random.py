@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -42,11 +43,11 @@ class RandomGrowth:
         rng = dice(history)
         below = parent.resolution != space.target
         share = portion(history, climb if below else usual_slice(history))
-        growth = self.draw(rng.random(), rng.choice, parent, history, below=below)
+        growth = self.draw(rng, parent, history, below=below)
         return [Proposal(parent.id, share, growth, self.fade if growth.fades() else 0.0)]
 
-    def draw(  # type: ignore[no-untyped-def]
-        self, chance: float, choose, parent: Candidate, history: History, *, below: bool
+    def draw(
+        self, rng: random.Random, parent: Candidate, history: History, *, below: bool
     ) -> Growth:
         """Return a random legal growth; a doubling at least at every other slice until the top."""
         space = history.space
@@ -55,10 +56,9 @@ class RandomGrowth:
         others = [growth for growth in growths if growth.factors[0] == 1 and growth]
         if below:
             late = parent.growth.factors[0] == 1
-            chosen: Growth = choose(doublings if late else growths)
-            return chosen
+            return rng.choice(doublings if late else growths)
         late_run = history.spent > 0.7  # what arrives now would not be trained
-        return growths[0] if late_run or chance > self.grow else choose(others)
+        return growths[0] if late_run or rng.random() > self.grow else rng.choice(others)
 
     def select(self, children: Sequence[Candidate], history: History) -> Selection:
         return go_on(children, history)
