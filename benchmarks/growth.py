@@ -30,6 +30,7 @@ import torch
 import growgan as gg
 from growgan.config import Settings, make_settings
 from growgan.data import ImageSet, default_cache
+from growgan.growth.budget import Budget
 from growgan.growth.run import make_scorer
 from growgan.metrics.distances import Moments, frechet
 from growgan.metrics.features import domain_extractor
@@ -131,7 +132,7 @@ def judge(images: torch.Tensor, data: ImageSet) -> dict[str, float]:
     extractor = _judge(data)
     real = torch.from_numpy(np.ascontiguousarray(data.images[:SAMPLES]))
     moments = [Moments.of(extractor(each)) for each in (images, real)]
-    swd = sliced_wasserstein(real[: len(images)], images, seed=0)
+    swd = sliced_wasserstein(images, real[: len(images)], seed=0)
     return {"fd": frechet(*moments), "swd": swd.average}
 
 
@@ -157,7 +158,10 @@ def run_missing(minutes: float, data_name: str, seeds: int, only: list[str]) -> 
     """Run the cells that have no figures yet."""
     source, resolution = DATA[data_name]
     data = gg.load_images(source, resolution=resolution)
-    make_scorer(data, Settings())  # train or read the search's network before any clock starts
+    limit = Budget(seconds=60 * minutes)
+    make_scorer(
+        data, Settings(), limit
+    )  # train or read the search's network before any clock starts
     _judge(data)
     for cell in cells(minutes, data_name, seeds):
         if cell in finished() or (only and cell.method not in only):

@@ -18,7 +18,7 @@ from growgan.nets.presets.base import base_grid, stage_width
 from growgan.nets.spec import LayerSpec, StackSpec
 from growgan.nets.stack import Discriminator, Generator, build
 
-KINDS = ("conv", "residual")
+KINDS = ("conv", "strided", "residual")
 
 
 def g_spec(kind: str = "conv", base: tuple[int, int] = (4, 4), channels: int = 1) -> StackSpec:
@@ -227,7 +227,7 @@ def test_widths_follow_the_published_formula() -> None:
 
 def test_pggan_at_its_published_size_has_the_published_shape() -> None:
     # Karras et al. 2018, table 2: 23.1 M parameters in G and in D at 1024 x 1024.
-    shape = StackSettings(latent=512, width=512, convolutions=2, taper=8)
+    shape = StackSettings(kind="conv", latent=512, width=512, convolutions=2, taper=8)
     for role in ("generator", "discriminator"):
         spec = PRESETS["pggan"].stack(role, shape, 3, (1024, 1024))  # type: ignore[arg-type]
         with torch.device("meta"):

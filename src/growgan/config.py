@@ -14,6 +14,8 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 
 from growgan.errors import UserError, unknown
 
+USUAL_REGULARISERS = ("r1", "r2")
+
 
 class Group(BaseModel):
     """A frozen group of settings; unknown keys are refused."""
@@ -24,7 +26,7 @@ class Group(BaseModel):
 class OptimiserSettings(Group):
     """Adam, for both players."""
 
-    lr: float = Field(4e-3, gt=0, description="step size")
+    lr: float = Field(2e-2, gt=0, description="step size")
     beta1: float = Field(0.0, ge=0, lt=1)
     beta2: float = Field(0.99, ge=0, lt=1)
     epsilon: float = Field(1e-8, gt=0)
@@ -46,7 +48,7 @@ class StackSettings(Group):
     taper: int = Field(4, ge=1, le=1024, description="full width up to this many base grids")
     convolutions: int = Field(1, ge=1, le=4, description="layers a resolution")
     kernel: int = Field(3, ge=1, le=15)
-    kind: str = Field("conv", description="block of every layer")
+    kind: str = Field("strided", description="block of every layer")
     base: tuple[int, int] | None = Field(None, description="base grid h, w; None: by aspect")
     deviation_group: int = Field(4, ge=0, description="minibatch deviation; 0 for none")
 
@@ -60,7 +62,7 @@ class AverageSettings(Group):
     """The running average of G that samples are drawn from."""
 
     half_life: float = Field(10_000, gt=0, description="in images")
-    ramp: float = Field(0.05, ge=0, description="at most this share of the images seen so far")
+    ramp: float = Field(0.15, ge=0, description="at most this share of the images seen so far")
 
 
 class ScoreSettings(Group):
@@ -80,9 +82,10 @@ class Settings(Group):
     seed: int = Field(0, ge=0)
     device: str = "auto"
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
-    loss: str = "non-saturating"
+    threads: int | None = Field(None, ge=1, le=1024, description="None: measured at the start")
+    loss: str = "relativistic"
     regularisers: dict[str, RegulariserSettings] = Field(
-        default_factory=lambda: {"r1": RegulariserSettings()}
+        default_factory=lambda: {name: RegulariserSettings() for name in USUAL_REGULARISERS}
     )
     batch: int = Field(32, ge=1, le=65536)
     mirror: bool = Field(False, description="flip half of the reals left to right")
@@ -120,8 +123,12 @@ def make_settings(*layers: Mapping[str, Any], overrides: Iterable[str] = ()) -> 
         UserError: an unknown key, or a value that its setting cannot take.
     """
     merged: dict[str, Any] = {}
-    for layer in (*layers, *(_nested(text) for text in overrides)):
+    for layer in layers:
         merged = _merge(merged, layer)
+    # What a preset leaves out it means to leave out; an override changes one thing of many.
+    merged.setdefault("regularisers", {name: {} for name in USUAL_REGULARISERS})
+    for text in overrides:
+        merged = _merge(merged, _nested(text))
     try:
         return Settings.model_validate(merged)
     except ValidationError as error:

@@ -59,13 +59,17 @@ class Candidate:
 
 @dataclass(frozen=True)
 class Space:
-    """Where a search may go: the preset's family, the target, and the edits that are allowed."""
+    """Where a search may go: the preset's family, the shape it starts from, and the target."""
 
     preset: str
     shape: StackSettings
     channels: int
     target: tuple[int, int]
-    actions: ActionSpace = ActionSpace()
+
+    @property
+    def actions(self) -> ActionSpace:
+        """What a search may append, insert and widen, in the preset's own kind of layer."""
+        return ActionSpace(kinds=(self.shape.kind,))
 
     @property
     def levels(self) -> int:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib.metadata import version
@@ -36,7 +37,7 @@ from growgan.report.page import write_report
 from growgan.training.checkpoint import load_generator
 from growgan.training.gan import latents, to_uint8
 from growgan.training.progress import Display, SilentDisplay
-from growgan.training.runtime import machine, make_runtime
+from growgan.training.runtime import best_threads, machine, make_runtime
 
 
 @dataclass(frozen=True)
@@ -152,6 +153,7 @@ def grow(
         chosen = chosen.model_copy(update={"policy": name, "growth": dict(vars(decided))})
     space = Space(chosen.preset, chosen.stack, data.channels, data.resolution)
     check_names(chosen)
+    chosen = chosen.model_copy(update={"threads": chosen.threads or best_threads()})
     space.stacks(space.levels)  # a target that cannot be reached is refused here
     folder = prepare(Path(out), chosen, limit, data, resume=resume)
     return _search(folder, chosen, space, decided, limit, data, display, meter_start.lap())
@@ -226,6 +228,9 @@ def _search(
 ) -> Run:
     """Run the search with its display, and write the report whatever happens."""
     shown = display or SilentDisplay()
+    # A resumed run keeps its number of threads, or its sums would round differently.
+    threads = torch.get_num_threads()
+    torch.set_num_threads(Settings.from_yaml(out / "config.yaml").threads or 1)
     before = [e["elapsed"] for e in Ledger(out / "ledger.jsonl").read() if "elapsed" in e]
     meter = Meter(budget, elapsed + (before[-1] if before else 0.0))
     search = Search(out, settings, space, policy, budget, meter, shown)
@@ -233,7 +238,7 @@ def _search(
     best: Candidate | None = None
     try:
         clock = Clock()
-        scorer = make_scorer(data, settings)
+        scorer = make_scorer(data, settings, budget)
         meter.charge("data", clock.lap())
         runtime = make_runtime(settings.device, settings.precision)
         batches = Batches(data, settings.batch, settings.seed)
@@ -242,17 +247,26 @@ def _search(
         )
         best = search.run(SerialExecutor(trainer, search.parent))
     finally:
+        torch.set_num_threads(threads)
         shown.stop(_summary(out, best))
     write_report(out)
     return Run(out)
 
 
-def make_scorer(data: ImageSet, settings: Settings) -> Scorer:
-    """Return the scorer for ``data``; its feature network is trained once and cached."""
+def make_scorer(data: ImageSet, settings: Settings, budget: Budget) -> Scorer:
+    """Return the scorer for ``data``; its feature network is trained once and cached.
+
+    A budget under four minutes gets a network that is trained for less, in tenths.
+    """
     extractor = None
     if settings.score.kind == "fd":
+        effort = min(1.0, math.ceil((budget.seconds or 240) / 24) / 10)
         extractor = domain_extractor(
-            data.images, data.labels, fingerprint=data.fingerprint, cache=default_cache()
+            data.images,
+            data.labels,
+            fingerprint=data.fingerprint,
+            cache=default_cache(),
+            effort=effort,
         )
     score = settings.score
     return Scorer(data.images, extractor, samples=score.samples, kind=score.kind)

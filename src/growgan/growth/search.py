@@ -128,7 +128,9 @@ class Search:
         return self.meter.spent + task.proposal.share * (progress.share if progress else 1.0)
 
     def _room(self) -> bool:
-        """Return whether there is budget for another slice and its scoring."""
+        """Return whether there is budget for another slice; the first one always has some."""
+        if not self.history.candidates and not self._unselected:
+            return True
         left = self.meter.left
         if left is not None:
             return left > 2 * self._overhead + 0.01 * (self.meter.budget.seconds or 0)

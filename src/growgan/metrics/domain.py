@@ -86,6 +86,7 @@ def train(
     *,
     seed: int,
     device: torch.device,
+    effort: float = 1.0,
 ) -> tuple[nn.Sequential, dict[str, float]]:
     """Train a network on ``images`` [N, C, H, W]; return it with its quality on held-out images.
 
@@ -110,7 +111,7 @@ def train(
 
     with torch.inference_mode(False), torch.enable_grad():
         most = 460 if labels is not None else 230
-        steps = max(min(most, _EPOCHS * len(kept) // _BATCH), 20)
+        steps = max(round(effort * min(most, _EPOCHS * len(kept) // _BATCH)), 20)
         _descend(task, _draws(kept, take, generator), steps, device)
     with torch.inference_mode():
         quality = task.quality(*take(held_out))

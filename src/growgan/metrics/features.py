@@ -97,12 +97,15 @@ def domain_extractor(
     cache: Path,
     seed: int = 0,
     device: torch.device | str = "cpu",
+    effort: float = 1.0,
 ) -> DomainExtractor:
     """Return the extractor for ``images`` [N, C, H, W], trained now or read from ``cache``.
 
     ``labels`` int64 [N], -1 where missing, are used if they name at least 2 classes for at least
-    half of the images. ``fingerprint`` names the images' content. Raises UserError for fewer than
-    16 images or a cache that cannot be written.
+    half of the images. ``fingerprint`` names the images' content. ``effort``, above 0 and at most
+    1, is the share of the usual training that a short budget can afford.
+
+    Raises UserError for fewer than 16 images or a cache that cannot be written.
     """
     if len(images) < domain.LEAST_IMAGES:
         raise UserError(
@@ -118,19 +121,17 @@ def domain_extractor(
         "supervision": "labels" if classes is not None else "none",
         "resolution": list(resolution),
         "channels": int(images.shape[1]),
+        "effort": effort,
     }
     key = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:24]
     path = cache / "extractors" / f"{key}.safetensors"
     network = domain.make_network(images.shape[1], resolution)
     metadata = _read(path, network, identity)
     if metadata is None:
-        if classes is not None:
-            known = np.flatnonzero(classes >= 0)
-            images, classes = (
-                (images, classes) if len(known) == len(images) else (images[known], classes[known])
-            )
+        if classes is not None and (classes < 0).any():
+            images, classes = images[classes >= 0], classes[classes >= 0]
         network, quality = domain.train(
-            images, classes, resolution, seed=seed, device=torch.device(device)
+            images, classes, resolution, seed=seed, device=torch.device(device), effort=effort
         )
         metadata = {**identity, "images": len(images), "quality": quality}
         _write(path, network, metadata)

@@ -14,6 +14,8 @@ def multiplications(spec: StackSpec) -> float:
     for i, layer in enumerate(spec.layers):
         height, width = height * layer.resample, width * layer.resample
         inner, maps = spec.width_before(i), height * width * layer.kernel**2
+        if layer.kind == "strided" and layer.resample == 2:
+            maps = height * width * (layer.kernel + 1) ** 2 // 4
         total += maps * inner * layer.width
         if layer.kind == "residual":
             total += maps * layer.width * (layer.width if generator else inner)

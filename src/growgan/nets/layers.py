@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -139,6 +140,11 @@ def upsample(x: Float[Tensor, "n c h w"], factor: int = 2) -> Float[Tensor, "n c
 def downsample(x: Float[Tensor, "n c h w"], factor: int = 2) -> Float[Tensor, "n c h2 w2"]:
     """Average over squares of ``factor`` by ``factor`` pixels."""
     return x if factor == 1 else F.avg_pool2d(x, factor)
+
+
+def channels_last(stack: Any) -> Any:
+    """Lay out every weight channels-last, the fastest form on CPUs and GPUs."""
+    return stack.to(memory_format=torch.channels_last)
 
 
 NORMS: Registry[type[nn.Module]] = Registry("norm")

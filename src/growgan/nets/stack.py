@@ -7,7 +7,6 @@ new_head(layers(h)), alpha)``, and D's first features are blended the same way (
 from __future__ import annotations
 
 from math import prod
-from typing import Any
 
 import torch
 from jaxtyping import Float
@@ -20,6 +19,7 @@ from growgan.nets.layers import (
     MinibatchDeviation,
     PixelNorm,
     Project,
+    channels_last,
     downsample,
     upsample,
 )
@@ -155,11 +155,6 @@ class Discriminator(Stack):
 
     def forward(self, x: Float[Tensor, "n c h w"]) -> Float[Tensor, " n"]:
         return self.judge(self.features(x))
-
-
-def channels_last(stack: Any) -> Any:
-    """Lay out every weight channels-last, the fastest form on CPUs and GPUs."""
-    return stack.to(memory_format=torch.channels_last)
 
 
 def build(spec: StackSpec, seed: int | None = None) -> Generator | Discriminator:

@@ -23,7 +23,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from math import sqrt
 
-from growgan.growth.actions import UNCHANGED, ActionSpace, Growth, legal_growths
+from growgan.growth.actions import UNCHANGED, Growth, legal_growths
 from growgan.growth.history import Candidate, History, Proposal
 from growgan.growth.policies.base import (
     POLICIES,
@@ -120,7 +120,7 @@ class Dynamic:
         kept: list[tuple[Candidate, Growth]] = []
         for parent in alive[: self.top_k]:
             growths = legal_growths(
-                parent.generator, parent.discriminator, ActionSpace(), history.space.target
+                parent.generator, parent.discriminator, history.space.actions, history.space.target
             )
             kept += [(parent, g) for g in growths if g and rng.random() < self.keep]
         rng.shuffle(kept)

@@ -6,7 +6,7 @@ import random
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from growgan.growth.actions import ActionSpace, Growth, legal_growths
+from growgan.growth.actions import Growth, legal_growths
 from growgan.growth.history import Candidate, History, Proposal
 from growgan.growth.policies.base import (
     POLICIES,
@@ -51,7 +51,7 @@ class RandomGrowth:
     ) -> Growth:
         """Return a random legal growth; a doubling at least at every other slice until the top."""
         space = history.space
-        growths = legal_growths(parent.generator, parent.discriminator, ActionSpace(), space.target)
+        growths = legal_growths(parent.generator, parent.discriminator, space.actions, space.target)
         doublings = [growth for growth in growths if growth.factors[0] == 2]
         others = [growth for growth in growths if growth.factors[0] == 1 and growth]
         if below:

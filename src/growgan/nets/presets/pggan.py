@@ -44,13 +44,20 @@ class ProgressiveFamily:
 
 PUBLISHED = {
     "loss": "wasserstein",
-    "regularisers": {"r1": {"weight": 0.0}, "gp": {"weight": 10.0}, "drift": {"weight": 0.001}},
+    "regularisers": {"gp": {"weight": 10.0}, "drift": {"weight": 0.001}},
     "batch": 16,
     "anneal": 0.0,
     "optimiser": {"lr": 1e-3, "beta1": 0.0, "beta2": 0.99, "epsilon": 1e-8},
     # 0.999 a step at batch 16 halves in 693 steps.
     "average": {"half_life": 11_088, "ramp": 1.0},
-    "stack": {"latent": 512, "width": 512, "taper": 8, "convolutions": 2, "deviation_group": 4},
+    "stack": {
+        "kind": "conv",
+        "latent": 512,
+        "width": 512,
+        "taper": 8,
+        "convolutions": 2,
+        "deviation_group": 4,
+    },
 }
 
 PRESETS.register("pggan", "progressive growing of GANs", "Karras et al. 2018, 1710.10196")(
