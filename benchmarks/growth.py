@@ -68,7 +68,7 @@ def random_shape(number: int) -> dict[str, Any]:
         "taper": rng.choice([2, 4, 8]),
         "convolutions": rng.choice([1, 2]),
         "kernel": rng.choice([3, 5]),
-        "kind": rng.choice(["conv", "residual"]),
+        "kind": rng.choice(["strided", "conv", "residual"]),
     }
 
 

@@ -345,10 +345,10 @@ def test_a_run_directory_of_other_data_is_refused(
     monkeypatch.setenv("GROWGAN_CACHE", str(tmp_path / "cache"))
     settings = tiny_settings(score={"kind": "swd", "samples": 64})
     grow(data, out=tmp_path / "run", policy="fixed", images=80, settings=settings)
-    with pytest.raises(UserError, match="already holds a run"):
+    with pytest.raises(UserError, match="already holds a run; add --resume"):
         grow(data, out=tmp_path / "run", policy="fixed", images=80, settings=settings)
     other = make_images(64, 1, 16, 16, seed=1)
-    with pytest.raises(UserError, match="holds a run on other data"):
+    with pytest.raises(UserError, match="which is other data than"):
         grow(other, out=tmp_path / "run", images=80, settings=settings, resume=True)
     with pytest.raises(UserError, match="no run directory"):
         Run.open(tmp_path)

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+from pydantic import BaseModel, ConfigDict, Field, PositiveInt, ValidationError, field_validator
 
 from growgan.errors import UserError, unknown
 
@@ -49,7 +49,9 @@ class StackSettings(Group):
     convolutions: int = Field(1, ge=1, le=4, description="layers a resolution")
     kernel: int = Field(3, ge=1, le=15)
     kind: str = Field("strided", description="block of every layer")
-    base: tuple[int, int] | None = Field(None, description="base grid h, w; None: by aspect")
+    base: tuple[PositiveInt, PositiveInt] | None = Field(
+        None, description="base grid h, w; None: by aspect"
+    )
     deviation_group: int = Field(4, ge=0, description="minibatch deviation; 0 for none")
 
     def of(self, role: str) -> StackSettings:
@@ -79,7 +81,7 @@ class Settings(Group):
     policy: str = "dynamic"
     growth: dict[str, Any] = Field(default_factory=dict, description="fields of the policy")
     resolution: tuple[int, int] | None = Field(None, description="h, w; None: the data's own")
-    seed: int = Field(0, ge=0)
+    seed: int = Field(0, ge=0, lt=2**32)
     device: str = "auto"
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
     threads: int | None = Field(None, ge=1, le=1024, description="None: measured at the start")

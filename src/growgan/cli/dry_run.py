@@ -4,23 +4,26 @@ from __future__ import annotations
 
 import time
 
+import torch
 from rich.console import Console
 from rich.table import Table
 
 from growgan.config import Settings
 from growgan.data import ImageSet
 from growgan.data.batches import Batches
+from growgan.growth.budget import Budget
 from growgan.growth.history import Space
 from growgan.growth.run import make_objective
 from growgan.training.gan import Gan
-from growgan.training.runtime import machine, make_runtime
+from growgan.training.runtime import best_threads, machine, make_runtime
 from growgan.training.stage import step
 
 STEPS = 8
 
 
-def show_stages(data: ImageSet, settings: Settings, budget: str | None, images: int | None) -> None:
-    """Print size, speed and memory of the preset's stack at each resolution on the way."""
+def show_stages(data: ImageSet, settings: Settings, budget: Budget | None) -> None:
+    """Print size and speed of the preset's stack at each resolution on the way."""
+    torch.set_num_threads(settings.threads or best_threads())
     space = Space(settings.preset, settings.stack, data.channels, data.resolution)
     table = Table("resolution", "G parameters", "D parameters", "images/s")
     for level in range(space.levels + 1):
@@ -31,9 +34,8 @@ def show_stages(data: ImageSet, settings: Settings, budget: str | None, images: 
     console = Console()
     console.print(f"{len(data):,} images, {data.channels} channels; {machine()}")
     console.print(table)
-    limit = budget or f"{images:,} images"
     console.print(
-        f"policy {settings.policy}, loss {settings.loss}, budget {limit}; nothing written"
+        f"policy {settings.policy}, loss {settings.loss}, budget {budget}; nothing written"
     )
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -13,6 +14,7 @@ from growgan.errors import UserError
 if TYPE_CHECKING:
     from growgan.config import Settings
     from growgan.data import ImageSet
+    from growgan.growth.budget import Budget
 
 Data = Annotated[str, typer.Argument(help="folder, zip, .npz, IDX file or a dataset's name")]
 Out = Annotated[Path | None, typer.Option(help="run directory; default: a new one in runs/")]
@@ -86,19 +88,24 @@ def _run(
 ) -> None:
     """Check everything that can be checked, then load the data, then start."""
     from growgan.data import load_images
+    from growgan.nets.presets.base import base_grid
 
-    settings = _settings(out if resume else None, published, given, overrides)
-    limit, wall = _limits(budget, images)
     if resume and out is None:
         raise UserError("--resume needs --out RUN, the run to go on with")
+    if resume and (overrides or "policy" in given):
+        raise UserError("a resumed run keeps its settings: leave out --set and --policy")
+    settings = _settings(out if resume else None, published, given, overrides)
+    limit = _limit(budget, images, resume)
     size = parse_resolution(resolution) or settings.resolution
+    if size is not None:
+        base_grid(size, settings.stack.base)  # say so before any image is read
     found = load_images(source, resolution=size, max_broken=max_broken)
     if dry_run:
         from growgan.cli.dry_run import show_stages
 
-        show_stages(found, settings, wall, limit)
+        show_stages(found, settings, limit)
         return
-    _start(found, out or _free_folder(found.name), settings, wall, limit, resume, source)
+    _start(found, out or _free_folder(found.name), settings, limit, resume, source)
 
 
 def _settings(
@@ -119,38 +126,37 @@ def _settings(
     return settings
 
 
-def _limits(budget: str | None, images: str | None) -> tuple[int | None, str | None]:
-    """Return the budget in images and in time, one of them None; ten minutes by default."""
+def _limit(budget: str | None, images: str | None, resume: bool) -> Budget | None:
+    """Return the budget: ten minutes by default, None for that of the run that is resumed."""
     from growgan.growth.budget import Budget, parse_count
 
+    if images is not None and budget is not None:
+        raise UserError("give either --budget or --images, not both")
     if images is not None:
-        if budget is not None:
-            raise UserError("give either --budget or --images, not both")
-        return parse_count(images), None
-    budget = budget or "10m"
-    Budget.parse(budget)
-    return None, budget
+        return Budget(images=parse_count(images))
+    if budget is None and resume:
+        return None
+    return Budget.parse(budget or "10m")
 
 
 def _start(
     data: ImageSet,
     out: Path,
     settings: Settings,
-    budget: str | None,
-    images: int | None,
+    budget: Budget | None,
     resume: bool,
     source: str,
 ) -> None:
     from growgan.cli.display import make_display
     from growgan.growth.run import grow as run
 
-    options: dict[str, Any] = {"budget": budget, "images": images, "resume": resume}
+    shown = make_display()
     try:
-        run(data, out=out, settings=settings, display=make_display(), **options)
+        run(data, out=out, settings=settings, budget=budget, resume=resume, display=shown)
     except KeyboardInterrupt:
-        limit = f"--budget {budget}" if budget else f"--images {images}"
-        again = f"growgan grow {source} --out {out} {limit} --resume"
-        raise KeyboardInterrupt(f"go on with: {again}") from None
+        size = "x".join(str(side) for side in data.resolution)
+        again = ["growgan", "grow", source, "--resolution", size, "--out", str(out), "--resume"]
+        raise KeyboardInterrupt(f"go on with: {shlex.join(again)}") from None
 
 
 def parse_resolution(text: str | None) -> tuple[int, int] | None:

@@ -19,6 +19,11 @@ class Growth:
     generator: tuple[Edit, ...] = ()
     discriminator: tuple[Edit, ...] = ()
 
+    def __post_init__(self) -> None:
+        for edits in (self.generator, self.discriminator):
+            if any(isinstance(edit, Append) for edit in edits[:-1]):
+                raise ValueError("what is appended fades in, so it must be the last edit of a side")
+
     @property
     def factors(self) -> tuple[int, int]:
         """How much larger G's images and D's input become."""
@@ -69,6 +74,7 @@ class ActionSpace:
         append: whether layers may be appended at the same resolution.
         insert: whether identity-initialised layers may be inserted.
         widen: whether layers, or whole stacks, may double their width.
+        widest, deepest: the largest width and number of layers of a stack.
     """
 
     kernels: tuple[int, ...] = (3, 5)
@@ -77,6 +83,8 @@ class ActionSpace:
     append: bool = True
     insert: bool = True
     widen: bool = True
+    widest: int = 1024
+    deepest: int = 64
 
 
 def player_edits(spec: StackSpec, space: ActionSpace, target: int) -> list[Edit]:
@@ -94,8 +102,15 @@ def player_edits(spec: StackSpec, space: ActionSpace, target: int) -> list[Edit]
         places = [None, *(layer.id for layer in spec.layers)]
         edits += [Insert(place, 3, norm) for place in places]
     if space.widen:
-        edits += [Widen(None), *(Widen(layer.id) for layer in spec.layers)]
-    return edits
+        wider = [Widen(None), *(Widen(layer.id) for layer in spec.layers)]
+        edits += [edit for edit in wider if edit.keeps_shortcuts(spec)]
+    return [edit for edit in edits if _fits(edit.spec(spec), space)]
+
+
+def _fits(child: StackSpec, space: ActionSpace) -> bool:
+    """Return whether a stack stays within what a search may build."""
+    widest = max([child.stem, *(layer.width for layer in child.layers)])
+    return widest <= space.widest and len(child.layers) <= space.deepest
 
 
 def legal_growths(

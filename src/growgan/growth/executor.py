@@ -80,7 +80,7 @@ class Trainer:
                 task.piece,
                 lambda progress: report(task, gan, progress),
             )
-        except Diverged as error:
+        except (Diverged, torch.OutOfMemoryError) as error:
             outcome.error = str(error)
         outcome.images = gan.images - seen
         outcome.trained = outcome.costs["train"] = clock.lap()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib.metadata import version
@@ -25,6 +26,7 @@ from growgan.growth.history import Candidate, Space
 from growgan.growth.ledger import Ledger
 from growgan.growth.policies import POLICIES, GrowthPolicy, make_policy
 from growgan.growth.search import Search, start_event
+from growgan.metrics.domain import LEAST_IMAGES
 from growgan.metrics.features import domain_extractor
 from growgan.metrics.score import Scorer
 from growgan.nets.blocks import BLOCKS
@@ -122,7 +124,7 @@ def grow(
     *,
     out: str | Path,
     policy: GrowthPolicy | str | None = None,
-    budget: str | None = None,
+    budget: str | Budget | None = None,
     images: int | None = None,
     settings: Settings | Mapping[str, Any] | None = None,
     resume: bool = False,
@@ -136,27 +138,54 @@ def grow(
         budget: wall clock, like "10m"; everything is counted.
         images: instead: number of images trained on, for exact repetition.
         settings: a :class:`Settings`, or nested values that differ from the defaults.
-        resume: go on with the run in ``out``.
+        resume: go on with the run in ``out``, by its own settings, and within its own budget
+            unless another one is given.
 
     Raises:
         UserError: settings that do not fit each other or the data; an ``out`` that holds another
             run, or cannot be written.
+        RuntimeError: no candidate could be trained.
     """
-    limit = Budget(seconds=Budget.parse(budget).seconds, images=images) if budget else None
-    limit = limit or Budget(images=images)
-    meter_start = Clock()
+    clock, out = Clock(), Path(out)
+    began = check_out(out, data, resume=resume)
+    if resume:
+        settings = Settings.from_yaml(out / "config.yaml")
     chosen = settings if isinstance(settings, Settings) else make_settings(settings or {})
-    chosen = chosen.model_copy(update={"resolution": data.resolution})
-    decided = _policy(policy, chosen)
-    if policy is not None:
-        name = next(entry.name for entry in POLICIES if isinstance(decided, entry.value))
-        chosen = chosen.model_copy(update={"policy": name, "growth": dict(vars(decided))})
+    decided, chosen = _decide(policy, chosen)
+    chosen = chosen.model_copy(
+        update={"resolution": data.resolution, "threads": chosen.threads or best_threads()}
+    )
     space = Space(chosen.preset, chosen.stack, data.channels, data.resolution)
-    check_names(chosen)
-    chosen = chosen.model_copy(update={"threads": chosen.threads or best_threads()})
     space.stacks(space.levels)  # a target that cannot be reached is refused here
-    folder = prepare(Path(out), chosen, limit, data, resume=resume)
-    return _search(folder, chosen, space, decided, limit, data, display, meter_start.lap())
+    if len(data) < LEAST_IMAGES:
+        raise UserError(f"a run needs at least {LEAST_IMAGES} images, but there are {len(data)}")
+    limit = _limit(budget, images, Ledger(out / "ledger.jsonl"))
+    prepare(out, chosen, limit, data, began)
+    return _search(out, chosen, space, decided, limit, data, display, clock)
+
+
+def _limit(budget: str | Budget | None, images: int | None, ledger: Ledger) -> Budget:
+    """Return the budget that is given, or the last one in the ledger."""
+    if isinstance(budget, str):
+        budget = Budget.parse(budget)
+    if budget is not None and images is not None:
+        raise UserError("give either a budget of time or one of images, not both")
+    past = [event["budget"] for event in ledger.read() if "budget" in event]
+    if budget is None and images is None and past:
+        return Budget(**past[-1])
+    return budget or Budget(images=images)
+
+
+def _decide(policy: GrowthPolicy | str | None, settings: Settings) -> tuple[GrowthPolicy, Settings]:
+    """Return the policy itself, and settings that name it."""
+    if policy is None or isinstance(policy, str):
+        settings = settings.model_copy(update={"policy": policy or settings.policy})
+        check_names(settings)
+        return make_policy(settings.policy, settings.growth), settings
+    names = [entry.name for entry in POLICIES if isinstance(policy, entry.value)]
+    known = {"policy": names[0], "growth": dict(vars(policy))} if names else {}
+    check_names(settings)
+    return policy, settings.model_copy(update=known)
 
 
 def check_names(settings: Settings) -> None:
@@ -172,6 +201,12 @@ def check_names(settings: Settings) -> None:
         for name in names:
             registry[name]
     make_runtime(settings.device, settings.precision)
+    group = settings.stack.deviation_group
+    if group and settings.batch % group:
+        raise UserError(
+            f"batch {settings.batch} must be a multiple of stack.deviation_group {group}, "
+            "or reals and fakes would share a group; 0 turns the groups off"
+        )
 
 
 def make_objective(settings: Settings) -> Objective:
@@ -184,36 +219,51 @@ def make_objective(settings: Settings) -> Objective:
     return Objective(settings.loss, terms)
 
 
-def prepare(out: Path, settings: Settings, budget: Budget, data: ImageSet, *, resume: bool) -> Path:
-    """Make or check the run directory; raise a :class:`UserError` if it cannot be used."""
+def check_out(out: Path, data: ImageSet, *, resume: bool) -> dict[str, Any] | None:
+    """Return the start event of the run in ``out``, None if it is free for a new one.
+
+    Raises:
+        UserError: it holds a run (or none, for ``resume``), a run on other data, or other files.
+    """
+    began = next(Ledger(out / "ledger.jsonl").read(), None)
+    if began is None:
+        if resume:
+            raise UserError(f"there is no run to resume in '{out}'")
+        if out.exists() and (not out.is_dir() or any(out.iterdir())):
+            raise UserError(f"'{out}' is not an empty folder; choose another --out")
+        return None
+    if not resume:
+        raise UserError(f"'{out}' already holds a run; add --resume, or choose another --out")
+    if began["data"]["fingerprint"] != data.fingerprint:
+        raise UserError(
+            f"'{out}' holds a run on '{began['data']['name']}', which is other data than "
+            f"'{data.name}' as it is now"
+        )
+    return began
+
+
+def prepare(
+    out: Path, settings: Settings, budget: Budget, data: ImageSet, began: dict[str, Any] | None
+) -> None:
+    """Write what a new run begins with, or that it goes on.
+
+    Raises:
+        UserError: ``out`` cannot be written.
+    """
     ledger = Ledger(out / "ledger.jsonl")
-    facts = data.describe()
-    if ledger.path.exists():
-        if not resume:
-            raise UserError(f"'{out}' already holds a run; add --resume, or choose another --out")
-        began = next(ledger.read(), None)
-        if began is None or began["data"]["fingerprint"] != data.fingerprint:
-            raise UserError(f"'{out}' holds a run on other data than '{data.name}'")
-        if began["budget"] != budget.to_json():
-            ledger.append({"event": "budget", "budget": budget.to_json()})
-        return out
-    if resume and not out.exists():
-        raise UserError(f"there is no run to resume in '{out}'")
     try:
+        if began is not None:
+            ledger.mend()
+            ledger.append({"event": "resume", "time": time.time(), "budget": budget.to_json()})
+            return
+        facts = data.describe()
+        event = start_event(settings, budget, facts, machine(), version("growgan"))
         (out / "candidates").mkdir(parents=True, exist_ok=True)
         (out / "config.yaml").write_text(settings.to_yaml())
         (out / "data.json").write_text(json.dumps(facts, indent=1))
-        event = start_event(settings, budget, facts, machine(), version("growgan"))
         ledger.append(event)
     except OSError as error:
         raise UserError(f"cannot write to '{out}': {error.strerror or error}") from error
-    return out
-
-
-def _policy(policy: GrowthPolicy | str | None, settings: Settings) -> GrowthPolicy:
-    if policy is None or isinstance(policy, str):
-        return make_policy(policy or settings.policy, settings.growth)
-    return policy
 
 
 def _search(
@@ -224,36 +274,37 @@ def _search(
     budget: Budget,
     data: ImageSet,
     display: Display | None,
-    elapsed: float,
+    clock: Clock,
 ) -> Run:
     """Run the search with its display, and write the report whatever happens."""
     shown = display or SilentDisplay()
-    # A resumed run keeps its number of threads, or its sums would round differently.
+    events = list(Ledger(out / "ledger.jsonl").read())
+    elapsed = max((event.get("elapsed", 0.0) for event in events), default=0.0)
+    meter = Meter(budget, elapsed + clock.lap())
+    runtime = make_runtime(settings.device, settings.precision)
+    search = Search(out, settings, space, policy, budget, meter, shown, str(runtime.device))
     threads = torch.get_num_threads()
-    torch.set_num_threads(Settings.from_yaml(out / "config.yaml").threads or 1)
-    before = [e["elapsed"] for e in Ledger(out / "ledger.jsonl").read() if "elapsed" in e]
-    meter = Meter(budget, elapsed + (before[-1] if before else 0.0))
-    search = Search(out, settings, space, policy, budget, meter, shown)
-    shown.start(next(search.ledger.read()))
-    best: Candidate | None = None
+    # A resumed run keeps its number of threads, or its sums would round differently.
+    torch.set_num_threads(settings.threads or 1)
+    shown.start(events[0])
     try:
-        clock = Clock()
-        scorer = make_scorer(data, settings, budget)
+        # All scores of a run are by one network, the one that its first budget could afford.
+        scorer = make_scorer(data, settings, Budget(**events[0]["budget"]), runtime.device)
         meter.charge("data", clock.lap())
-        runtime = make_runtime(settings.device, settings.precision)
         batches = Batches(data, settings.batch, settings.seed)
-        trainer = Trainer(
-            settings, batches, make_objective(settings), runtime, scorer, search.report
-        )
-        best = search.run(SerialExecutor(trainer, search.parent))
+        objective = make_objective(settings)
+        trainer = Trainer(settings, batches, objective, runtime, scorer, search.report)
+        if search.run(SerialExecutor(trainer, search.parent)) is None:
+            raise RuntimeError("no candidate could be trained; see the ledger for the reasons")
     finally:
         torch.set_num_threads(threads)
-        shown.stop(_summary(out, best))
-    write_report(out)
+        shown.stop(_summary(out, search.history.best))
+        if search.history.best:
+            write_report(out)
     return Run(out)
 
 
-def make_scorer(data: ImageSet, settings: Settings, budget: Budget) -> Scorer:
+def make_scorer(data: ImageSet, settings: Settings, budget: Budget, device: torch.device) -> Scorer:
     """Return the scorer for ``data``; its feature network is trained once and cached.
 
     A budget under four minutes gets a network that is trained for less, in tenths.
@@ -266,6 +317,7 @@ def make_scorer(data: ImageSet, settings: Settings, budget: Budget) -> Scorer:
             data.labels,
             fingerprint=data.fingerprint,
             cache=default_cache(),
+            device=device,
             effort=effort,
         )
     score = settings.score

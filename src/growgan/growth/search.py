@@ -7,9 +7,10 @@ reading them. Each policy, fixed stacks included, goes through here.
 from __future__ import annotations
 
 import json
+import re
 import shutil
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -26,6 +27,7 @@ from growgan.training.gan import Gan
 from growgan.training.progress import Display, Status
 from growgan.training.stage import Progress, Slice
 
+FAILURES = 3  # in a row, and the run ends
 SHEET = 64  # images on a candidate's sample sheet
 SHEET_SEED = 1  # the same latents for every candidate
 
@@ -36,6 +38,7 @@ class Search:
     Args:
         out: the run directory; it exists and holds config.yaml and data.json.
         meter: already ticking, so that preparation is counted.
+        device: where parents are loaded to.
     """
 
     def __init__(
@@ -47,9 +50,10 @@ class Search:
         budget: Budget,
         meter: Meter,
         display: Display,
+        device: str = "cpu",
     ) -> None:
         self.out, self.settings, self.policy = out, settings, policy
-        self.meter, self.display = meter, display
+        self.meter, self.display, self.device = meter, display, device
         self.ledger = Ledger(out / "ledger.jsonl")
         self.history = History(space, budget, settings.seed)
         self._gans: dict[str, Gan] = {}
@@ -68,6 +72,7 @@ class Search:
             if not children:
                 break
             self._select(children)
+            self._give_up_on_failures()
         best = self.history.best
         costs = {kind: round(seconds, 2) for kind, seconds in self.meter.costs.items()}
         elapsed = self.meter.elapsed
@@ -76,12 +81,15 @@ class Search:
         self.ledger.append({"event": "end", **event})
         return best
 
+    def _give_up_on_failures(self) -> None:
+        last = self.history.candidates[-FAILURES:]
+        if len(last) == FAILURES and all(c.error for c in last):
+            raise RuntimeError(f"{FAILURES} candidates in a row failed: {last[-1].error}")
+
     def parent(self, candidate_id: str) -> Gan:
         """Return a candidate's players, from memory or from disk."""
         if candidate_id not in self._gans:
-            device = str(self.settings.device)
-            folder = self.folder(candidate_id)
-            self._gans[candidate_id] = load_gan(folder, "cpu" if device == "auto" else device)
+            self._gans[candidate_id] = load_gan(self.folder(candidate_id), self.device)
         return self._gans[candidate_id]
 
     def folder(self, candidate_id: str) -> Path:
@@ -239,21 +247,31 @@ class Search:
     def _replay(self) -> None:
         """Rebuild the history from the ledger, and forget what was never written down."""
         self.ledger.mend()
+        tried: dict[str, Candidate] = {}
         for event in self.ledger.read():
             if event["event"] == "candidate":
-                candidate = candidate_from_event(event)
+                candidate = self._counted(candidate_from_event(event), tried)
+                tried[candidate.id] = candidate
                 self._unselected.append(candidate)
                 self._overhead = candidate.seconds - candidate.trained
             elif event["event"] == "select":
                 known = self.history.with_round(tuple(self._unselected), tuple(event["alive"]))
                 self.history, self._unselected = known, []
-        tried = {c.id: c for c in (*self.history.candidates, *self._unselected)}
-        for candidate in tried.values():
-            before = tried[candidate.parent].images if candidate.parent else 0
-            self.meter.images += candidate.images - before
-        for folder in (self.out / "candidates").glob("*"):
-            if folder.name not in tried:
+        for folder in (self.out / "candidates").iterdir():
+            ours = re.fullmatch(r"\.?\d{4,}(\.partial)?", folder.name)
+            if ours and folder.is_dir() and folder.name not in tried:
                 shutil.rmtree(folder)
+
+    def _counted(self, candidate: Candidate, tried: Mapping[str, Candidate]) -> Candidate:
+        """Book a candidate of the ledger; its share is of the budget as it is now."""
+        before = tried[candidate.parent].images if candidate.parent else 0
+        self.meter.images += candidate.images - before
+        self.meter.charge("train", candidate.trained)
+        self.meter.charge("score", candidate.seconds - candidate.trained)
+        budget = self.meter.budget
+        if budget.images is not None:
+            return replace(candidate, spent=self.meter.images / budget.images)
+        return replace(candidate, spent=candidate.elapsed / (budget.seconds or 1))
 
 
 def start_event(

@@ -100,6 +100,16 @@ class Widen:
             tied |= {name for pair in pairs if tied & set(pair) for name in pair}
         return tuple(name for name in names if name in tied)
 
+    def keeps_shortcuts(self, parent: StackSpec) -> bool:
+        """Return whether every shortcut keeps its form: with a convolution, or without one."""
+
+        def plain(spec: StackSpec) -> list[bool]:
+            return [spec.width_before(i) == each.width for i, each in enumerate(spec.layers)]
+
+        residual = [layer.kind == "residual" for layer in parent.layers]
+        before, after = plain(parent), plain(self.spec(parent))
+        return all(a == b for r, a, b in zip(residual, before, after, strict=True) if r)
+
     def spec(self, parent: StackSpec) -> StackSpec:
         """Return the child's spec."""
         spec = without_fade(parent)

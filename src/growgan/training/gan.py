@@ -69,7 +69,8 @@ class Gan:
         return min(float(self.generator.alpha), float(self.discriminator.alpha))
 
     def set_alpha(self, alpha: float) -> None:
-        """Set the fade of all three stacks."""
+        """Set the fade of all three stacks, 0 to 1."""
+        alpha = min(1.0, max(0.0, alpha))
         for stack in (self.generator, self.discriminator, self.average):
             if stack.spec.fading:
                 stack.alpha.fill_(alpha)

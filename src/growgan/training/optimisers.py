@@ -40,7 +40,9 @@ def restore_moments(
     """Give each parameter the step count and moments saved under its name, if there are any."""
     for name, parameter in player.named_parameters():
         if name in state.get("step", {}):
-            own = {"step": state["step"][name].clone()}
+            fused = optimiser.param_groups[0]["fused"]
+            place = parameter.device if fused else torch.device("cpu")
+            own = {"step": state["step"][name].to(place, torch.float32, copy=True)}
             for key in MOMENTS:
                 # The fused kernel walks memory: moments must be laid out as their parameter is.
                 own[key] = torch.empty_like(parameter, requires_grad=False)

@@ -84,8 +84,9 @@ def best_threads() -> int:
     Two processors that share a core, or a machine that is busy, make a second thread a burden;
     so it is measured, in about a tenth of a second, instead of assumed.
     """
-    everything = os.cpu_count() or 1
+    before, everything = torch.get_num_threads(), os.cpu_count() or 1
     times = {n: _time_convolution(n) for n in (1, everything)}
+    torch.set_num_threads(before)
     return everything if times[everything] < 0.8 * times[1] else 1
 
 

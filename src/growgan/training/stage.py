@@ -79,6 +79,7 @@ def train(
     begun = logged = time.perf_counter()
     start = mark = gan.images
     alpha = gan.alpha
+    terms: dict[str, Tensor] = {}
     while True:
         # Decide by time or by images, never by both, or a run could not be repeated exactly.
         now = time.perf_counter()
@@ -100,6 +101,7 @@ def train(
             rate = (gan.images - mark) / (now - logged)
             report(Progress(share, gan.images, rate, gan.alpha, values))
             logged, mark = now, gan.images
+    _check_finite({name: float(term) for name, term in terms.items()})
     if not piece.fade or alpha + 1 / piece.fade >= 1:
         gan.finish_fade()
     else:
@@ -111,7 +113,8 @@ def step(
 ) -> dict[str, Tensor]:
     """Take one step of D and one of G; return the objective's terms by name."""
     g, d = gan.generator, gan.discriminator
-    rng = torch.Generator(runtime.device).manual_seed((settings.seed << 40) + gan.steps)
+    key = (settings.seed * 0x9E3779B97F4A7C15 + gan.steps) & (2**63 - 1)
+    rng = torch.Generator(runtime.device).manual_seed(key)
     pixels, _ = batches.batch_at(gan.images)
     real = _reals(gan, runtime.images(pixels), rng, settings.mirror)
     z = torch.randn(len(real), g.spec.latent, generator=rng, device=runtime.device)

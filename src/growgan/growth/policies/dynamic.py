@@ -5,10 +5,11 @@ history, each legal growth of each parent is a candidate with probability p, eac
 for a fixed slice and is scored, and the scores decide. This policy keeps that and makes it pay on
 a small budget:
 
-1. *Race.* A few small complete stacks, unlike in the sizes of G and D, each train for a few per
-   cent of the budget; the fastest learner is the root. Small stacks learn fastest early, and a
-   longer budget gives longer heats, which larger stacks win.
-2. *Climb.* The winner doubles its resolution until the target, early, and trains on.
+1. *Race.* A few small stacks, unlike in the sizes of G and D, each train for a few per cent of
+   the budget at a low resolution, where a step is cheap; the fastest learner is the root. A longer
+   budget gives longer heats, which larger stacks win.
+2. *Climb.* The winner doubles its resolution as soon as its score stops falling fast, at the
+   latest by a share of the budget, so that most of it is left for the target.
 3. *Grow when it pays.* When the score has flattened, a round of trials opens: the unchanged child,
    which is always there, and growths drawn from the legal ones. All trials take equal time, so a
    growth that slows the steps must make up for it: capacity pays rent. A growth wins only by more
@@ -49,6 +50,9 @@ class Dynamic:
         race: number of stacks in the race, 1 to 6.
         heat: share of the budget that each of them gets.
         below: how many doublings below the target the race is run.
+        step: share of the budget that each slice below the target gets.
+        steep: relative gain a slice below which a resolution is left for the next.
+        reach: share of the budget by which the target is reached at the latest.
         threshold: relative gain a slice below which the score counts as flat.
         trial: share of the budget that each trial gets.
         search: share of the budget that trials may take together.
@@ -60,12 +64,15 @@ class Dynamic:
     keep: float = 0.25
     race: int = 4
     heat: float = 0.03
-    below: int = 0
-    threshold: float = 0.04
+    below: int = 2
+    step: float = 0.04
+    steep: float = 0.3
+    reach: float = 0.3
+    threshold: float = 0.1
     trial: float = 0.04
     search: float = 0.15
-    calm: float = 0.35
-    fade: float = 0.4
+    calm: float = 0.3
+    fade: float = 0.8
 
     def propose(self, alive: Sequence[Candidate], history: History) -> Sequence[Proposal]:
         space = history.space
@@ -73,8 +80,9 @@ class Dynamic:
             return self._heats(history)
         leader = alive[0]
         if leader.resolution != space.target:
-            growth = space.doubling(leader)
-            return [Proposal(leader.id, usual_slice(history) / 2, growth, self.fade)]
+            if not self._climbs(leader, history):
+                return [Proposal(leader.id, self.step)]
+            return [Proposal(leader.id, self.step, space.doubling(leader), self.fade)]
         if self._opens_trials(leader, history):
             return self._trials(alive, history)
         return [Proposal(leader.id, portion(history, usual_slice(history)))]
@@ -85,10 +93,14 @@ class Dynamic:
         if not sound:
             best = history.best
             return Selection((best.id,) if best else (), "every child failed; back to the best")
-        ranked = sorted(sound, key=lambda c: float(c.score or 0))
-        leader, reason = self._winner(ranked, history)
-        others = [c.id for c in ranked if c is not leader]
-        return Selection((leader.id, *others[: self.top_k - 1]), reason)
+        ranked = sorted(sound, key=_score)
+        leader, reason = self._winner(ranked)
+        # Rivals of earlier rounds stay parents; the leader's own ancestors would only go back.
+        line = {c.id for c in history.lineage(leader)}
+        rivals = [*ranked, *(history[name] for name in history.alive)]
+        others = sorted({c.id: c for c in rivals if c.id not in line}.values(), key=_score)
+        same_size = [c.id for c in others if c.resolution == leader.resolution]
+        return Selection((leader.id, *same_size[: self.top_k - 1]), reason)
 
     def _heats(self, history: History) -> list[Proposal]:
         space = history.space
@@ -103,6 +115,19 @@ class Dynamic:
             stacks = space.stacks(level, shape.model_copy(update=widths))
             proposals.append(Proposal(None, self.heat, stacks=stacks))
         return proposals
+
+    def _climbs(self, leader: Candidate, history: History) -> bool:
+        """Return whether it is time to leave the leader's resolution for the next."""
+        space = history.space
+        level = (leader.resolution[0] // space.resolution(0)[0]).bit_length() - 1
+        first = max(0, space.levels - self.below)
+        due = self.reach * (level - first + 1) / (space.levels - first)
+        if history.spent + self.step > due:
+            return True
+        before = history[leader.parent] if leader.parent else None
+        if before is None or before.resolution != leader.resolution or leader.growth:
+            return False
+        return _score(leader) > (1 - self.steep) * _score(before)
 
     def _opens_trials(self, leader: Candidate, history: History) -> bool:
         line = history.lineage(leader)
@@ -129,7 +154,7 @@ class Dynamic:
             proposals.append(Proposal(parent.id, self.trial, growth, fade))
         return proposals
 
-    def _winner(self, ranked: Sequence[Candidate], history: History) -> tuple[Candidate, str]:
+    def _winner(self, ranked: Sequence[Candidate]) -> tuple[Candidate, str]:
         """Return the best child, or the unchanged one unless it is beaten beyond the noise."""
         best = ranked[0]
         if best.parent is None:
@@ -138,7 +163,11 @@ class Dynamic:
         if unchanged is None or unchanged is best:
             return best, f"{best.id} goes on" if len(ranked) == 1 else "no growth paid its rent"
         noise = sqrt((best.stderr or 0) ** 2 + (unchanged.stderr or 0) ** 2)
-        gain = float(unchanged.score or 0) - float(best.score or 0)
+        gain = _score(unchanged) - _score(best)
         if gain > 2 * noise:
             return best, f"{best.growth} gained {gain:.3g}, noise {noise:.2g}"
         return unchanged, f"the gain of {best.growth}, {gain:.3g}, is within noise ({noise:.2g})"
+
+
+def _score(candidate: Candidate) -> float:
+    return float("inf") if candidate.score is None else candidate.score

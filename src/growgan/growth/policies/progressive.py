@@ -36,7 +36,7 @@ class Progressive:
         grows = level < space.levels and ended
         level += grows
         begin, end = bounds[level - 1] if level else 0.0, bounds[level]
-        remaining = end - history.spent
+        remaining = max(end - history.spent, usual / 4)  # late, after a slow start
         share = remaining if remaining < 1.5 * usual else usual
         share = portion(history, share)
         fade = self.fade * (end - begin) / share if level else 0.0

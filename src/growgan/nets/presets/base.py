@@ -68,20 +68,32 @@ def base_grid(target: tuple[int, int], base: tuple[int, int] | None = None) -> t
                 f"{base[0]}x{base[1]} by doubling; it may be: {reach}"
             )
         return base
-    height, width = target
-    while height % 2 == 0 and width % 2 == 0 and min(height, width) >= 8:
-        height, width = height // 2, width // 2
+    height, width = _halved(target)
     if max(height, width) > LARGEST_BASE:
-        near = ", ".join(f"{_round(target[0], u)}x{_round(target[1], u)}" for u in (8, 16, 32))
         raise UserError(
             f"resolution {target[0]}x{target[1]} cannot be reached by doubling a grid of at most "
-            f"{LARGEST_BASE}x{LARGEST_BASE}; near ones that can: {near}"
+            f"{LARGEST_BASE}x{LARGEST_BASE}; near ones that can: {', '.join(_near(target))}"
         )
     return height, width
 
 
-def _round(side: int, unit: int) -> int:
-    return max(unit, round(side / unit) * unit)
+def _halved(target: tuple[int, int]) -> tuple[int, int]:
+    """Return the sides halved as long as both are even and stay at 4 or more."""
+    height, width = target
+    while height % 2 == 0 and width % 2 == 0 and min(height, width) >= 8:
+        height, width = height // 2, width // 2
+    return height, width
+
+
+def _near(target: tuple[int, int]) -> list[str]:
+    """Return resolutions near ``target`` that doubling reaches, the nearest first."""
+    found = []
+    for unit in (2**k for k in range(3, 13)):
+        sides = [max(unit, round(side / unit) * unit) for side in target]
+        near = f"{sides[0]}x{sides[1]}"
+        if max(_halved((sides[0], sides[1]))) <= LARGEST_BASE and near not in found:
+            found.append(near)
+    return found[:3]
 
 
 def stage_width(shape: StackSettings, factor: int) -> int:
