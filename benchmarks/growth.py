@@ -18,6 +18,7 @@ import json
 import random
 import shutil
 import statistics
+import subprocess
 import sys
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
@@ -112,7 +113,14 @@ def run_cell(cell: Cell, data: ImageSet) -> dict[str, Any]:
         "discriminator_parameters": best["discriminator_parameters"],
         "growths": _growths(tried, run.best_id),
         "machine": machine(),
+        "commit": _commit(),
     }
+
+
+def _commit() -> str:
+    """Return the commit that the figures belong to, marked where files have changed since."""
+    command = ["git", "describe", "--always", "--dirty", "--exclude", "*"]
+    return subprocess.run(command, capture_output=True, text=True, check=False).stdout.strip()
 
 
 def _growths(tried: list[dict[str, Any]], best: str) -> list[str]:
@@ -130,7 +138,7 @@ def _growths(tried: list[dict[str, Any]], best: str) -> list[str]:
 def judge(images: torch.Tensor, data: ImageSet) -> dict[str, float]:
     """Return the judge's Fréchet distance and SWD of ``images`` to the first reals."""
     extractor = _judge(data)
-    real = torch.from_numpy(np.ascontiguousarray(data.images[:SAMPLES]))
+    real = torch.from_numpy(np.array(data.images[:SAMPLES]))
     moments = [Moments.of(extractor(each)) for each in (images, real)]
     swd = sliced_wasserstein(images, real[: len(images)], seed=0)
     return {"fd": frechet(*moments), "swd": swd.average}
@@ -159,9 +167,8 @@ def run_missing(minutes: float, data_name: str, seeds: int, only: list[str]) -> 
     source, resolution = DATA[data_name]
     data = gg.load_images(source, resolution=resolution)
     limit = Budget(seconds=60 * minutes)
-    make_scorer(
-        data, Settings(), limit
-    )  # train or read the search's network before any clock starts
+    # Train or read the search's network and the judge before any clock starts.
+    make_scorer(data, Settings(), limit, torch.device("cpu"))
     _judge(data)
     for cell in cells(minutes, data_name, seeds):
         if cell in finished() or (only and cell.method not in only):

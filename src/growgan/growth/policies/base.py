@@ -48,10 +48,19 @@ def make_policy(name: str, values: Mapping[str, Any]) -> GrowthPolicy:
         if key not in known:
             raise unknown(f"{name} setting", key, known)
         kind = type(known[key].default)
-        if not isinstance(value, (int, float) if kind is float else kind):
+        right = isinstance(value, (int, float) if kind is float else kind)
+        if not right or isinstance(value, bool):
             raise UserError(f"setting 'growth.{key}' must be {kind.__name__}, but got {value!r}")
     made: GrowthPolicy = policy(**values)
     return made
+
+
+def check_range(policy: object, low: float, high: float, *names: str) -> None:
+    """Raise a :class:`UserError` unless each named field of ``policy`` is in (low, high]."""
+    for name in names:
+        value = getattr(policy, name)
+        if not low < value <= high:
+            raise UserError(f"setting 'growth.{name}' must be in ({low}, {high}], but got {value}")
 
 
 def usual_slice(history: History) -> float:

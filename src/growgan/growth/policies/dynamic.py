@@ -29,12 +29,14 @@ from growgan.growth.history import Candidate, History, Proposal
 from growgan.growth.policies.base import (
     POLICIES,
     Selection,
+    check_range,
     dice,
     portion,
     usual_slice,
 )
-from growgan.growth.policies.plateau import is_flat
+from growgan.growth.policies.plateau import slope
 
+TRIALS = 3  # growths tried in one round, beside the unchanged child
 # Widths of G and D in the race, relative to the shape in the settings.
 HEATS = ((1.0, 1.0), (0.5, 0.5), (2.0, 1.0), (1.0, 0.5), (1.0, 2.0), (2.0, 2.0))
 
@@ -53,7 +55,7 @@ class Dynamic:
         step: share of the budget that each slice below the target gets.
         steep: relative gain a slice below which a resolution is left for the next.
         reach: share of the budget by which the target is reached at the latest.
-        threshold: relative gain a slice below which the score counts as flat.
+        threshold: relative gain in a tenth of the budget below which the score counts as flat.
         trial: share of the budget that each trial gets.
         search: share of the budget that trials may take together.
         calm: last share of the budget, in which nothing grows.
@@ -68,11 +70,15 @@ class Dynamic:
     step: float = 0.04
     steep: float = 0.3
     reach: float = 0.3
-    threshold: float = 0.1
+    threshold: float = 0.2
     trial: float = 0.04
     search: float = 0.15
     calm: float = 0.3
     fade: float = 0.8
+
+    def __post_init__(self) -> None:
+        check_range(self, 0, 1, "keep", "heat", "step", "trial", "reach", "fade")
+        check_range(self, 0, 100, "top_k", "race")
 
     def propose(self, alive: Sequence[Candidate], history: History) -> Sequence[Proposal]:
         space = history.space
@@ -130,17 +136,24 @@ class Dynamic:
         return _score(leader) > (1 - self.steep) * _score(before)
 
     def _opens_trials(self, leader: Candidate, history: History) -> bool:
-        line = history.lineage(leader)
-        rooted = [c for c in history.candidates if c.parent is not None]
-        spent_on_trials = sum(1 for c in rooted if c.growth and c.id not in {x.id for x in line})
-        affordable = (spent_on_trials + 1) * self.trial <= self.search
-        calm = history.left < self.calm
-        return affordable and not calm and is_flat(line, self.threshold)
+        if history.left < self.calm or not self._affordable(history):
+            return False
+        pace = slope(history.lineage(leader))
+        return pace is not None and pace < 10 * self.threshold
+
+    def _affordable(self, history: History) -> int:
+        """Return how many more growths may be tried; those below the target are no trials."""
+        target = history.space.target
+        tried = sum(
+            c.growth.factors[0] == 1 and c.resolution == target and bool(c.growth)
+            for c in history.candidates
+        )
+        return int(self.search / self.trial + 1e-9) - tried
 
     def _trials(self, alive: Sequence[Candidate], history: History) -> list[Proposal]:
         """Return the unchanged child of the leader, and kept growths of the best parents."""
         leader, rng = alive[0], dice(history)
-        room = max(1, int(self.search / self.trial / 2))
+        room = min(self._affordable(history), TRIALS)
         proposals = [Proposal(leader.id, self.trial)]
         kept: list[tuple[Candidate, Growth]] = []
         for parent in alive[: self.top_k]:

@@ -16,6 +16,8 @@ from growgan.nets.cost import step_cost
 class Progressive:
     """PGGAN's schedule, scaled to the budget: every resolution sees equally many images.
 
+    In a budget of time the images are those that the stacks' cost leads one to expect.
+
     Attributes:
         fade: share of a resolution's images over which it fades in (published: 0.5).
         last: how many times as many images the last resolution sees as each one before.
