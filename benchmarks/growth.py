@@ -47,6 +47,13 @@ DATA = {
     "glyphs-rgb": ("glyphs:rgb", 64),
 }
 POLICIES = ("dynamic", "progressive", "fixed", "random")
+IDEAS: dict[str, dict[str, Any]] = {
+    "dynamic, race at the target": {"below": 0},
+    "dynamic, one doubling below": {"below": 1},
+    "dynamic, no race": {"race": 1},
+    "dynamic, no trials": {"search": 0.0},
+    "dynamic, slow climb": {"reach": 0.5, "steep": 0.1},
+}
 STACKS = tuple(f"stack{i}" for i in range(8))
 
 
@@ -78,16 +85,17 @@ def cells(minutes: float, data: str, seeds: int) -> Iterator[Cell]:
     for seed in range(seeds):
         for method in POLICIES:
             yield Cell(method, data, minutes, seed)
-    if minutes <= 5:
-        for method in STACKS:
-            yield Cell(method, data, minutes, 0)
+        if minutes <= 5:
+            for method in (*STACKS, *IDEAS):
+                yield Cell(method, data, minutes, seed)
 
 
 def settings_of(cell: Cell) -> Settings:
     """Return the settings of a cell: the defaults, but for policy, seed and random shape."""
     is_stack = cell.method in STACKS
     values: dict[str, Any] = {"seed": cell.seed}
-    values["policy"] = "fixed" if is_stack else cell.method
+    values["policy"] = "fixed" if is_stack else cell.method.partition(",")[0]
+    values["growth"] = IDEAS.get(cell.method, {})
     if is_stack:
         values["stack"] = random_shape(STACKS.index(cell.method))
     return make_settings(values)
@@ -192,17 +200,29 @@ def table() -> str:
             "| method | seeds | FD | SWD | images | candidates |",
             "|---|---|---|---|---|---|",
         ]
-        for method in POLICIES:
+        for method in (*POLICIES, *IDEAS):
             own = [r for r in part if r["method"] == method]
             if own:
                 lines.append(_line(method, own))
-        stacks = sorted((r for r in part if r["method"] in STACKS), key=lambda r: r["fd"])
-        if stacks:
-            lines.append(_line(f"best of {len(stacks)} random stacks", stacks[:1]))
-            middle = stacks[(len(stacks) - 1) // 2 : len(stacks) // 2 + 1]
-            lines.append(_line("median random stack", middle))
+        for name, rows_of in _of_stacks(part).items():
+            lines.append(_line(name, rows_of))
         parts.append("\n".join(lines))
     return "\n".join(parts)
+
+
+def _of_stacks(rows: list[dict[str, Any]]) -> dict[str, list[dict[str, Any]]]:
+    """Return the best and the median random stack of each seed."""
+    best, median = [], []
+    count = 0
+    for seed in sorted({r["seed"] for r in rows}):
+        mine = [r for r in rows if r["method"] in STACKS and r["seed"] == seed]
+        ranked = sorted(mine, key=lambda r: r["fd"])
+        best += ranked[:1]
+        median += ranked[(len(ranked) - 1) // 2 : len(ranked) // 2 + 1]
+        count = max(count, len(ranked))
+    if not count:
+        return {}
+    return {f"best of {count} random stacks": best, "median random stack": median}
 
 
 def _line(name: str, rows: list[dict[str, Any]]) -> str:

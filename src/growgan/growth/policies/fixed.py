@@ -16,7 +16,7 @@ class Fixed:
 
     def propose(self, alive: Sequence[Candidate], history: History) -> Sequence[Proposal]:
         share = portion(history, usual_slice(history))
-        if not history.candidates:
+        if not alive:
             return [Proposal(None, share, stacks=history.space.stacks(history.space.levels))]
         return [Proposal(parent.id, share) for parent in alive]
 

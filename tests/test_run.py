@@ -1,0 +1,196 @@
+"""Runs as a whole: what is refused, and what happens on the way from budget to result."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from growgan.config import OptimiserSettings, Settings, StackSettings, make_settings
+from growgan.data import Batches, ImageSet
+from growgan.errors import UserError
+from growgan.growth import grow
+from growgan.growth.actions import ActionSpace, Growth, legal_growths
+from growgan.growth.budget import Budget
+from growgan.growth.history import Candidate, History, Space
+from growgan.growth.policies import Dynamic, Progressive
+from growgan.growth.run import make_objective
+from growgan.nets.edits import Append, Insert, apply
+from growgan.nets.spec import LayerSpec
+from growgan.training.gan import Gan
+from growgan.training.runtime import make_runtime
+from growgan.training.stage import Diverged, Slice, step, train
+
+SPACE = Space("pggan", StackSettings(latent=16, width=8), 1, (32, 32))
+
+
+@pytest.fixture(scope="module")
+def data(make_images: Callable[..., ImageSet]) -> ImageSet:
+    return make_images(128, 1, 16, 16)
+
+
+@pytest.fixture(autouse=True)
+def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("GROWGAN_CACHE", str(tmp_path / "cache"))
+
+
+def tiny(**values: Any) -> Settings:
+    base = {
+        "batch": 8,
+        "stack": {"latent": 16, "width": 8},
+        "score": {"kind": "swd", "samples": 32},
+    }
+    return make_settings({**base, "precision": "float32", **values})
+
+
+def candidate(number: int, level: int, **values: Any) -> Candidate:
+    g, d = SPACE.stacks(level)
+    name = f"{number:04d}"
+    parent = f"{number - 1:04d}" if number else None
+    plain = Candidate(name, parent, number, Growth(), g, d, 1, 1, 1, 1, 1.0, 0.0, 1, 0.1, {})
+    return replace(plain, **values)
+
+
+def test_a_folder_with_other_files_is_not_used_and_nothing_in_it_is_touched(
+    data: ImageSet, tmp_path: Path
+) -> None:
+    mine = tmp_path / "mine" / "candidates" / "holiday.jpg"
+    mine.parent.mkdir(parents=True)
+    mine.write_text("dear to me")
+    with pytest.raises(UserError, match="is not an empty folder; choose another --out"):
+        grow(data, out=tmp_path / "mine", images=80, settings=tiny())
+    assert mine.read_text() == "dear to me"
+    assert sorted(p.name for p in (tmp_path / "mine").iterdir()) == ["candidates"]
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"batch": 6}, "batch 6 must be a multiple of stack.deviation_group 4"),
+        ({"stack": {"base": (5, 5)}}, "resolution 16x16 cannot be reached from base grid 5x5"),
+        ({"growth": {"trial": 0.0}}, r"setting 'growth.trial' must be in \(0, 1\], but got 0.0"),
+        ({"loss": "hing"}, "unknown loss 'hing'"),
+        ({"device": "gpu"}, "unknown device 'gpu'"),
+    ],
+)
+def test_settings_that_cannot_work_leave_nothing_behind(
+    settings: dict[str, Any], message: str, data: ImageSet, tmp_path: Path
+) -> None:
+    with pytest.raises(UserError, match=message):
+        grow(data, out=tmp_path / "run", images=80, settings=tiny(**settings))
+    assert not (tmp_path / "run").exists()
+
+
+def test_an_output_that_cannot_be_written_is_named(data: ImageSet, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UserError, match=r"file' is not an empty folder"):
+        grow(data, out=tmp_path / "file", images=80, settings=tiny())
+    with pytest.raises(UserError, match=r"cannot write to '.*file/below': Not a directory"):
+        grow(data, out=tmp_path / "file" / "below", images=80, settings=tiny())
+
+
+@pytest.mark.parametrize("seed", [2**24, 2**32 - 1])
+def test_large_seeds_work(seed: int, data: ImageSet) -> None:
+    settings = tiny(seed=seed)
+    gan = Gan.create(*SPACE.stacks(2), OptimiserSettings(), seed=1)
+    runtime = make_runtime("cpu", "float32")
+    terms = step(gan, Batches(data, 8, 0), make_objective(settings), settings, runtime)
+    assert all(torch.isfinite(term) for term in terms.values())
+
+
+def test_a_diverged_slice_is_noticed_at_its_end(data: ImageSet) -> None:
+    settings = tiny()
+    gan = Gan.create(*SPACE.stacks(2), OptimiserSettings(), seed=1)
+    with torch.no_grad():
+        next(gan.discriminator.parameters()).fill_(float("nan"))
+    batches, runtime = Batches(data, 8, 0), make_runtime("cpu", "float32")
+    with pytest.raises(Diverged, match="became nan"):
+        train(gan, batches, make_objective(settings), settings, runtime, Slice(images=8))
+
+
+def test_candidates_that_all_fail_end_the_run_with_the_reason(
+    data: ImageSet, tmp_path: Path
+) -> None:
+    wild = tiny(optimiser={"lr": 1e30})
+    with pytest.raises(RuntimeError, match=r"3 candidates in a row failed: .*diverged"):
+        grow(data, out=tmp_path / "run", policy="fixed", images=8000, settings=wild)
+
+
+def test_a_finished_run_goes_on_when_its_budget_is_raised(data: ImageSet, tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    first = grow(data, out=out, policy="fixed", images=400, settings=tiny())
+    grow(data, out=out, images=800, resume=True)
+    tried = [e for e in first.events if e["event"] == "candidate"]
+    assert max(e["images"] for e in tried) == 800
+    shares = [e["spent"] for e in tried if e["images"] > 400]
+    assert all(0.5 < share <= 1 for share in shares) and len(shares) >= 4
+    with pytest.raises(UserError, match="no run to resume"):
+        grow(data, out=tmp_path / "none", images=80, resume=True)
+
+
+def test_a_wall_clock_budget_is_kept(data: ImageSet, tmp_path: Path) -> None:
+    run = grow(data, out=tmp_path / "run", budget="4s", settings=tiny())
+    end = run.events[-1]
+    assert 2.0 < end["elapsed"] < 5.5
+    assert sum(end["cost"].values()) == pytest.approx(end["elapsed"], abs=0.2)
+
+
+def test_every_legal_growth_of_a_residual_pair_can_be_applied() -> None:
+    space = replace(SPACE, shape=StackSettings(latent=16, width=16, kind="residual"))
+    g, d = space.stacks(2)
+    gan = Gan.create(g, d, OptimiserSettings(), seed=1)
+    growths = legal_growths(g, d, ActionSpace(kinds=("residual",)), (32, 32))
+    assert len(growths) > 20
+    for growth in growths:
+        child = gan.branch(growth.generator, growth.discriminator)
+        assert child.generator.spec.resolution == child.discriminator.spec.resolution
+
+
+def test_no_growth_goes_beyond_the_bounds() -> None:
+    g, d = SPACE.stacks(3)
+    tight = ActionSpace(widest=8, deepest=len(g.layers))
+    grown = [x for x in legal_growths(g, d, tight, (32, 32)) if x]
+    assert grown == []
+
+
+def test_what_is_appended_must_come_last() -> None:
+    layer = Append((LayerSpec("x", "conv", 8),))
+    with pytest.raises(ValueError, match="must be the last edit"):
+        Growth((layer, Insert(None)), ())
+    stack = Gan.create(*SPACE.stacks(1), OptimiserSettings(), seed=0).generator
+    assert apply(stack, layer, 0).spec.fading == 1
+
+
+def test_progressive_does_not_propose_nothing_when_it_is_late() -> None:
+    root = candidate(0, 0, spent=0.5)
+    history = History(SPACE, Budget(seconds=300), 0, (root,), ("0000",), 1, 0.5)
+    (proposal,) = Progressive().propose([root], history)
+    assert proposal.share > 0 and proposal.fade > 0 and proposal.growth.factors == (2, 2)
+
+
+def test_dynamic_leaves_a_resolution_when_the_score_falls_slowly_or_time_is_up() -> None:
+    def growth(*candidates: Candidate, spent: float) -> Growth:
+        ids = (candidates[-1].id,)
+        history = History(SPACE, Budget(seconds=600), 0, candidates, ids, len(candidates), spent)
+        return Dynamic().propose([candidates[-1]], history)[0].growth
+
+    root = candidate(0, 1, score=1.0)
+    steep, flat = candidate(1, 1, score=0.5), candidate(1, 1, score=0.9)
+    assert not growth(root, steep, spent=0.05)
+    assert growth(root, flat, spent=0.05).factors == (2, 2)
+    assert growth(root, steep, spent=0.14).factors == (2, 2)
+
+
+def test_dynamic_spends_no_more_on_trials_than_it_may() -> None:
+    line = [candidate(i, 3, score=1.0 - i / 1000, spent=0.2 + i / 20) for i in range(3)]
+    policy = Dynamic(keep=1.0, search=0.08, trial=0.04)
+    history = History(SPACE, Budget(seconds=600), 0, tuple(line), ("0002",), 3, 0.3)
+    proposals = policy.propose([line[-1]], history)
+    assert [bool(p.growth) for p in proposals] == [False, True, True]
+    tried = [replace(candidate(3 + i, 3), growth=proposals[1 + i].growth) for i in range(2)]
+    after = replace(history, candidates=(*line, *tried))
+    assert [bool(p.growth) for p in policy.propose([line[-1]], after)] == [False]
