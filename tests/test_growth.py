@@ -12,11 +12,11 @@ import pytest
 import torch
 from torch import Tensor
 
-from growgan.config import OptimiserSettings, Settings, StackSettings, make_settings
+from growgan.config import ActionSettings, OptimiserSettings, Settings, StackSettings, make_settings
 from growgan.data import Batches, ImageSet
 from growgan.errors import UserError
 from growgan.growth import Run, grow
-from growgan.growth.actions import ActionSpace, Growth, legal_growths
+from growgan.growth.actions import Growth, legal_growths
 from growgan.growth.budget import Budget, Meter
 from growgan.growth.history import Candidate, History, Space
 from growgan.growth.ledger import Ledger
@@ -194,13 +194,13 @@ def test_k_and_k_steps_across_a_checkpoint_equal_2k_steps_bitwise(
 
 def test_legal_growths_keep_g_and_d_in_step_and_hold_the_unchanged_one_first() -> None:
     g, d = SPACE.stacks(1)
-    growths = legal_growths(g, d, ActionSpace(), (16, 16))
+    growths = legal_growths(g, d, ActionSettings(kinds=("conv",)), (16, 16))
     assert growths[0] == Growth() and str(growths[0]) == "train on"
     assert all(growth.factors[0] == growth.factors[1] for growth in growths)
     assert any(growth.factors[0] == 2 for growth in growths)
     asymmetric = [x for x in growths if bool(x.generator) != bool(x.discriminator)]
     assert any(x.generator for x in asymmetric) and any(x.discriminator for x in asymmetric)
-    at_target = legal_growths(g, d, ActionSpace(), (8, 8))
+    at_target = legal_growths(g, d, ActionSettings(kinds=("conv",)), (8, 8))
     assert all(growth.factors == (1, 1) for growth in at_target)
     assert all(Growth.from_json(growth.to_json()) == growth for growth in growths)
 

@@ -10,11 +10,11 @@ from typing import Any
 import pytest
 import torch
 
-from growgan.config import OptimiserSettings, Settings, StackSettings, make_settings
+from growgan.config import ActionSettings, OptimiserSettings, Settings, StackSettings, make_settings
 from growgan.data import Batches, ImageSet
 from growgan.errors import UserError
 from growgan.growth import grow
-from growgan.growth.actions import ActionSpace, Growth, legal_growths
+from growgan.growth.actions import Growth, legal_growths
 from growgan.growth.budget import Budget
 from growgan.growth.history import Candidate, History, Space
 from growgan.growth.policies import Dynamic, Progressive
@@ -143,7 +143,7 @@ def test_every_legal_growth_of_a_residual_pair_can_be_applied() -> None:
     space = replace(SPACE, shape=StackSettings(latent=16, width=16, kind="residual"))
     g, d = space.stacks(2)
     gan = Gan.create(g, d, OptimiserSettings(), seed=1)
-    growths = legal_growths(g, d, ActionSpace(kinds=("residual",)), (32, 32))
+    growths = legal_growths(g, d, ActionSettings(kinds=("residual",)), (32, 32))
     assert len(growths) > 20
     for growth in growths:
         child = gan.branch(growth.generator, growth.discriminator)
@@ -152,7 +152,7 @@ def test_every_legal_growth_of_a_residual_pair_can_be_applied() -> None:
 
 def test_no_growth_goes_beyond_the_bounds() -> None:
     g, d = SPACE.stacks(3)
-    tight = ActionSpace(widest=8, deepest=len(g.layers))
+    tight = ActionSettings(widest=8, deepest=len(g.layers))
     grown = [x for x in legal_growths(g, d, tight, (32, 32)) if x]
     assert grown == []
 
@@ -194,3 +194,22 @@ def test_dynamic_spends_no_more_on_trials_than_it_may() -> None:
     tried = [replace(candidate(3 + i, 3), growth=proposals[1 + i].growth) for i in range(2)]
     after = replace(history, candidates=(*line, *tried))
     assert [bool(p.growth) for p in policy.propose([line[-1]], after)] == [False]
+
+
+def test_dynamic_goes_back_when_a_growth_does_not_take() -> None:
+    def select(last: float) -> tuple[str, ...]:
+        doubled = Dynamic().propose([candidate(0, 1)], _at(candidate(0, 1), spent=0.2))[0].growth
+        line = [
+            candidate(0, 1, score=0.01),
+            candidate(1, 2, score=0.06, growth=doubled),
+            candidate(2, 2, score=last),
+        ]
+        return Dynamic().select([line[-1]], replace(_at(*line, spent=0.3), alive=("0001",))).alive
+
+    assert select(0.061) == ("0000",)  # stuck far above where it was
+    assert select(0.03) == ("0002", "0000")  # mending: go on, but keep the way back
+    assert select(0.009) == ("0002",)  # proven
+
+
+def _at(*line: Candidate, spent: float) -> History:
+    return History(SPACE, Budget(seconds=600), 0, line, (line[-1].id,), len(line), spent)

@@ -60,6 +60,30 @@ class StackSettings(Group):
         return self.model_copy(update={"width": width or self.width, "discriminator_width": None})
 
 
+class ActionSettings(Group):
+    """Which edits a search may try (DGGAN, section 3.1, and function-preserving ones)."""
+
+    kernels: tuple[int, ...] = Field((3, 5), min_length=1, description="of appended layers; odd")
+    widths: tuple[float, ...] = Field(
+        (0.5, 1.0, 2.0), min_length=1, description="of appended layers, relative to the image end"
+    )
+    kinds: tuple[str, ...] = Field(
+        (), description="blocks to append; none: as the layer nearest the image"
+    )
+    append: bool = Field(True, description="append layers at the same resolution")
+    insert: bool = Field(True, description="insert identity-initialised residual layers")
+    widen: bool = Field(True, description="double the width of a layer or a stack")
+    widest: int = Field(1024, ge=1, le=8192, description="largest width of a grown stack")
+    deepest: int = Field(64, ge=1, le=512, description="largest number of its layers")
+
+
+class DataSettings(Group):
+    """How images are prepared."""
+
+    fit: Literal["auto", "border", "crop", "pad", "stretch"] = "auto"
+    channels: Literal[1, 3, 4] | None = Field(None, description="None: what the images have")
+
+
 class AverageSettings(Group):
     """The running average of G that samples are drawn from."""
 
@@ -95,6 +119,8 @@ class Settings(Group):
     optimiser: OptimiserSettings = OptimiserSettings()
     average: AverageSettings = AverageSettings()
     stack: StackSettings = StackSettings()
+    actions: ActionSettings = ActionSettings()
+    data: DataSettings = DataSettings()
     score: ScoreSettings = ScoreSettings()
 
     @field_validator("regularisers", mode="before")

@@ -99,7 +99,8 @@ def _run(
     size = parse_resolution(resolution) or settings.resolution
     if size is not None:
         base_grid(size, settings.stack.base)  # say so before any image is read
-    found = load_images(source, resolution=size, max_broken=max_broken)
+    prepared: dict[str, Any] = settings.data.model_dump()
+    found = load_images(source, resolution=size, max_broken=max_broken, **prepared)
     if dry_run:
         from growgan.cli.dry_run import show_stages
 

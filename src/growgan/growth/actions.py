@@ -8,6 +8,7 @@ from itertools import product
 from math import prod
 from typing import Any
 
+from growgan.config import ActionSettings
 from growgan.nets.edits import Append, Edit, Insert, Widen, edit_from_json, edit_to_json
 from growgan.nets.spec import LayerSpec, StackSpec
 
@@ -63,38 +64,15 @@ class Growth:
 UNCHANGED = Growth()
 
 
-@dataclass(frozen=True)
-class ActionSpace:
-    """Which edits a search may try (DGGAN, section 3.1, and function-preserving ones).
-
-    Attributes:
-        kernels: sizes of appended convolutions.
-        widths: appended widths, as multiples of the image-end width.
-        kinds: blocks that may be appended.
-        append: whether layers may be appended at the same resolution.
-        insert: whether identity-initialised layers may be inserted.
-        widen: whether layers, or whole stacks, may double their width.
-        widest, deepest: the largest width and number of layers of a stack.
-    """
-
-    kernels: tuple[int, ...] = (3, 5)
-    widths: tuple[float, ...] = (0.5, 1.0, 2.0)
-    kinds: tuple[str, ...] = ("conv",)
-    append: bool = True
-    insert: bool = True
-    widen: bool = True
-    widest: int = 1024
-    deepest: int = 64
-
-
-def player_edits(spec: StackSpec, space: ActionSpace, target: int) -> list[Edit]:
+def player_edits(spec: StackSpec, space: ActionSettings, target: int) -> list[Edit]:
     """Return every single edit of one player whose images stay within ``target`` rows."""
     norm = "pixel" if spec.role == "generator" else "none"
     edge = spec.width_before(len(spec.layers))
     edits: list[Edit] = []
     if space.append:
         sizes = [1] + [2] * (2 * spec.resolution[0] <= target)
-        choices = product(space.kinds, space.kernels, space.widths, sizes)
+        kinds = space.kinds or (spec.layers[-1].kind if spec.layers else "conv",)
+        choices = product(kinds, space.kernels, space.widths, sizes)
         for kind, kernel, scale, resample in choices:
             width = max(8, round(edge * scale))
             edits.append(Append((LayerSpec("x", kind, width, kernel, resample, norm),)))
@@ -107,7 +85,7 @@ def player_edits(spec: StackSpec, space: ActionSpace, target: int) -> list[Edit]
     return [edit for edit in edits if _fits(edit.spec(spec), space)]
 
 
-def _fits(child: StackSpec, space: ActionSpace) -> bool:
+def _fits(child: StackSpec, space: ActionSettings) -> bool:
     """Return whether a stack stays within what a search may build."""
     widest = max([child.stem, *(layer.width for layer in child.layers)])
     return widest <= space.widest and len(child.layers) <= space.deepest
@@ -116,7 +94,7 @@ def _fits(child: StackSpec, space: ActionSpace) -> bool:
 def legal_growths(
     generator: StackSpec,
     discriminator: StackSpec,
-    space: ActionSpace,
+    space: ActionSettings,
     target: tuple[int, int],
 ) -> list[Growth]:
     """Return every growth that keeps G's images fitting D's input, the unchanged one first.

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
-from growgan.config import StackSettings
-from growgan.growth.actions import UNCHANGED, ActionSpace, Growth
+from growgan.config import ActionSettings, StackSettings
+from growgan.growth.actions import UNCHANGED, Growth
 from growgan.growth.budget import Budget
 from growgan.nets.presets import PRESETS
 from growgan.nets.presets.base import base_grid
@@ -59,17 +59,21 @@ class Candidate:
 
 @dataclass(frozen=True)
 class Space:
-    """Where a search may go: the preset's family, the shape it starts from, and the target."""
+    """Where a search may go.
+
+    Attributes:
+        preset: name of the family of stacks.
+        shape: the shape that it starts from.
+        channels: of the images.
+        target: height and width to reach, in pixels.
+        actions: the edits that may be tried.
+    """
 
     preset: str
     shape: StackSettings
     channels: int
     target: tuple[int, int]
-
-    @property
-    def actions(self) -> ActionSpace:
-        """What a search may append, insert and widen, in the preset's own kind of layer."""
-        return ActionSpace(kinds=(self.shape.kind,))
+    actions: ActionSettings = ActionSettings()
 
     @property
     def levels(self) -> int:

@@ -155,7 +155,7 @@ def grow(
     chosen = chosen.model_copy(
         update={"resolution": data.resolution, "threads": chosen.threads or best_threads()}
     )
-    space = Space(chosen.preset, chosen.stack, data.channels, data.resolution)
+    space = Space(chosen.preset, chosen.stack, data.channels, data.resolution, chosen.actions)
     space.stacks(space.levels)  # a target that cannot be reached is refused here
     if len(data) < LEAST_IMAGES:
         raise UserError(f"a run needs at least {LEAST_IMAGES} images, but there are {len(data)}")
@@ -195,7 +195,7 @@ def check_names(settings: Settings) -> None:
         (PRESETS, [settings.preset]),
         (LOSSES, [settings.loss]),
         (REGULARISERS, list(settings.regularisers)),
-        (BLOCKS, [settings.stack.kind]),
+        (BLOCKS, [settings.stack.kind, *settings.actions.kinds]),
     ]
     for registry, names in named:
         for name in names:

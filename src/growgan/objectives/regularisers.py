@@ -89,10 +89,10 @@ def drift(step: Step) -> Tensor:
 
 
 REGULARISERS.register("r1", "gradient penalty on reals", "Mescheder et al. 2018")(
-    Regulariser(r1, weight=0.2, every=16)
+    Regulariser(r1, weight=0.05, every=16)
 )
 REGULARISERS.register("r2", "gradient penalty on fakes", "Mescheder et al. 2018")(
-    Regulariser(r2, weight=0.2, every=16)
+    Regulariser(r2, weight=0.05, every=16)
 )
 REGULARISERS.register("gp", "gradient norm 1 between reals and fakes", "Gulrajani et al. 2017")(
     Regulariser(gradient_penalty, weight=10.0)

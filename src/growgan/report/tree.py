@@ -136,8 +136,7 @@ def _card(n: Node, b: Branch, thumbs: dict[str, str]) -> str:
     )
     more = len(b.members)
     badge = (
-        f'<text class="badge" x="{x + CARD_W - 9}" y="{y + 36.5}" text-anchor="end">'
-        f"{more} slices</text>"
+        f'<text class="badge" x="{x + CARD_W - 9}" y="{y + 20}" text-anchor="end">{more} ×</text>'
         if more > 1
         else ""
     )

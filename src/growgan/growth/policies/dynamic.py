@@ -101,12 +101,16 @@ class Dynamic:
             return Selection((best.id,) if best else (), "every child failed; back to the best")
         ranked = sorted(sound, key=_score)
         leader, reason = self._winner(ranked)
+        before = unproven(history.lineage(leader))
+        if before is not None and withers(leader, before, history):
+            return Selection((before.id,), f"the growth of {before.id} did not take; back to it")
         # Rivals of earlier rounds stay parents; the leader's own ancestors would only go back.
         line = {c.id for c in history.lineage(leader)}
         rivals = [*ranked, *(history[name] for name in history.alive)]
         others = sorted({c.id: c for c in rivals if c.id not in line}.values(), key=_score)
         same_size = [c.id for c in others if c.resolution == leader.resolution]
-        return Selection((leader.id, *same_size[: self.top_k - 1]), reason)
+        kept = [leader.id, *same_size[: self.top_k - 1], *([before.id] if before else [])]
+        return Selection(tuple(dict.fromkeys(kept)), reason)
 
     def _heats(self, history: History) -> list[Proposal]:
         space = history.space
@@ -180,6 +184,22 @@ class Dynamic:
         if gain > 2 * noise:
             return best, f"{best.growth} gained {gain:.3g}, noise {noise:.2g}"
         return unchanged, f"the gain of {best.growth}, {gain:.3g}, is within noise ({noise:.2g})"
+
+
+def unproven(line: Sequence[Candidate]) -> Candidate | None:
+    """Return the parent of the newest growth as long as the score has not come back to its own."""
+    for parent, child in zip(reversed(line[:-1]), reversed(line), strict=False):
+        if child.growth:
+            return parent if _score(line[-1]) > _score(parent) else None
+    return None
+
+
+def withers(leader: Candidate, before: Candidate, history: History) -> bool:
+    """Return whether training on has not mended what a growth broke: D, say, died of it."""
+    if leader.growth or leader.parent is None:
+        return False
+    stuck = _score(leader) > 0.95 * _score(history[leader.parent])
+    return stuck and _score(leader) > 2 * _score(before)
 
 
 def _score(candidate: Candidate) -> float:
