@@ -27,6 +27,7 @@ RESULTS = Path(__file__).parent / "results" / "recipes.jsonl"
 PENALTY = ("regularisers=gp,drift", "loss=wasserstein")
 RECIPES: dict[str, tuple[str, ...]] = {
     "default: relativistic, lazy R1 and R2": (),
+    "the same, rate 2e-2": ("optimiser.lr=2e-2",),
     "the same, rate 4e-3": ("optimiser.lr=4e-3",),
     "non-saturating, lazy R1": ("loss=non-saturating", "regularisers=r1"),
     "WGAN-GP and drift": PENALTY,
