@@ -42,7 +42,9 @@ def data(make_images: Callable[..., ImageSet]) -> ImageSet:
 
 def tiny_settings(**values: object) -> Settings:
     shape = {"latent": 16, "width": 8}
-    return make_settings({"batch": 8, "stack": shape, "precision": "float32", **values})
+    return make_settings(
+        {"batch": 8, "stack": shape, "precision": "float32", "threads": 1, **values}
+    )
 
 
 def trained(data: ImageSet, level: int = 1, steps: int = 3) -> Gan:

@@ -108,7 +108,9 @@ class Settings(Group):
     seed: int = Field(0, ge=0, lt=2**32)
     device: str = "auto"
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
-    threads: int | None = Field(None, ge=1, le=1024, description="None: measured at the start")
+    threads: int | None = Field(
+        None, ge=1, le=1024, description="None: measured; torch's own for --images"
+    )
     loss: str = "relativistic"
     regularisers: dict[str, RegulariserSettings] = Field(
         default_factory=lambda: {name: RegulariserSettings() for name in USUAL_REGULARISERS}

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from itertools import product
 from math import prod
@@ -128,8 +128,3 @@ def _alike(g: Edit, d: Edit) -> bool:
     if isinstance(g, Insert) and isinstance(d, Insert):
         return (g.after or "stem")[1:] == (d.after or "stem")[1:]
     return isinstance(g, Widen) and isinstance(d, Widen) and g.layer is None and d.layer is None
-
-
-def describe(growths: Sequence[Growth]) -> str:
-    """Return a line for each growth."""
-    return "\n".join(str(growth) for growth in growths)

@@ -145,7 +145,6 @@ class History:
     alive: tuple[str, ...] = ()
     round: int = 0
     spent: float = 0.0
-    reasons: tuple[str, ...] = ()
 
     def __getitem__(self, candidate_id: str) -> Candidate:
         for candidate in self.candidates:

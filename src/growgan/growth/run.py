@@ -152,14 +152,14 @@ def grow(
         settings = Settings.from_yaml(out / "config.yaml")
     chosen = settings if isinstance(settings, Settings) else make_settings(settings or {})
     decided, chosen = _decide(policy, chosen)
-    chosen = chosen.model_copy(
-        update={"resolution": data.resolution, "threads": chosen.threads or best_threads()}
-    )
     space = Space(chosen.preset, chosen.stack, data.channels, data.resolution, chosen.actions)
     space.stacks(space.levels)  # a target that cannot be reached is refused here
     if len(data) < LEAST_IMAGES:
         raise UserError(f"a run needs at least {LEAST_IMAGES} images, but there are {len(data)}")
     limit = _limit(budget, images, Ledger(out / "ledger.jsonl"))
+    # A run counted in images is for exact repetition, so nothing in it may hang on a measurement.
+    threads = chosen.threads or (best_threads() if limit.seconds else torch.get_num_threads())
+    chosen = chosen.model_copy(update={"resolution": data.resolution, "threads": threads})
     prepare(out, chosen, limit, data, began)
     return _search(out, chosen, space, decided, limit, data, display, clock)
 

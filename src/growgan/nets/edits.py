@@ -12,7 +12,7 @@ of a channel sum to the weight that read the one.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from math import prod
 from typing import Any
@@ -254,12 +254,3 @@ def _position(spec: StackSpec, layer_id: str) -> int:
             return i
     names = ", ".join(layer.id for layer in spec.layers) or "none"
     raise UserError(f"no layer '{layer_id}' in this {spec.role}; its layers are: {names}")
-
-
-def apply_all(
-    stack: Generator | Discriminator, edits: Sequence[Edit], seed: int
-) -> Generator | Discriminator:
-    """Apply ``edits`` in order."""
-    for edit in edits:
-        stack = apply(stack, edit, seed)
-    return stack

@@ -18,7 +18,6 @@ Role = Literal["generator", "discriminator"]
 
 # Bounds that are checked before anything is allocated: a spec may come from a stranger's file.
 LIMITS = {"width": 8192, "kernel": 15, "latent": 8192, "base": 1024, "side": 8192, "layers": 512}
-PARAMETER_LIMIT = 4_000_000_000
 
 
 @dataclass(frozen=True)
