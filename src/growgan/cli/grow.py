@@ -87,7 +87,7 @@ def _run(
     max_broken: float,
 ) -> None:
     """Check everything that can be checked, then load the data, then start."""
-    from growgan.data import load_images
+    from growgan.data import load_images, parse_resolution
     from growgan.nets.presets.base import base_grid
 
     if resume and out is None:
@@ -158,16 +158,6 @@ def _start(
         size = "x".join(str(side) for side in data.resolution)
         again = ["growgan", "grow", source, "--resolution", size, "--out", str(out), "--resume"]
         raise KeyboardInterrupt(f"go on with: {shlex.join(again)}") from None
-
-
-def parse_resolution(text: str | None) -> tuple[int, int] | None:
-    """Read ``32`` or ``48x32`` (height, width); raise a :class:`UserError` for anything else."""
-    if text is None:
-        return None
-    match = re.fullmatch(r"(\d{1,5})(?:x(\d{1,5}))?", text.lower())
-    if not match or int(match[1]) == 0:
-        raise UserError(f"--resolution must be like 32 or 48x32 (height x width), got '{text}'")
-    return int(match[1]), int(match[2] or match[1])
 
 
 def _free_folder(name: str) -> Path:

@@ -78,8 +78,12 @@ class Space:
     @property
     def levels(self) -> int:
         """Number of doublings from the base grid to the target."""
+        return self.level(self.target)
+
+    def level(self, resolution: tuple[int, int]) -> int:
+        """Return the number of doublings from the base grid to ``resolution``."""
         base = base_grid(self.target, self.shape.base)
-        return (self.target[0] // base[0]).bit_length() - 1
+        return (resolution[0] // base[0]).bit_length() - 1
 
     def resolution(self, level: int) -> tuple[int, int]:
         """Return height and width after ``level`` doublings."""

@@ -129,7 +129,7 @@ class Dynamic:
     def _climbs(self, leader: Candidate, history: History) -> bool:
         """Return whether it is time to leave the leader's resolution for the next."""
         space = history.space
-        level = (leader.resolution[0] // space.resolution(0)[0]).bit_length() - 1
+        level = space.level(leader.resolution)
         first = max(0, space.levels - self.below)
         due = self.reach * (level - first + 1) / (space.levels - first)
         if history.spent + self.step > due:

@@ -48,7 +48,7 @@ class Plateau:
         space, line = history.space, history.lineage(parent)
         flat = is_flat(line, self.threshold)
         if below:
-            level = (parent.resolution[0] // space.resolution(0)[0]).bit_length() - 1
+            level = space.level(parent.resolution)
             overdue = history.spent >= self.reach * (level + 1) / (space.levels + 1)
             return space.doubling(parent) if flat or overdue else UNCHANGED
         widened = sum(bool(c.growth) and not c.growth.fades() for c in line)

@@ -33,7 +33,7 @@ class Progressive:
             share = min(usual, bounds[0])
             return [Proposal(None, share, stacks=space.stacks(0))]
         parent = alive[0]
-        level = (parent.resolution[0] // space.resolution(0)[0]).bit_length() - 1
+        level = space.level(parent.resolution)
         ended = history.spent >= bounds[level] - usual / 4
         grows = level < space.levels and ended
         level += grows
