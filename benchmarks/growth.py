@@ -1,10 +1,11 @@
 """Does searching for the growth pay? Every policy at equal total wall clock, all search counted.
 
-    python benchmarks/growth.py run --minutes 5         # the cells that are still missing
-    python benchmarks/growth.py table                   # the tables, as in docs/RESULTS.md
+    python benchmarks/growth.py run --minutes 5 --jobs 2    # the cells that are still missing
+    python benchmarks/growth.py table                       # the tables, as in docs/RESULTS.md
 
 A cell is one run: a method, a dataset, a budget, a seed. Its figures go into
 ``benchmarks/results/growth.jsonl`` as soon as it is done; a cell that is there is not run again.
+With ``--jobs`` several run side by side, each on its share of the cores: every method alike.
 
 Distances are taken by a judge that the search never sees: a classifier of its own seed, trained
 on the labels. Both networks are trained before the clock starts (some 20 s a dataset, once) and
@@ -15,12 +16,14 @@ from __future__ import annotations
 
 import argparse
 import json
+import multiprocessing
+import os
 import random
 import shutil
 import statistics
 import subprocess
-import sys
 from collections.abc import Iterator
+from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -49,7 +52,7 @@ DATA = {
 POLICIES = ("dynamic", "progressive", "fixed", "random")
 IDEAS: dict[str, dict[str, Any]] = {
     "dynamic, race at the target": {"below": 0},
-    "dynamic, one doubling below": {"below": 1},
+    "dynamic, race two doublings below": {"below": 2},
     "dynamic, no race": {"race": 1},
     "dynamic, no trials": {"search": 0.0},
     "dynamic, slow climb": {"reach": 0.5, "steep": 0.1},
@@ -90,10 +93,10 @@ def cells(minutes: float, data: str, seeds: int) -> Iterator[Cell]:
                 yield Cell(method, data, minutes, seed)
 
 
-def settings_of(cell: Cell) -> Settings:
+def settings_of(cell: Cell, threads: int) -> Settings:
     """Return the settings of a cell: the defaults, but for policy, seed and random shape."""
     is_stack = cell.method in STACKS
-    values: dict[str, Any] = {"seed": cell.seed}
+    values: dict[str, Any] = {"seed": cell.seed, "threads": threads}
     values["policy"] = "fixed" if is_stack else cell.method.partition(",")[0]
     values["growth"] = IDEAS.get(cell.method, {})
     if is_stack:
@@ -101,11 +104,14 @@ def settings_of(cell: Cell) -> Settings:
     return make_settings(values)
 
 
-def run_cell(cell: Cell, data: ImageSet) -> dict[str, Any]:
-    """Run a cell from scratch and return its figures."""
+def run_cell(cell: Cell, threads: int) -> dict[str, Any]:
+    """Run a cell from scratch on so many cores and return its figures."""
+    data = load(cell.data)
     out = RUNS / f"{cell.data}-{cell.minutes:g}m-{cell.method}-{cell.seed}"
     shutil.rmtree(out, ignore_errors=True)
-    run = gg.grow(data, out=out, budget=f"{cell.minutes * 60:g}s", settings=settings_of(cell))
+    run = gg.grow(
+        data, out=out, budget=f"{cell.minutes * 60:g}s", settings=settings_of(cell, threads)
+    )
     events = run.events
     tried = [e for e in events if e["event"] == "candidate"]
     best = next(e for e in tried if e["id"] == run.best_id)
@@ -121,6 +127,7 @@ def run_cell(cell: Cell, data: ImageSet) -> dict[str, Any]:
         "discriminator_parameters": best["discriminator_parameters"],
         "growths": _growths(tried, run.best_id),
         "machine": machine(),
+        "threads": threads,
         "commit": _commit(),
     }
 
@@ -170,23 +177,38 @@ def finished() -> dict[Cell, dict[str, Any]]:
     return {Cell(r["method"], r["data"], r["minutes"], r["seed"]): r for r in rows}
 
 
-def run_missing(minutes: float, data_name: str, seeds: int, only: list[str]) -> None:
-    """Run the cells that have no figures yet."""
-    source, resolution = DATA[data_name]
-    data = gg.load_images(source, resolution=resolution)
+def load(name: str) -> ImageSet:
+    """Return the images of a dataset of the table."""
+    source, resolution = DATA[name]
+    return gg.load_images(source, resolution=resolution)
+
+
+def run_missing(minutes: float, data_name: str, seeds: int, only: list[str], jobs: int) -> None:
+    """Run the cells that have no figures yet, ``jobs`` at a time."""
+    data = load(data_name)
     limit = Budget(seconds=60 * minutes)
     # Train or read the search's network and the judge before any clock starts.
     make_scorer(data, Settings(), limit, torch.device("cpu"))
     _judge(data)
-    for cell in cells(minutes, data_name, seeds):
-        if cell in finished() or (only and cell.method not in only):
-            continue
-        row = run_cell(cell, data)
-        RESULTS.parent.mkdir(exist_ok=True)
-        with RESULTS.open("a") as file:
-            file.write(json.dumps(row) + "\n")
-        print(f"{cell}: fd {row['fd']:.3f}, swd {row['swd']:.2f}, {row['images']:,} images")
-        sys.stdout.flush()
+    missing = [
+        cell
+        for cell in cells(minutes, data_name, seeds)
+        if cell not in finished() and (not only or cell.method in only)
+    ]
+    threads = max(1, (os.cpu_count() or 1) // jobs)
+    spawn = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(jobs, spawn, max_tasks_per_child=1) as pool:
+        for ready in as_completed([pool.submit(run_cell, cell, threads) for cell in missing]):
+            _keep(ready.result())
+
+
+def _keep(row: dict[str, Any]) -> None:
+    """Write a finished cell down, and say so."""
+    RESULTS.parent.mkdir(exist_ok=True)
+    with RESULTS.open("a") as file:
+        file.write(json.dumps(row) + "\n")
+    cell = f"{row['method']}, {row['data']}, {row['minutes']:g} minutes, seed {row['seed']}"
+    print(f"{cell}: fd {row['fd']:.3f}, swd {row['swd']:.2f}, {row['images']:,} images", flush=True)
 
 
 def table() -> str:
@@ -247,9 +269,10 @@ def main() -> None:
     parser.add_argument("--data", choices=sorted(DATA), default="fashion-mnist")
     parser.add_argument("--seeds", type=int, default=2)
     parser.add_argument("--only", nargs="*", default=[], help="methods, all by default")
+    parser.add_argument("--jobs", type=int, default=1, help="cells at a time")
     given = parser.parse_args()
     if given.action == "run":
-        run_missing(given.minutes, given.data, given.seeds, given.only)
+        run_missing(given.minutes, given.data, given.seeds, given.only, given.jobs)
     else:
         print(table())
 

@@ -77,13 +77,24 @@ def test_equalised_weights_are_unit_normal_and_scaled_by_gain_over_root_fan_in()
     x = noise(2, 32, 5, 5)
     expected = F.conv2d(x, conv.weight * math.sqrt(2 / 288), conv.bias, padding=1)
     torch.testing.assert_close(conv(x), expected)
-    plain = Conv(32, 64, 3, equalised=False)
+    plain = Conv(32, 64, 3, rate="plain")
     assert plain.scale == 1.0
     assert float(plain.weight.detach().std()) == pytest.approx(math.sqrt(2 / 288), rel=0.03)
 
 
+@pytest.mark.parametrize("width", [8, 32, 64, 256])
+def test_a_transferred_rate_moves_an_output_alike_at_every_width(width: int) -> None:
+    conv = Conv(width, 4, 3, rate="transfer")
+    in_use = float((conv.weight * conv.scale).detach().std())
+    assert in_use == pytest.approx(math.sqrt(2 / (9 * width)), rel=0.1)
+    # A step of Adam moves every stored weight by the rate; aligned inputs then add up.
+    moved = conv.scale * 9 * width
+    at_reference = math.sqrt(2 * 288)
+    assert moved == pytest.approx(at_reference * min(1.0, math.sqrt(width / 32)))
+
+
 def test_project_is_a_dense_map_onto_the_grid() -> None:
-    project = Project(8, 3, (2, 5), gain=1.0, equalised=True)
+    project = Project(8, 3, (2, 5), gain=1.0, rate="equalised")
     z = noise(4, 8)
     expected = torch.einsum("nz,czhw->nchw", z, project.weight / math.sqrt(8))
     torch.testing.assert_close(project(z), expected, rtol=1e-5, atol=1e-6)

@@ -14,6 +14,7 @@ from pydantic import BaseModel, ConfigDict, Field, PositiveInt, ValidationError,
 
 from growgan.errors import UserError, unknown
 
+Rate = Literal["plain", "equalised", "transfer"]
 USUAL_REGULARISERS = ("r1", "r2")
 
 
@@ -26,10 +27,13 @@ class Group(BaseModel):
 class OptimiserSettings(Group):
     """Adam, for both players."""
 
-    lr: float = Field(1e-2, gt=0, description="step size")
+    lr: float = Field(3e-2, gt=0, description="step size")
     beta1: float = Field(0.0, ge=0, lt=1)
     beta2: float = Field(0.99, ge=0, lt=1)
     epsilon: float = Field(1e-8, gt=0)
+    decay: float = Field(
+        80_000, gt=0, description="images after which the rate falls as 1 / sqrt(images)"
+    )
 
 
 class RegulariserSettings(Group):
@@ -45,13 +49,14 @@ class StackSettings(Group):
     latent: int = Field(128, ge=1, le=8192, description="length of z")
     width: int = Field(32, ge=1, le=8192, description="widest layer; see stage_width")
     discriminator_width: int | None = Field(None, ge=1, le=8192, description="None: as G's")
-    taper: int = Field(4, ge=1, le=1024, description="full width up to this many base grids")
+    taper: int = Field(2, ge=1, le=1024, description="full width up to this many base grids")
     convolutions: int = Field(1, ge=1, le=4, description="layers a resolution")
     kernel: int = Field(3, ge=1, le=15)
     kind: str = Field("strided", description="block of every layer")
     base: tuple[PositiveInt, PositiveInt] | None = Field(
         None, description="base grid h, w; None: by aspect"
     )
+    rate: Rate = Field("transfer", description="of learning, by width; see nets.layers.Scaled")
     deviation_group: int = Field(4, ge=0, description="minibatch deviation; 0 for none")
 
     def of(self, role: str) -> StackSettings:
@@ -95,7 +100,7 @@ class ScoreSettings(Group):
     """How a candidate is scored."""
 
     kind: Literal["fd", "swd"] = Field("fd", description="domain Frechet or sliced Wasserstein")
-    samples: int = Field(2000, ge=16, le=100_000)
+    samples: int = Field(5000, ge=16, le=100_000)
 
 
 class Settings(Group):

@@ -214,8 +214,7 @@ def make_objective(settings: Settings) -> Objective:
     terms = {}
     for name, own in settings.regularisers.items():
         usual = REGULARISERS[name]
-        weight = usual.weight if own.weight is None else own.weight
-        terms[name] = (weight, own.every or usual.every)
+        terms[name] = (own.weight, own.every or usual.every)
     return Objective(settings.loss, terms)
 
 

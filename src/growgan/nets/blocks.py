@@ -1,6 +1,6 @@
 """Kinds of layer. A new kind is one class here: it then grows, trains and is listed.
 
-A block is built as ``Block(layer, inner, role=..., equalised=...)``, where ``inner`` is the width
+A block is built as ``Block(layer, inner, role=..., rate=...)``, where ``inner`` is the width
 on the small side. G's block maps ``inner`` to ``layer.width`` channels and may double the size;
 D's maps ``layer.width`` to ``inner`` and may halve it.
 """
@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
+from growgan.config import Rate
 from growgan.nets.layers import ACTIVATIONS, NORMS, Conv, StridedConv, downsample, upsample
 from growgan.nets.spec import LayerSpec, Role
 from growgan.registry import Registry
@@ -26,9 +27,9 @@ class Block(nn.Module):
 
     ties = False
 
-    def __init__(self, layer: LayerSpec, inner: int, *, role: Role, equalised: bool) -> None:
+    def __init__(self, layer: LayerSpec, inner: int, *, role: Role, rate: Rate) -> None:
         super().__init__()
-        self.layer, self.role, self.equalised = layer, role, equalised
+        self.layer, self.role, self.rate = layer, role, rate
         self.up = layer.resample if role == "generator" else 1
         self.down = layer.resample if role == "discriminator" else 1
         sides = (inner, layer.width)
@@ -41,9 +42,9 @@ class Block(nn.Module):
 class ConvBlock(Block):
     """resample up → conv → activation → norm → resample down."""
 
-    def __init__(self, layer: LayerSpec, inner: int, *, role: Role, equalised: bool) -> None:
-        super().__init__(layer, inner, role=role, equalised=equalised)
-        self.conv = Conv(self.width_in, self.width_out, layer.kernel, equalised=equalised)
+    def __init__(self, layer: LayerSpec, inner: int, *, role: Role, rate: Rate) -> None:
+        super().__init__(layer, inner, role=role, rate=rate)
+        self.conv = Conv(self.width_in, self.width_out, layer.kernel, rate=rate)
 
     def forward(self, x: Tensor) -> Tensor:
         h = self.norm(self.activation(self.conv(upsample(x, self.up))))
@@ -58,13 +59,13 @@ class StridedBlock(Block):
     features of the larger grid on its inner side.
     """
 
-    def __init__(self, layer: LayerSpec, inner: int, *, role: Role, equalised: bool) -> None:
-        super().__init__(layer, inner, role=role, equalised=equalised)
+    def __init__(self, layer: LayerSpec, inner: int, *, role: Role, rate: Rate) -> None:
+        super().__init__(layer, inner, role=role, rate=rate)
         ends, size = (self.width_in, self.width_out), layer.kernel
-        self.conv: nn.Module = Conv(*ends, size, equalised=equalised)
+        self.conv: nn.Module = Conv(*ends, size, rate=rate)
         if layer.resample == 2:
             doubles = role == "generator"
-            self.conv = StridedConv(*ends, size + 1, doubles=doubles, equalised=equalised)
+            self.conv = StridedConv(*ends, size + 1, doubles=doubles, rate=rate)
 
     def forward(self, x: Tensor) -> Tensor:
         return self.norm(self.activation(self.conv(x)))
@@ -78,16 +79,16 @@ class ResidualBlock(Block):
     2019), so it can be inserted anywhere without changing what the stack computes.
     """
 
-    def __init__(self, layer: LayerSpec, inner: int, *, role: Role, equalised: bool) -> None:
-        super().__init__(layer, inner, role=role, equalised=equalised)
+    def __init__(self, layer: LayerSpec, inner: int, *, role: Role, rate: Rate) -> None:
+        super().__init__(layer, inner, role=role, rate=rate)
         middle, size = layer.width, layer.kernel
         self.ties = self.width_in == self.width_out
-        self.conv1 = Conv(self.width_in, middle, size, equalised=equalised)
-        self.conv2 = Conv(middle, self.width_out, size, gain=1.0, equalised=equalised, zero=True)
+        self.conv1 = Conv(self.width_in, middle, size, rate=rate)
+        self.conv2 = Conv(middle, self.width_out, size, gain=1.0, rate=rate, zero=True)
         self.skip = (
             nn.Identity()
             if self.ties
-            else Conv(self.width_in, self.width_out, 1, gain=1.0, equalised=equalised)
+            else Conv(self.width_in, self.width_out, 1, gain=1.0, rate=rate)
         )
 
     def forward(self, x: Tensor) -> Tensor:

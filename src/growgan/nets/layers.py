@@ -10,29 +10,40 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from growgan.config import Rate
 from growgan.registry import Registry
 
 GAIN = math.sqrt(2.0)  # He et al. 2015, for (leaky) rectifiers
+REFERENCE = 288  # inputs of a 3x3 kernel on 32 channels, with which the default rate was found
 
 
 class Scaled(nn.Module):
     """A linear map whose weight may be scaled at run time (equalised learning rate).
 
-    With ``equalised`` the stored weight is N(0, 1) and is multiplied by ``gain/sqrt(fan_in)`` in
-    every forward, so that Adam's steps are of the same relative size in every layer (Karras et al.
-    2018, section 4.1). Without it, that factor goes into the initial weight once.
+    The weight in use starts as N(0, gain²/fan_in). ``rate`` says how much of that factor is stored,
+    and so how large one of Adam's steps, which know no scale, is beside it:
+
+    - "plain": all of it, as usual.
+    - "equalised": nothing. The stored weight is N(0, 1) and multiplied by ``gain/sqrt(fan_in)`` in
+      every forward (Karras et al. 2018, section 4.1).
+    - "transfer": as equalised, but beyond ``REFERENCE`` inputs the steps shrink as 1/sqrt(fan_in),
+      so that what an output moves by in a step does not depend on the width, and a rate that suits
+      a small stack suits the larger one that it grows into (Yang et al. 2021, 2203.03466).
     """
 
-    def __init__(self, shape: tuple[int, ...], fan_in: int, gain: float, equalised: bool) -> None:
+    def __init__(self, shape: tuple[int, ...], fan_in: int, gain: float, rate: Rate) -> None:
         super().__init__()
-        self.fan_in, self.gain, self.equalised = fan_in, gain, equalised
-        initial = 1.0 if equalised else gain / math.sqrt(fan_in)
-        self.weight = nn.Parameter(torch.randn(shape) * initial)
+        self.fan_in, self.gain, self.rate = fan_in, gain, rate
+        self.weight = nn.Parameter(torch.randn(shape) * (gain / math.sqrt(fan_in) / self.scale))
 
     @property
     def scale(self) -> float:
         """The factor from the stored weight to the one in use."""
-        return self.gain / math.sqrt(self.fan_in) if self.equalised else 1.0
+        if self.rate == "plain":
+            return 1.0
+        factor = self.gain / math.sqrt(self.fan_in)
+        excess = self.fan_in / REFERENCE if self.rate == "transfer" else 1.0
+        return factor / math.sqrt(max(1.0, excess))
 
 
 class Conv(Scaled):
@@ -48,12 +59,12 @@ class Conv(Scaled):
         kernel: int | tuple[int, int],
         *,
         gain: float = GAIN,
-        equalised: bool = True,
+        rate: Rate = "equalised",
         padding: int | None = None,
         zero: bool = False,
     ) -> None:
         size = (kernel, kernel) if isinstance(kernel, int) else kernel
-        super().__init__((width_out, width_in, *size), width_in * math.prod(size), gain, equalised)
+        super().__init__((width_out, width_in, *size), width_in * math.prod(size), gain, rate)
         self.padding = size[0] // 2 if padding is None else padding
         self.bias = nn.Parameter(torch.zeros(width_out))
         if zero:
@@ -70,10 +81,10 @@ class StridedConv(Scaled):
     """
 
     def __init__(
-        self, width_in: int, width_out: int, kernel: int, *, doubles: bool, equalised: bool = True
+        self, width_in: int, width_out: int, kernel: int, *, doubles: bool, rate: Rate = "equalised"
     ) -> None:
         fan_in = width_in * kernel**2 // (4 if doubles else 1)
-        super().__init__((width_out, width_in, kernel, kernel), fan_in, GAIN, equalised)
+        super().__init__((width_out, width_in, kernel, kernel), fan_in, GAIN, rate)
         self.doubles, self.padding = doubles, kernel // 2 - 1
         self.bias = nn.Parameter(torch.zeros(width_out))
 
@@ -89,9 +100,9 @@ class Project(Scaled):
     """A dense map from a vector to a grid: ``[N, latent]`` to ``[N, width, h, w]``."""
 
     def __init__(
-        self, latent: int, width: int, grid: tuple[int, int], *, gain: float, equalised: bool
+        self, latent: int, width: int, grid: tuple[int, int], *, gain: float, rate: Rate
     ) -> None:
-        super().__init__((width, latent, *grid), latent, gain, equalised)
+        super().__init__((width, latent, *grid), latent, gain, rate)
         self.bias = nn.Parameter(torch.zeros(width))
 
     def forward(self, z: Float[Tensor, "n z"]) -> Float[Tensor, "n c h w"]:

@@ -10,8 +10,9 @@ import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields, replace
 from math import prod
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
+from growgan.config import Rate
 from growgan.errors import UserError
 
 Role = Literal["generator", "discriminator"]
@@ -65,7 +66,7 @@ class StackSpec:
         stem: channels of the base grid.
         layers: the layers, the one nearest the image last.
         latent: length of z (G only; 0 for D).
-        equalised: scale weights at run time by gain/sqrt(fan_in) (Karras et al. 2018, section 4.1).
+        rate: how weights are scaled, and with them Adam's steps: see ``nets.layers.Scaled``.
         deviation_group: samples a group of the minibatch standard deviation (D only; 0 for none).
         fading: how many of the outermost layers are still fading in beside the previous head.
     """
@@ -76,13 +77,14 @@ class StackSpec:
     stem: int = 64
     layers: tuple[LayerSpec, ...] = ()
     latent: int = 0
-    equalised: bool = True
+    rate: Rate = "equalised"
     deviation_group: int = 0
     fading: int = 0
 
     def __post_init__(self) -> None:
         _check("role", self.role in ("generator", "discriminator"), self.role, "a player")
         _check("base", all(1 <= s <= LIMITS["base"] for s in self.base), self.base, "1 to 1024")
+        _check("rate", self.rate in get_args(Rate), self.rate, ", ".join(get_args(Rate)))
         _check("channels", 1 <= self.channels <= 64, self.channels, "1 to 64")
         _check("stem", 1 <= self.stem <= LIMITS["width"], self.stem, "1 to 8192")
         _check("latent", 0 <= self.latent <= LIMITS["latent"], self.latent, "0 to 8192")

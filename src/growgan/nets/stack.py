@@ -12,6 +12,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from growgan.config import Rate
 from growgan.nets.blocks import BLOCKS, Block
 from growgan.nets.layers import (
     ACTIVATIONS,
@@ -41,7 +42,7 @@ class Stack(nn.Module):
         for i, layer in enumerate(spec.layers):
             block = BLOCKS[layer.kind]
             inner = spec.width_before(i)
-            self.layers[layer.id] = block(layer, inner, role=spec.role, equalised=spec.equalised)
+            self.layers[layer.id] = block(layer, inner, role=spec.role, rate=spec.rate)
         self.head = self._head(spec.width_before(len(spec.layers)))
         self.old_head = self._head(spec.width_before(len(spec.kept))) if spec.fading else None
         self.register_buffer("alpha", torch.ones(()))
@@ -79,15 +80,13 @@ class Generator(Stack):
         super().__init__(spec)
         self.norm_latent = PixelNorm()
         # sqrt(2)/4: the published gain of the dense stem.
-        self.project = Project(
-            spec.latent, spec.stem, spec.base, gain=2**0.5 / 4, equalised=spec.equalised
-        )
+        self.project = Project(spec.latent, spec.stem, spec.base, gain=2**0.5 / 4, rate=spec.rate)
         self.stem_activation = ACTIVATIONS["leaky_relu"]()
         self.stem_norm = PixelNorm()
 
     def _head(self, width: int) -> nn.Module:
         spec = self.spec
-        return Conv(width, spec.channels, 1, gain=1.0, equalised=spec.equalised)
+        return Conv(width, spec.channels, 1, gain=1.0, rate=spec.rate)
 
     def forward(self, z: Float[Tensor, "n z"]) -> Float[Tensor, "n c h w"]:
         h = self.stem_norm(self.stem_activation(self.project(self.norm_latent(z))))
@@ -106,9 +105,9 @@ class Generator(Stack):
 class FromImage(nn.Module):
     """D's head: a 1×1 convolution from image channels to features, and the activation."""
 
-    def __init__(self, channels: int, width: int, equalised: bool) -> None:
+    def __init__(self, channels: int, width: int, rate: Rate) -> None:
         super().__init__()
-        self.conv = Conv(channels, width, 1, equalised=equalised)
+        self.conv = Conv(channels, width, 1, rate=rate)
         self.activation = ACTIVATIONS["leaky_relu"]()
 
     def forward(self, x: Float[Tensor, "n c h w"]) -> Float[Tensor, "n d h w"]:
@@ -126,14 +125,14 @@ class Discriminator(Stack):
         super().__init__(spec)
         group = spec.deviation_group
         self.deviation = MinibatchDeviation(group) if group else nn.Identity()
-        extra, options = int(group > 0), {"equalised": spec.equalised}
+        extra, options = int(group > 0), {"rate": spec.rate}
         self.mix = Conv(spec.stem + extra, spec.stem, 3, **options)
         self.collect = Conv(spec.stem, spec.stem, spec.base, padding=0, **options)
         self.activation = ACTIVATIONS["leaky_relu"]()
         self.output = Conv(spec.stem, 1, 1, gain=1.0, **options)
 
     def _head(self, width: int) -> nn.Module:
-        return FromImage(self.spec.channels, width, self.spec.equalised)
+        return FromImage(self.spec.channels, width, self.spec.rate)
 
     def features(self, x: Float[Tensor, "n c h w"]) -> Float[Tensor, "n d"]:
         """Return the features that the logit is a linear map of."""

@@ -20,11 +20,12 @@ class Objective:
 
     Args:
         loss: a name in ``LOSSES``.
-        regularisers: name in ``REGULARISERS`` to (weight, every).
+        regularisers: name in ``REGULARISERS`` to (weight, every); a weight of None is the
+            registered one at the resolution that D judges.
     """
 
     loss: str
-    regularisers: Mapping[str, tuple[float, int]]
+    regularisers: Mapping[str, tuple[float | None, int]]
 
     @property
     def paired(self) -> bool:
@@ -37,8 +38,11 @@ class Objective:
         terms = {"loss_discriminator": loss.discriminator(step.real_logits, step.fake_logits)}
         for name, (weight, every) in self.regularisers.items():
             # A lazy term acts every k-th step, k times as strong (Karras et al. 2020, section 4).
-            if weight and index % every == 0:
-                terms[name] = REGULARISERS[name].term(step) * (weight * every)
+            if weight != 0 and index % every == 0:
+                usual = REGULARISERS[name]
+                size = (step.real.shape[2], step.real.shape[3])
+                strength = usual.weight_at(size) if weight is None else weight
+                terms[name] = usual.term(step) * (strength * every)
         return terms
 
     def generator(self, real_logits: Tensor | None, fake_logits: Tensor) -> dict[str, Tensor]:

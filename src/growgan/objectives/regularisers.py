@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from math import prod
 
 import torch
 from jaxtyping import Float
@@ -40,17 +41,23 @@ class Step:
 
 @dataclass(frozen=True)
 class Regulariser:
-    """A term of D's loss with its published weight.
+    """A term of D's loss with its usual weight.
 
     Attributes:
         term: the unweighted term, a scalar.
         weight: what it is multiplied by unless the settings say otherwise.
         every: compute it at every k-th step, k times as strong (lazily).
+        per_pixel: True if the weight is for an image of one pixel, and grows with their number.
     """
 
     term: Callable[[Step], Tensor]
     weight: float
     every: int = 1
+    per_pixel: bool = False
+
+    def weight_at(self, resolution: tuple[int, int]) -> float:
+        """Return the usual weight for images of this height and width."""
+        return self.weight * (prod(resolution) if self.per_pixel else 1)
 
 
 REGULARISERS: Registry[Regulariser] = Registry("regulariser")
@@ -88,11 +95,14 @@ def drift(step: Step) -> Tensor:
     return step.real_logits.square().mean()
 
 
+# Where a pixel is the mean of four finer ones, its gradient is the sum of theirs and the square of
+# the norm four times as large: a stack that grows needs a weight that grows with the pixels, as
+# StyleGAN2-ADA's rule of thumb has it (Karras et al. 2020, 2006.06676, appendix C).
 REGULARISERS.register("r1", "gradient penalty on reals", "Mescheder et al. 2018")(
-    Regulariser(r1, weight=0.05, every=16)
+    Regulariser(r1, weight=2e-3, every=16, per_pixel=True)
 )
 REGULARISERS.register("r2", "gradient penalty on fakes", "Mescheder et al. 2018")(
-    Regulariser(r2, weight=0.05, every=16)
+    Regulariser(r2, weight=2e-3, every=16, per_pixel=True)
 )
 REGULARISERS.register("gp", "gradient norm 1 between reals and fakes", "Gulrajani et al. 2017")(
     Regulariser(gradient_penalty, weight=10.0)

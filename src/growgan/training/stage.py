@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from math import sqrt
 
 import torch
 from torch import Tensor
@@ -161,9 +162,10 @@ def _reals(gan: Gan, full: Tensor, rng: torch.Generator, mirror: bool) -> Tensor
 
 
 def _set_rate(gan: Gan, settings: Settings, progress: float) -> None:
-    """Hold the rate, then let it fall linearly to 0 over the last ``anneal`` of the budget."""
+    """Hold the rate, let it fall as 1/sqrt(images), and to 0 over the budget's last ``anneal``."""
     left = (1 - progress) / settings.anneal if settings.anneal else 1.0
-    rate = settings.optimiser.lr * min(1.0, max(left, 0.0))
+    aged = sqrt(max(1.0, gan.images / settings.optimiser.decay))
+    rate = settings.optimiser.lr / aged * min(1.0, max(left, 0.0))
     for optimiser in (gan.generator_optimiser, gan.discriminator_optimiser):
         for group in optimiser.param_groups:
             group["lr"] = rate

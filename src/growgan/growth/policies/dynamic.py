@@ -38,7 +38,7 @@ from growgan.growth.policies.plateau import slope
 
 TRIALS = 3  # growths tried in one round, beside the unchanged child
 # Widths of G and D in the race, relative to the shape in the settings.
-HEATS = ((1.0, 1.0), (0.5, 0.5), (2.0, 1.0), (1.0, 0.5), (1.0, 2.0), (2.0, 2.0))
+HEATS = ((1.0, 1.0), (0.5, 0.5), (2.0, 2.0), (2.0, 1.0), (1.0, 2.0), (1.0, 0.5))
 
 
 @POLICIES.register("dynamic", "search for the growth while training", "Liu et al. 2021, 2106.08505")
@@ -64,16 +64,16 @@ class Dynamic:
 
     top_k: int = 3
     keep: float = 0.25
-    race: int = 4
+    race: int = 3
     heat: float = 0.03
-    below: int = 2
-    step: float = 0.04
+    below: int = 1
+    step: float = 0.03
     steep: float = 0.3
-    reach: float = 0.3
-    threshold: float = 0.2
+    reach: float = 0.2
+    threshold: float = 0.25
     trial: float = 0.04
     search: float = 0.15
-    calm: float = 0.3
+    calm: float = 0.25
     fade: float = 0.8
 
     def __post_init__(self) -> None:

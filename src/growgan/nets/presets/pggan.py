@@ -27,6 +27,7 @@ class ProgressiveFamily:
             shape.width,
             layers,
             latent=shape.latent if generator else 0,
+            rate=shape.rate,
             deviation_group=0 if generator else shape.deviation_group,
         )
 
@@ -57,6 +58,7 @@ PUBLISHED = {
         "taper": 8,
         "convolutions": 2,
         "deviation_group": 4,
+        "rate": "equalised",
     },
 }
 
