@@ -28,7 +28,7 @@ from growgan.training.checkpoint import load_gan, save_gan
 from growgan.training.gan import Gan
 from growgan.training.progress import SilentDisplay, Status
 from growgan.training.runtime import make_runtime
-from growgan.training.stage import Slice, _reals, step, train
+from growgan.training.stage import Slice, _reals, set_rates, step, train
 
 SHAPE = StackSettings(latent=16, width=8, convolutions=1)
 SPACE = Space("pggan", SHAPE, 1, (16, 16))
@@ -69,6 +69,20 @@ def test_a_step_moves_every_parameter_of_both_players(data: ImageSet) -> None:
         step(gan, Batches(data, 8, 0), make_objective(settings), settings, RUNTIME)
     still = [n for n, p in _parameters(gan).items() if torch.equal(p, before[n])]
     assert still == []
+
+
+def test_the_rate_falls_with_the_root_of_the_images_and_to_nothing_at_the_end(
+    data: ImageSet,
+) -> None:
+    settings = tiny_settings(optimiser={"lr": 0.01, "decay": 100}, anneal=0.5)
+    gan = trained(data, steps=1)
+    rates = []
+    for images, progress in ((50, 0.1), (400, 0.5), (400, 0.75), (400, 1.0)):
+        gan.images = images
+        set_rates(gan, settings, progress)
+        rates.append(gan.discriminator_optimiser.param_groups[0]["lr"])
+    assert rates == pytest.approx([0.01, 0.005, 0.0025, 0.0])
+    assert gan.generator_optimiser.param_groups[0]["lr"] == rates[-1]
 
 
 def _parameters(gan: Gan) -> dict[str, Tensor]:

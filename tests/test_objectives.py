@@ -7,6 +7,7 @@ from collections.abc import Callable
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from growgan.nets.spec import StackSpec
@@ -128,3 +129,17 @@ def test_a_lazy_regulariser_acts_every_kth_step_k_times_as_strong() -> None:
     assert ["r1" in t for t in terms] == [True, False, False, False, True]
     assert float(terms[0]["r1"].detach()) == pytest.approx(4.5 * 0.5 * 4, rel=1e-5)
     assert set(terms[1]) == {"loss_discriminator"}
+
+
+def test_the_usual_gradient_penalty_weighs_a_coarse_image_as_it_weighs_the_fine_one() -> None:
+    fine, coarse = (a_step(Linear(1.0)) for _ in range(2))
+    # D of the fine image looks only at means over 2x2, so it is a D of the coarse one too.
+    weight = torch.arange(1.0, 5.0).view(1, 2, 2)
+    fine.discriminator.w.data = weight.repeat_interleave(2, 1).repeat_interleave(2, 2) / 4
+    coarse.discriminator.w.data = weight
+    coarse.real = F.avg_pool2d(fine.real, 2)
+    same = (s.discriminator(s.real) for s in (fine, coarse))
+    torch.testing.assert_close(*same)
+    objective = Objective("wasserstein", {"r1": (None, 16)})
+    terms = [float(objective.discriminator(s, 0)["r1"].detach()) for s in (fine, coarse)]
+    assert terms[0] == pytest.approx(terms[1], rel=1e-5)

@@ -91,7 +91,7 @@ def train(
         if share >= 1:
             break
         gan.set_alpha(min(1.0, alpha + share / piece.fade) if piece.fade else 1.0)
-        _set_rate(gan, settings, piece.begin + share * (piece.end - piece.begin))
+        set_rates(gan, settings, piece.begin + share * (piece.end - piece.begin))
 
         terms = step(gan, batches, objective, settings, runtime)
 
@@ -161,7 +161,7 @@ def _reals(gan: Gan, full: Tensor, rng: torch.Generator, mirror: bool) -> Tensor
     return real
 
 
-def _set_rate(gan: Gan, settings: Settings, progress: float) -> None:
+def set_rates(gan: Gan, settings: Settings, progress: float) -> None:
     """Hold the rate, let it fall as 1/sqrt(images), and to 0 over the budget's last ``anneal``."""
     left = (1 - progress) / settings.anneal if settings.anneal else 1.0
     aged = sqrt(max(1.0, gan.images / settings.optimiser.decay))
