@@ -259,7 +259,7 @@ def test_progressive_gives_each_resolution_equally_many_images() -> None:
     assert timed[0] < timed[1] - timed[0] < timed[2] - timed[1]
 
 
-def test_dynamic_always_tries_the_unchanged_child_and_grows_only_beyond_the_noise() -> None:
+def test_dynamic_always_tries_the_unchanged_child_and_late_on_grows_only_beyond_the_noise() -> None:
     line = [
         candidate(0, score=1.0, spent=0.3),
         candidate(1, parent="0000", score=0.999, spent=0.35),
@@ -274,8 +274,22 @@ def test_dynamic_always_tries_the_unchanged_child_and_grows_only_beyond_the_nois
     unchanged = candidate(3, parent="0002", score=0.99, stderr=0.01)
     grown = candidate(4, parent="0002", growth=proposals[1].growth, stderr=0.01)
     slight, clear = replace(grown, score=0.98), replace(grown, score=0.9)
-    assert policy.select([unchanged, slight], history).alive[0] == "0003"
-    assert policy.select([unchanged, clear], history).alive[0] == "0004"
+    early, late = history, replace(history, spent=0.6)
+    assert policy.select([unchanged, slight], late).alive[0] == "0003"
+    assert policy.select([unchanged, clear], late).alive[0] == "0004"
+    # In the first half capacity that costs nothing is taken, but none that does harm.
+    assert policy.select([unchanged, replace(grown, score=1.0)], early).alive[0] == "0004"
+    assert policy.select([unchanged, replace(grown, score=1.1)], early).alive[0] == "0003"
+
+
+def test_a_larger_stack_wins_the_race_unless_it_is_far_behind() -> None:
+    history = History(SPACE, Budget(seconds=600), 0, spent=0.1)
+    policy = Dynamic(handicap=1.3)
+    small, large = (p.stacks for p in policy.propose([], history)[1:3])
+    fast = candidate(0, generator=small[0], discriminator=small[1], score=0.1)
+    wide = candidate(1, generator=large[0], discriminator=large[1], score=0.12)
+    assert policy.select([fast, wide], history).alive[0] == "0001"
+    assert policy.select([fast, replace(wide, score=0.14)], history).alive[0] == "0000"
 
 
 def test_the_ledger_passes_over_a_torn_line_and_mends_it(tmp_path: Path) -> None:

@@ -52,6 +52,11 @@ class Candidate:
         return self.generator.resolution
 
     @property
+    def specs(self) -> tuple[StackSpec, StackSpec]:
+        """The specs of G and of D."""
+        return self.generator, self.discriminator
+
+    @property
     def layers(self) -> tuple[int, int]:
         """Number of layers of G and of D, stems included."""
         return len(self.generator.layers) + 1, len(self.discriminator.layers) + 1

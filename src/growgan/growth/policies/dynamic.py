@@ -5,15 +5,16 @@ history, each legal growth of each parent is a candidate with probability p, eac
 for a fixed slice and is scored, and the scores decide. This policy keeps that and makes it pay on
 a small budget:
 
-1. *Race.* A few small stacks, unlike in the sizes of G and D, each train for a few per cent of
-   the budget at a low resolution, where a step is cheap; the fastest learner is the root. A longer
-   budget gives longer heats, which larger stacks win.
+1. *Race.* A few stacks, unlike in the sizes of G and D, each train for a few per cent of the
+   budget at a low resolution, where a step is cheap. The root is the largest that is not far
+   behind the fastest: small stacks learn fastest at first, and flatten first. A longer budget
+   gives longer heats, which larger stacks win.
 2. *Climb.* The winner doubles its resolution as soon as its score stops falling fast, at the
    latest by a share of the budget, so that most of it is left for the target.
 3. *Grow when it pays.* When the score has flattened, a round of trials opens: the unchanged child,
    which is always there, and growths drawn from the legal ones. All trials take equal time, so a
-   growth that slows the steps must make up for it: capacity pays rent. A growth wins only by more
-   than the noise.
+   growth that slows the steps must make up for it: capacity pays rent. In the first half of the
+   budget a growth within the noise is taken, since what it adds pays later; then only a real gain.
 4. *Planner.* Trials together take at most ``search`` of the budget, and none start in its last
    part, where the rate falls and everything that arrives would stay half trained.
 """
@@ -34,7 +35,8 @@ from growgan.growth.policies.base import (
     portion,
     usual_slice,
 )
-from growgan.growth.policies.plateau import slope
+from growgan.growth.policies.plateau import EVERYTHING, slope
+from growgan.nets.cost import step_cost
 
 TRIALS = 3  # growths tried in one round, beside the unchanged child
 # Widths of G and D in the race, relative to the shape in the settings.
@@ -51,6 +53,7 @@ class Dynamic:
         keep: probability with which each legal growth becomes a candidate.
         race: number of stacks in the race, 1 to 6.
         heat: share of the budget that each of them gets.
+        handicap: a larger stack wins the race if its score is at most so many times the best.
         below: how many doublings below the target the race is run.
         step: share of the budget that each slice below the target gets.
         steep: relative gain a slice below which a resolution is left for the next.
@@ -66,6 +69,7 @@ class Dynamic:
     keep: float = 0.25
     race: int = 3
     heat: float = 0.03
+    handicap: float = 1.3
     below: int = 1
     step: float = 0.03
     steep: float = 0.3
@@ -78,7 +82,7 @@ class Dynamic:
 
     def __post_init__(self) -> None:
         check_range(self, 0, 1, "keep", "heat", "step", "trial", "reach", "fade")
-        check_range(self, 0, 100, "top_k", "race")
+        check_range(self, 0, 100, "top_k", "race", "handicap")
 
     def propose(self, alive: Sequence[Candidate], history: History) -> Sequence[Proposal]:
         space = history.space
@@ -100,7 +104,7 @@ class Dynamic:
             best = history.best
             return Selection((best.id,) if best else (), "every child failed; back to the best")
         ranked = sorted(sound, key=_score)
-        leader, reason = self._winner(ranked)
+        leader, reason = self._winner(ranked, early=history.left > 0.5)
         before = unproven(history.lineage(leader))
         if before is not None and withers(leader, before, history):
             return Selection((before.id,), f"the growth of {before.id} did not take; back to it")
@@ -155,35 +159,46 @@ class Dynamic:
         return int(self.search / self.trial + 1e-9) - tried
 
     def _trials(self, alive: Sequence[Candidate], history: History) -> list[Proposal]:
-        """Return the unchanged child of the leader, and kept growths of the best parents."""
+        """Return the unchanged child of the leader, and kept growths of the best parents.
+
+        Doubling all of the leader's widths comes first, then what needs no fade-in: a short trial
+        judges by the shock what has to fade.
+        """
         leader, rng = alive[0], dice(history)
         room = min(self._affordable(history), TRIALS)
         proposals = [Proposal(leader.id, self.trial)]
         kept: list[tuple[Candidate, Growth]] = []
         for parent in alive[: self.top_k]:
-            growths = legal_growths(
-                parent.generator, parent.discriminator, history.space.actions, history.space.target
-            )
+            growths = legal_growths(*parent.specs, history.space.actions, history.space.target)
             kept += [(parent, g) for g in growths if g and rng.random() < self.keep]
         rng.shuffle(kept)
+        kept.sort(key=lambda pair: pair[1].fades())
+        if EVERYTHING in legal_growths(*leader.specs, history.space.actions, history.space.target):
+            kept = [(leader, EVERYTHING), *(p for p in kept if p != (leader, EVERYTHING))]
         for parent, growth in kept[:room]:
             fade = self.fade if growth.fades() else 0.0
             proposals.append(Proposal(parent.id, self.trial, growth, fade))
         return proposals
 
-    def _winner(self, ranked: Sequence[Candidate]) -> tuple[Candidate, str]:
-        """Return the best child, or the unchanged one unless it is beaten beyond the noise."""
+    def _winner(self, ranked: Sequence[Candidate], *, early: bool) -> tuple[Candidate, str]:
+        """Return the winner of a race, or of trials, where the noise speaks for the parent later.
+
+        In a race it is the largest stack that is near enough to the best.
+        """
         best = ranked[0]
         if best.parent is None:
-            return best, f"{best.id} learnt fastest of {len(ranked)}"
+            near = [c for c in ranked if _score(c) <= self.handicap * _score(best)]
+            largest = max(near, key=lambda c: step_cost(*c.specs))
+            return largest, f"{largest.id} is the largest of {len(near)} near the best"
         unchanged = next((c for c in ranked if c.growth == UNCHANGED), None)
-        if unchanged is None or unchanged is best:
-            return best, f"{best.id} goes on" if len(ranked) == 1 else "no growth paid its rent"
-        noise = sqrt((best.stderr or 0) ** 2 + (unchanged.stderr or 0) ** 2)
-        gain = _score(unchanged) - _score(best)
-        if gain > 2 * noise:
-            return best, f"{best.growth} gained {gain:.3g}, noise {noise:.2g}"
-        return unchanged, f"the gain of {best.growth}, {gain:.3g}, is within noise ({noise:.2g})"
+        grown = next((c for c in ranked if c.growth), None)
+        if unchanged is None or grown is None:
+            return best, f"{best.id} goes on"
+        noise = sqrt((grown.stderr or 0) ** 2 + (unchanged.stderr or 0) ** 2)
+        gain = _score(unchanged) - _score(grown)
+        if gain > (-2 if early else 2) * noise:
+            return grown, f"{grown.growth} gained {gain:.3g}, noise {noise:.2g}"
+        return unchanged, f"{grown.growth} gained {gain:.3g}, noise {noise:.2g}: not enough"
 
 
 def unproven(line: Sequence[Candidate]) -> Candidate | None:
