@@ -1,11 +1,13 @@
-"""Does searching for the growth pay? Every policy at equal total wall clock, all search counted.
+"""Does searching for the growth pay, and with which recipe? All at equal wall clock.
 
     python benchmarks/growth.py run --minutes 5 --jobs 2    # the cells that are still missing
     python benchmarks/growth.py table                       # the tables, as in docs/RESULTS.md
 
 A cell is one run: a method, a dataset, a budget, a seed. Its figures go into
 ``benchmarks/results/growth.jsonl`` as soon as it is done; a cell that is there is not run again.
-With ``--jobs`` several run side by side, each on its share of the cores: every method alike.
+``--group`` picks the policies, the random stacks, the search's single ideas, or the recipes (loss,
+penalties, rate and layers of a fixed stack). With ``--jobs`` several cells run side by side, each
+on its share of the cores: every method alike.
 
 Distances are taken by a judge that the search never sees: a classifier of its own seed, trained
 on the labels. Both networks are trained before the clock starts (some 20 s a dataset, once) and
@@ -19,10 +21,11 @@ import json
 import multiprocessing
 import os
 import random
+import re
 import shutil
 import statistics
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -58,6 +61,32 @@ IDEAS: dict[str, dict[str, Any]] = {
     "dynamic, slow climb": {"reach": 0.5, "steep": 0.1},
 }
 STACKS = tuple(f"stack{i}" for i in range(8))
+PENALTY = ("regularisers=gp,drift", "loss=wasserstein")
+RECIPES: dict[str, tuple[str, ...]] = {
+    "default: relativistic, lazy R1 and R2": (),
+    "R3GAN's way: R1 and R2 at each step": ("regularisers.r1.every=1", "regularisers.r2.every=1"),
+    "R1 and R2 a tenth as strong": (
+        "regularisers.r1.weight=0.2",
+        "regularisers.r2.weight=0.2",
+    ),
+    "non-saturating, lazy R1": ("loss=non-saturating", "regularisers=r1"),
+    "WGAN-GP and drift": PENALTY,
+    "WGAN-GP and drift, rate 1e-3 (PGGAN's)": (*PENALTY, "optimiser.lr=1e-3"),
+    "rate that does not fall": ("optimiser.decay=1e9",),
+    "a third of the rate": ("optimiser.lr=1e-2",),
+    "rates not transferred across widths": ("stack.rate=equalised",),
+    "momentum 0.5": ("optimiser.beta1=0.5",),
+    "nearest upsampling (conv)": ("stack.kind=conv",),
+    "residual layers": ("stack.kind=residual",),
+    "twice the width": ("stack.width=64",),
+    "float32": ("precision=float32",),
+}
+GROUPS: dict[str, tuple[str, ...]] = {
+    "policies": POLICIES,
+    "stacks": STACKS,
+    "ideas": tuple(IDEAS),
+    "recipes": tuple(RECIPES),
+}
 
 
 @dataclass(frozen=True)
@@ -83,31 +112,30 @@ def random_shape(number: int) -> dict[str, Any]:
     }
 
 
-def cells(minutes: float, data: str, seeds: int) -> Iterator[Cell]:
+def cells(methods: Iterable[str], minutes: float, data: str, seeds: int) -> Iterator[Cell]:
     """Yield the cells of one budget, seed by seed, so that a table fills evenly."""
     for seed in range(seeds):
-        for method in POLICIES:
+        for method in methods:
             yield Cell(method, data, minutes, seed)
-        if minutes <= 5:
-            for method in (*STACKS, *IDEAS):
-                yield Cell(method, data, minutes, seed)
 
 
 def settings_of(cell: Cell, threads: int) -> Settings:
-    """Return the settings of a cell: the defaults, but for policy, seed and random shape."""
-    is_stack = cell.method in STACKS
-    values: dict[str, Any] = {"seed": cell.seed, "threads": threads}
-    values["policy"] = "fixed" if is_stack else cell.method.partition(",")[0]
-    values["growth"] = IDEAS.get(cell.method, {})
-    if is_stack:
+    """Return the settings of a cell: the defaults, but for what its method names."""
+    values: dict[str, Any] = {"seed": cell.seed, "threads": threads, "policy": "fixed"}
+    if cell.method in STACKS:
         values["stack"] = random_shape(STACKS.index(cell.method))
-    return make_settings(values)
+    elif cell.method in IDEAS:
+        values |= {"policy": "dynamic", "growth": IDEAS[cell.method]}
+    elif cell.method in POLICIES:
+        values["policy"] = cell.method
+    return make_settings(values, overrides=RECIPES.get(cell.method, ()))
 
 
 def run_cell(cell: Cell, threads: int) -> dict[str, Any]:
     """Run a cell from scratch on so many cores and return its figures."""
     data = load(cell.data)
-    out = RUNS / f"{cell.data}-{cell.minutes:g}m-{cell.method}-{cell.seed}"
+    name = re.sub("[^a-z0-9]+", "-", cell.method.lower())
+    out = RUNS / f"{cell.data}-{cell.minutes:g}m-{name}-{cell.seed}"
     shutil.rmtree(out, ignore_errors=True)
     run = gg.grow(
         data, out=out, budget=f"{cell.minutes * 60:g}s", settings=settings_of(cell, threads)
@@ -183,18 +211,14 @@ def load(name: str) -> ImageSet:
     return gg.load_images(source, resolution=resolution)
 
 
-def run_missing(minutes: float, data_name: str, seeds: int, only: list[str], jobs: int) -> None:
+def run_missing(wanted: list[Cell], jobs: int) -> None:
     """Run the cells that have no figures yet, ``jobs`` at a time."""
-    data = load(data_name)
-    limit = Budget(seconds=60 * minutes)
+    data = load(wanted[0].data)
+    limit = Budget(seconds=60 * wanted[0].minutes)
     # Train or read the search's network and the judge before any clock starts.
     make_scorer(data, Settings(), limit, torch.device("cpu"))
     _judge(data)
-    missing = [
-        cell
-        for cell in cells(minutes, data_name, seeds)
-        if cell not in finished() and (not only or cell.method in only)
-    ]
+    missing = [cell for cell in wanted if cell not in finished()]
     threads = max(1, (os.cpu_count() or 1) // jobs)
     spawn = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(jobs, spawn, max_tasks_per_child=1) as pool:
@@ -222,7 +246,7 @@ def table() -> str:
             "| method | seeds | FD | SWD | images | candidates |",
             "|---|---|---|---|---|---|",
         ]
-        for method in (*POLICIES, *IDEAS):
+        for method in (*POLICIES, *IDEAS, *RECIPES):
             own = [r for r in part if r["method"] == method]
             if own:
                 lines.append(_line(method, own))
@@ -268,11 +292,13 @@ def main() -> None:
     parser.add_argument("--minutes", type=float, default=5)
     parser.add_argument("--data", choices=sorted(DATA), default="fashion-mnist")
     parser.add_argument("--seeds", type=int, default=2)
+    parser.add_argument("--group", choices=GROUPS, default="policies")
     parser.add_argument("--only", nargs="*", default=[], help="methods, all by default")
     parser.add_argument("--jobs", type=int, default=1, help="cells at a time")
     given = parser.parse_args()
     if given.action == "run":
-        run_missing(given.minutes, given.data, given.seeds, given.only, given.jobs)
+        methods = [m for m in GROUPS[given.group] if not given.only or m in given.only]
+        run_missing([*cells(methods, given.minutes, given.data, given.seeds)], given.jobs)
     else:
         print(table())
 
