@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
-import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Protocol
@@ -19,6 +17,7 @@ from torch import Tensor, nn
 
 from growgan.errors import UserError
 from growgan.metrics import domain
+from growgan.metrics.weights import write_atomic
 
 _CHUNK = 512  # images that pass through a network at once
 
@@ -166,23 +165,9 @@ def _read(path: Path, network: nn.Module, identity: Mapping[str, Any]) -> dict[s
 
 
 def _write(path: Path, network: nn.Module, metadata: Mapping[str, Any]) -> None:
-    """Write weights and, in the file's header, metadata; the file appears whole or not at all."""
+    """Write weights and, in the file's header, metadata."""
     weights = {name: tensor.cpu().contiguous() for name, tensor in network.state_dict().items()}
-    content = save(weights, metadata={"growgan": json.dumps(metadata, sort_keys=True)})
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        handle, name = tempfile.mkstemp(dir=path.parent, prefix=path.stem, suffix=".part")
-        try:
-            with os.fdopen(handle, "wb") as file:
-                file.write(content)
-                file.flush()
-                os.fsync(file.fileno())
-            os.replace(name, path)
-        except BaseException:
-            Path(name).unlink(missing_ok=True)
-            raise
-    except OSError as error:
-        raise UserError(f"cache '{path.parent}' cannot be written: {error}") from error
+    write_atomic(path, save(weights, metadata={"growgan": json.dumps(metadata, sort_keys=True)}))
 
 
 def _images(images: Tensor) -> Tensor:
