@@ -54,9 +54,9 @@ DATA = {
 }
 POLICIES = ("dynamic", "progressive", "fixed", "random")
 IDEAS: dict[str, dict[str, Any]] = {
-    "dynamic, race at the target": {"below": 0},
-    "dynamic, race two doublings below": {"below": 2},
-    "dynamic, no race": {"race": 1},
+    "dynamic, race of three at 8x8": {"race": 3},
+    "dynamic, race of three at the target": {"race": 3, "below": 0},
+    "dynamic, start at the target": {"below": 0},
     "dynamic, no trials": {"search": 0.0},
     "dynamic, slow climb": {"reach": 0.5, "steep": 0.1},
 }

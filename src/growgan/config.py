@@ -27,12 +27,12 @@ class Group(BaseModel):
 class OptimiserSettings(Group):
     """Adam, for both players."""
 
-    lr: float = Field(3e-2, gt=0, description="step size")
+    lr: float = Field(2e-2, gt=0, description="step size")
     beta1: float = Field(0.0, ge=0, lt=1)
     beta2: float = Field(0.99, ge=0, lt=1)
     epsilon: float = Field(1e-8, gt=0)
     decay: float = Field(
-        80_000, gt=0, description="images after which the rate falls as 1 / sqrt(images)"
+        100_000, gt=0, description="images after which the rate falls as 1 / sqrt(images)"
     )
 
 

@@ -7,8 +7,8 @@ a small budget:
 
 1. *Race.* A few stacks, unlike in the sizes of G and D, each train for a few per cent of the
    budget at a low resolution, where a step is cheap. The root is the largest that is not far
-   behind the fastest: small stacks learn fastest at first, and flatten first. A longer budget
-   gives longer heats, which larger stacks win.
+   behind the fastest: small stacks learn fastest at first, and flatten first. By default the
+   shape in the settings runs alone: in short budgets the heats cost more than they find.
 2. *Climb.* The winner doubles its resolution as soon as its score stops falling fast, at the
    latest by a share of the budget, so that most of it is left for the target.
 3. *Grow when it pays.* When the score has flattened, a round of trials opens: the unchanged child,
@@ -67,13 +67,13 @@ class Dynamic:
 
     top_k: int = 3
     keep: float = 0.25
-    race: int = 3
+    race: int = 1
     heat: float = 0.03
     handicap: float = 1.3
-    below: int = 1
+    below: int = 2
     step: float = 0.03
     steep: float = 0.3
-    reach: float = 0.2
+    reach: float = 0.12
     threshold: float = 0.25
     trial: float = 0.04
     search: float = 0.15
