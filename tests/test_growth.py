@@ -284,7 +284,7 @@ def test_dynamic_always_tries_the_unchanged_child_and_late_on_grows_only_beyond_
 
 def test_a_larger_stack_wins_the_race_unless_it_is_far_behind() -> None:
     history = History(SPACE, Budget(seconds=600), 0, spent=0.1)
-    policy = Dynamic(handicap=1.3)
+    policy = Dynamic(race=3, handicap=1.3)
     small, large = (p.stacks for p in policy.propose([], history)[1:3])
     fast = candidate(0, generator=small[0], discriminator=small[1], score=0.1)
     wide = candidate(1, generator=large[0], discriminator=large[1], score=0.12)

@@ -125,11 +125,11 @@ class Discriminator(Stack):
         super().__init__(spec)
         group = spec.deviation_group
         self.deviation = MinibatchDeviation(group) if group else nn.Identity()
-        extra, options = int(group > 0), {"rate": spec.rate}
-        self.mix = Conv(spec.stem + extra, spec.stem, 3, **options)
-        self.collect = Conv(spec.stem, spec.stem, spec.base, padding=0, **options)
+        extra, rate = int(group > 0), spec.rate
+        self.mix = Conv(spec.stem + extra, spec.stem, 3, rate=rate)
+        self.collect = Conv(spec.stem, spec.stem, spec.base, padding=0, rate=rate)
         self.activation = ACTIVATIONS["leaky_relu"]()
-        self.output = Conv(spec.stem, 1, 1, gain=1.0, **options)
+        self.output = Conv(spec.stem, 1, 1, gain=1.0, rate=rate)
 
     def _head(self, width: int) -> nn.Module:
         return FromImage(self.spec.channels, width, self.spec.rate)
