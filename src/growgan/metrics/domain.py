@@ -94,35 +94,46 @@ def train(
     "accuracy" over the classes; or the "retrieval" of an image's other view among all, and the
     accuracy of its "rotation". The same seed gives the same network on the same machine.
     """
-    generator = torch.Generator().manual_seed(seed)
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        network = make_network(images.shape[1], resolution)
-        classes = 4 if labels is None else int(labels.max()) + 1
-        task = _Task(network, nn.Linear(DIMENSIONS, classes), _projector(), generator)
-    task.to(device)
-    order = torch.randperm(len(images), generator=generator).numpy()
+    classes = 4 if labels is None else int(labels.max()) + 1
+    task = _make_task(images.shape[1], classes, resolution, seed).to(device)
+    order = torch.randperm(len(images), generator=task.draws).numpy()
     held_out, kept = np.split(order, [min(len(images) // 10 + 1, 2000)])
-
-    def take(index: NDArray[np.int64]) -> tuple[Tensor, Tensor | None]:
-        index = np.sort(index)  # a memory map reads faster in order
-        batch = prepare(torch.from_numpy(images[index]).to(device), resolution)
-        return batch, None if labels is None else torch.from_numpy(labels[index]).to(device)
-
-    with torch.inference_mode(False), torch.enable_grad():
-        most = 460 if labels is not None else 230
-        steps = max(round(effort * min(most, _EPOCHS * len(kept) // _BATCH)), 20)
-        _descend(task, _draws(kept, take, generator), steps, device)
+    take = _taker(images, labels, resolution, device)
+    _fit(task, kept, take, 460 if labels is not None else 230, effort, device)
     with torch.inference_mode():
         quality = task.quality(*take(held_out))
-    return network.eval(), quality
+    return task.network.eval(), quality
+
+
+def train_classifier(
+    images: NDArray[np.uint8],
+    labels: NDArray[np.int64],
+    classes: int,
+    resolution: tuple[int, int],
+    *,
+    seed: int,
+    device: torch.device,
+) -> nn.Sequential:
+    """Train the labelled network on all ``images`` [N, C, H, W]; return it with its last layer.
+
+    It maps :func:`prepare`'s [N, C, h, w] to logits [N, classes]; ``labels`` int64 [N] are below
+    ``classes``. The same seed gives the same network on the same machine.
+    """
+    task = _make_task(images.shape[1], classes, resolution, seed).to(device)
+    take = _taker(images, labels, resolution, device)
+    _fit(task, np.arange(len(images)), take, 460, 1.0, device)
+    return nn.Sequential(task.network, task.classify).eval()
 
 
 class _Task(nn.Module):
     """The network with the heads that its training needs and its features do not."""
 
     def __init__(
-        self, network: nn.Module, classify: nn.Module, project: nn.Module, draws: torch.Generator
+        self,
+        network: nn.Sequential,
+        classify: nn.Module,
+        project: nn.Module,
+        draws: torch.Generator,
     ) -> None:
         super().__init__()
         self.network, self.classify, self.project, self.draws = network, classify, project, draws
@@ -190,6 +201,45 @@ def turn(images: Tensor) -> Tensor:
 
 def _projector() -> nn.Module:
     return nn.Sequential(nn.Linear(DIMENSIONS, 256), nn.ReLU(), nn.Linear(256, 128))
+
+
+def _make_task(channels: int, classes: int, resolution: tuple[int, int], seed: int) -> _Task:
+    """Return an untrained network and heads, whose weights and draws are a function of ``seed``."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        network = make_network(channels, resolution)
+        heads = nn.Linear(DIMENSIONS, classes), _projector()
+        return _Task(network, *heads, torch.Generator().manual_seed(seed))
+
+
+def _taker(
+    images: NDArray[np.uint8],
+    labels: NDArray[np.int64] | None,
+    resolution: tuple[int, int],
+    device: torch.device,
+) -> Callable[[NDArray[np.int64]], tuple[Tensor, Tensor | None]]:
+    """Return a function that gives the images, as the network's input, and labels of an index."""
+
+    def take(index: NDArray[np.int64]) -> tuple[Tensor, Tensor | None]:
+        index = np.sort(index)  # a memory map reads faster in order
+        batch = prepare(torch.from_numpy(images[index]).to(device), resolution)
+        return batch, None if labels is None else torch.from_numpy(labels[index]).to(device)
+
+    return take
+
+
+def _fit(
+    task: _Task,
+    kept: NDArray[np.int64],
+    take: Callable[[NDArray[np.int64]], tuple[Tensor, Tensor | None]],
+    most: int,
+    effort: float,
+    device: torch.device,
+) -> None:
+    """Train ``task`` on the images ``kept``, for ``effort`` times ``most`` steps or 30 epochs."""
+    steps = max(round(effort * min(most, _EPOCHS * len(kept) // _BATCH)), 20)
+    with torch.inference_mode(False), torch.enable_grad():
+        _descend(task, _draws(kept, take, task.draws), steps, device)
 
 
 def _draws(
