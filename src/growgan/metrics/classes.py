@@ -7,7 +7,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from growgan.metrics.distances import Estimate, _finite, _matrix, _pair, frechet_of_samples
+from growgan.metrics.checks import finite, matrix, pair
+from growgan.metrics.distances import Estimate, frechet_of_samples
 
 
 @dataclass(frozen=True)
@@ -27,7 +28,7 @@ def frechet_by_class(
     2018, arXiv 1802.05637, section 4. The fewer a class's rows the larger its bias: compare equal
     numbers only. Raises ValueError where a class of either set has fewer than 2 rows in the other.
     """
-    fake, real = _pair(fake, real)
+    fake, real = pair(fake, real)
     for name, labels, count in (
         ("fake_labels", fake_labels, len(fake)),
         ("real_labels", real_labels, len(real)),
@@ -57,7 +58,7 @@ def inception_score(
     1606.03498, section 4. Raises ValueError for fewer rows than splits, NaN or infinity, and
     probabilities that are negative or do not sum to 1 within 1e-3.
     """
-    p = _finite("predictions", _matrix("predictions", predictions))
+    p = finite("predictions", matrix("predictions", predictions))
     if not 1 <= splits <= len(p):
         raise ValueError(
             f"splits must be from 1 to the number of predictions, {len(p)}, but got {splits}"

@@ -11,6 +11,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from growgan.metrics.checks import check_finite, checked, finite, matrix, pair
+
 _CONDITION = 1e8  # beyond this ratio of pivots a Cholesky factor has lost its small directions
 _ROUNDING = 1e-9  # of a sum of roots: where more might be lost, singular values are taken instead
 _BLOCK = 256  # columns of a triangle computed at once
@@ -62,7 +64,7 @@ class Moments:
 
         Raises ValueError for another shape, no rows, or a value that is NaN or infinite.
         """
-        x = _checked(features)
+        x = checked(features)
         mean = x.mean(0)
         centred = x - mean
         return cls(len(x), mean, centred.T @ centred / max(len(x) - 1, 1))
@@ -111,8 +113,8 @@ def frechet_distance(mean_a: Tensor, cov_a: Tensor, mean_b: Tensor, cov_b: Tenso
     Landau 1982; as FID: Heusel et al. 2017, arXiv 1706.08500, eq. 6. With A = L Lᵀ the eigenvalues
     of A B are those of Lᵀ B L, which is symmetric. Raises ValueError on unequal shapes and NaN.
     """
-    mean_a, mean_b = _finite("mean_a", mean_a), _finite("mean_b", mean_b)
-    cov_a, cov_b = _finite("cov_a", cov_a), _finite("cov_b", cov_b)
+    mean_a, mean_b = finite("mean_a", mean_a), finite("mean_b", mean_b)
+    cov_a, cov_b = finite("cov_a", cov_a), finite("cov_b", cov_b)
     d = mean_a.numel()
     if mean_a.shape != (d,) or mean_b.shape != (d,):
         shapes = f"{tuple(mean_a.shape)} and {tuple(mean_b.shape)}"
@@ -131,8 +133,8 @@ def frechet_of_samples(fake: Tensor, real: Tensor) -> float:
     X and Y centred, tr (A B)^½ is the nuclear norm of X Yᵀ / √((n - 1)(m - 1)). Raises ValueError
     for fewer than 2 rows, different d, and values that are NaN or infinite.
     """
-    x, y = _pair(fake, real, least=2)
-    x, y = _finite("fake", x), _finite("real", y)
+    x, y = pair(fake, real, least=2)
+    x, y = finite("fake", x), finite("real", y)
     offset = x.mean(0) - y.mean(0)
     a, b = _sample_factor(x), _sample_factor(y)
     trace = float(a.square().sum() + b.square().sum())
@@ -150,7 +152,7 @@ def frechet_at_infinity(
     ``smallest`` is N / 10 as published, or 2 d (N / 2 if that is less) where it is larger: with
     fewer fakes than dimensions the line bends. Raises ValueError unless 2 <= ``smallest`` < N.
     """
-    n, d = _matrix("fake", fake).shape
+    n, d = matrix("fake", fake).shape
     if smallest is None:
         smallest = max(n // 10, min(2 * d, n // 2), 2)
     if not 2 <= smallest < n or points < 2 or real.count < 2:
@@ -161,7 +163,7 @@ def frechet_at_infinity(
         )
     if real.mean.shape != (d,):
         raise ValueError(f"fake must be [N, {real.mean.numel()}] as real is, but is {[n, d]}")
-    _check_finite("fake", fake)
+    check_finite("fake", fake)
     generator = torch.Generator().manual_seed(seed)
     root = _Root(real.covariance)
     sizes = torch.linspace(smallest, n, points, dtype=torch.float64).round().long()
@@ -187,7 +189,7 @@ def frechet_with_error(
     of the reals. Each group's moments are subtracted from the whole's, so a group costs one [d, d]
     eigenvalue problem. Raises ValueError where a group left out leaves fewer than 2 rows.
     """
-    x = _checked(features_fake)
+    x = checked(features_fake)
     n, d = x.shape
     if not 2 <= groups <= n or n - -(-n // groups) < 2 or real.count < 2:
         raise ValueError(
@@ -294,39 +296,3 @@ def _assemble(offset: Tensor, cov_a: Tensor, cov_b: Tensor, cross: float) -> flo
     """Return the squared distance from its parts; rounding below zero becomes 0."""
     trace = float(cov_a.diagonal().sum() + cov_b.diagonal().sum())
     return max(float(offset @ offset) + trace - 2 * cross, 0.0)
-
-
-def _checked(features: Tensor) -> Tensor:
-    """Return ``features`` as finite float64 [N, d], N >= 1."""
-    return _finite("features", _matrix("features", features))
-
-
-def _matrix(name: str, features: Tensor, least: int = 1) -> Tensor:
-    """Return ``features`` as they are, if they are [N, d] with N >= ``least``."""
-    if features.ndim != 2 or len(features) < least:
-        shape = list(features.shape)
-        raise ValueError(f"{name} must be [N, d] with N of at least {least}, but is {shape}")
-    return features
-
-
-def _pair(fake: Tensor, real: Tensor, least: int = 1) -> tuple[Tensor, Tensor]:
-    """Return ``fake`` and ``real`` as they are, if both are [N, d] of one d, N >= ``least``."""
-    fake, real = _matrix("fake", fake, least), _matrix("real", real, least)
-    if fake.shape[1] != real.shape[1]:
-        shapes = f"{list(fake.shape)} and {list(real.shape)}"
-        raise ValueError(f"fake and real must have features of one length, but are {shapes}")
-    return fake, real
-
-
-def _finite(name: str, values: Tensor) -> Tensor:
-    """Return ``values`` in float64; raise ValueError for NaN or infinity."""
-    _check_finite(name, values)
-    # Apple's GPUs know no float64.
-    return values.cpu().double() if values.device.type == "mps" else values.double()
-
-
-def _check_finite(name: str, values: Tensor) -> None:
-    """Raise ValueError where ``values`` hold NaN or infinity."""
-    if not bool(torch.isfinite(values).all()):
-        bad = int((~torch.isfinite(values)).sum())
-        raise ValueError(f"{name} must be finite, but holds {bad} NaN or infinite values")

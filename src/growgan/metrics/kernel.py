@@ -5,7 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from growgan.metrics.distances import Estimate, _check_finite, _finite, _pair
+from growgan.metrics.checks import check_finite, finite, pair
+from growgan.metrics.distances import Estimate
 
 
 def kid(
@@ -18,19 +19,19 @@ def kid(
     et al. 2018, arXiv 1801.01401, whose protocol is the defaults. Raises ValueError for fewer than
     2 rows, different d, and values that are NaN or infinite.
     """
-    fake, real = _pair(fake, real, least=2)
+    fake, real = pair(fake, real, least=2)
     if subsets < 1 or size < 2:
         raise ValueError(
             f"subsets must be at least 1 and size at least 2, but are {subsets} and {size}"
         )
     for name, features in (("fake", fake), ("real", real)):
-        _check_finite(name, features)
+        check_finite(name, features)
     size = min(size, len(fake), len(real))
     generator = torch.Generator().manual_seed(seed)
     values = torch.empty(subsets, dtype=torch.float64)
     for i in range(subsets):
         x, y = (
-            _finite("features", features[torch.randperm(len(features), generator=generator)[:size]])
+            finite("features", features[torch.randperm(len(features), generator=generator)[:size]])
             for features in (fake, real)
         )
         values[i] = squared_mmd(x, y)

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from growgan.metrics.distances import _check_finite, _matrix, _pair
+from growgan.metrics.checks import check_finite, matrix, pair
 
 _ENTRIES = 2**24  # distances held at once
 
@@ -56,7 +56,7 @@ def neighbourhoods(fake: Tensor, real: Tensor, *, k: int = 3, k_density: int = 5
     sets once more and a few blocks. Raises ValueError unless each set has more rows than
     neighbours, and for different d, NaN and infinity.
     """
-    fake, real = _pair(fake, real)
+    fake, real = pair(fake, real)
     for name, count, least in (("fake", len(fake), k), ("real", len(real), max(k, k_density))):
         if min(k, k_density) < 1 or count <= least:
             raise ValueError(
@@ -95,8 +95,8 @@ def memorisation(
     all distances, which a few exact copies hardly move. Raises ValueError for a j of 0, different
     d, NaN and infinity.
     """
-    fake, train = _matrix("fake", fake), _matrix("train", train)
-    j = int(level * (len(_matrix("held_out", held_out)) + 1) + 1e-9)
+    fake, train = matrix("fake", fake), matrix("train", train)
+    j = int(level * (len(matrix("held_out", held_out)) + 1) + 1e-9)
     if not 0 < level < 1 or j < 1:
         raise ValueError(
             f"level must be less than 1 and at least 1 / (held-out rows + 1), but is {level:g} "
@@ -117,7 +117,7 @@ def memorisation(
 def _centred(**sets: Tensor) -> list[Tensor]:
     """Return finite features as float32, or float64 if any is, less the mean of the first."""
     for name, features in sets.items():
-        _check_finite(name, features)
+        check_finite(name, features)
     double = any(features.dtype == torch.float64 for features in sets.values())
     dtype = torch.float64 if double else torch.float32
     mean = next(iter(sets.values())).to(dtype).mean(0)

@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from growgan.metrics.distances import _finite
+from growgan.metrics.checks import finite
 
 _DROPPED = 0.01  # of the distances at each end
 
@@ -52,7 +52,7 @@ def perceptual_path_length(
             images = generate(steps.float())
             if not images.is_floating_point():
                 raise ValueError(f"generate must return float images, but gave {images.dtype}")
-            before, after = _finite("features", features(images)).flatten(1).chunk(2)
+            before, after = finite("features", features(images)).flatten(1).chunk(2)
         found.append((after - before).square().sum(1).cpu() / epsilon**2)
     distances = torch.cat(found)
     low = distances.quantile(_DROPPED, interpolation="lower")
