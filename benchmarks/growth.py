@@ -73,7 +73,7 @@ RECIPES: dict[str, tuple[str, ...]] = {
     "WGAN-GP and drift": PENALTY,
     "WGAN-GP and drift, rate 1e-3 (PGGAN's)": (*PENALTY, "optimiser.lr=1e-3"),
     "rate that does not fall": ("optimiser.decay=1e9",),
-    "a third of the rate": ("optimiser.lr=1e-2",),
+    "half of the rate": ("optimiser.lr=1e-2",),
     "rates not transferred across widths": ("stack.rate=equalised",),
     "momentum 0.5": ("optimiser.beta1=0.5",),
     "nearest upsampling (conv)": ("stack.kind=conv",),
@@ -298,6 +298,8 @@ def main() -> None:
     given = parser.parse_args()
     if given.action == "run":
         methods = [m for m in GROUPS[given.group] if not given.only or m in given.only]
+        if not methods:
+            parser.error(f"--only must name some of: {', '.join(GROUPS[given.group])}")
         run_missing([*cells(methods, given.minutes, given.data, given.seeds)], given.jobs)
     else:
         print(table())

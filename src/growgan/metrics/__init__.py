@@ -1,10 +1,10 @@
 """Measures of how close generated images are to real ones.
 
-Beside ``growgan.data``; imports no other part of growgan but its errors and its registry.
-``score`` is what the search uses. ``distances``, ``kernel``, ``classes`` and ``neighbours`` are
-pure functions of features, which ``features`` and ``networks`` take from images; ``sliced`` and
-``similarity`` are functions of images alone; ``paths`` walks G's latents, ``accuracy`` trains on
-its images. ``protocol`` says what a figure was measured with.
+Beside ``growgan.data``; imports no other part of growgan but its errors, its registry and how
+``data.files`` writes the cache. ``score`` is what the search uses. ``distances``, ``kernel``,
+``classes`` and ``neighbours`` are pure functions of features, which ``features`` and ``networks``
+take from images; ``sliced`` and ``similarity`` are functions of images alone; ``paths`` walks G's
+latents, ``accuracy`` trains on its images. ``protocol`` says what a figure was measured with.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""What a metric asks of its features before it trusts them."""
+"""What a metric asks of features and images before it trusts them."""
 
 from __future__ import annotations
 
@@ -40,3 +40,11 @@ def check_finite(name: str, values: Tensor) -> None:
     if not bool(torch.isfinite(values).all()):
         bad = int((~torch.isfinite(values)).sum())
         raise ValueError(f"{name} must be finite, but holds {bad} NaN or infinite values")
+
+
+def uint8_images(images: Tensor) -> Tensor:
+    """Return ``images`` if they are a non-empty uint8 [N, C, H, W]; else raise ValueError."""
+    if images.dtype != torch.uint8 or images.ndim != 4 or images.numel() == 0:
+        got = f"{images.dtype} {list(images.shape)}"
+        raise ValueError(f"images must be torch.uint8 [N, C, H, W], but are {got}")
+    return images

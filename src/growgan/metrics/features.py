@@ -15,9 +15,10 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor, nn
 
+from growgan.data.files import write_atomic
 from growgan.errors import UserError
 from growgan.metrics import domain
-from growgan.metrics.weights import write_atomic
+from growgan.metrics.checks import uint8_images
 
 _CHUNK = 512  # images that pass through a network at once
 
@@ -44,7 +45,7 @@ class PixelExtractor:
         self.fingerprint = f"pixels-{size}"
 
     def __call__(self, images: Tensor) -> Tensor:
-        checked = _images(images)
+        checked = uint8_images(images)
         chunks = [
             domain.resize(chunk.float(), (self.size, self.size)) / 255
             for chunk in torch.split(checked, _CHUNK)
@@ -74,7 +75,7 @@ class DomainExtractor:
 
     def __call__(self, images: Tensor) -> Tensor:
         """Return float32 [N, 128] on the network's device. Raises ValueError for other channels."""
-        checked = _images(images)
+        checked = uint8_images(images)
         if checked.shape[1] != self.channels:
             raise ValueError(
                 f"images must have {self.channels} channels, as the extractor was trained on, "
@@ -168,14 +169,6 @@ def _write(path: Path, network: nn.Module, metadata: Mapping[str, Any]) -> None:
     """Write weights and, in the file's header, metadata."""
     weights = {name: tensor.cpu().contiguous() for name, tensor in network.state_dict().items()}
     write_atomic(path, save(weights, metadata={"growgan": json.dumps(metadata, sort_keys=True)}))
-
-
-def _images(images: Tensor) -> Tensor:
-    """Return ``images`` if they are a non-empty uint8 [N, C, H, W]; else raise ValueError."""
-    if images.dtype != torch.uint8 or images.ndim != 4 or images.numel() == 0:
-        got = f"{images.dtype} {list(images.shape)}"
-        raise ValueError(f"images must be torch.uint8 [N, C, H, W], but are {got}")
-    return images
 
 
 def _weights_hash(network: nn.Module) -> str:

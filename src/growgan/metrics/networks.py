@@ -13,7 +13,8 @@ import torch
 from torch import Tensor
 
 from growgan.errors import UserError, unknown
-from growgan.metrics.features import Extractor, PixelExtractor, _images, domain_extractor
+from growgan.metrics.checks import uint8_images
+from growgan.metrics.features import Extractor, PixelExtractor, domain_extractor
 from growgan.metrics.resize import RESIZES, clean
 from growgan.metrics.weights import Weights, load_torchscript, open_weights
 from growgan.registry import Registry
@@ -65,7 +66,7 @@ class TorchScriptExtractor:
 
     def _run(self, images: Tensor, **options: bool) -> Tensor:
         """Return what the network, called with ``options``, makes of all images."""
-        chunks = torch.split(_colours(_images(images)), _CHUNK)
+        chunks = torch.split(_colours(uint8_images(images)), _CHUNK)
         with torch.inference_mode(), torch.autocast(self.device.type, enabled=False):
             return torch.cat([self._run_chunk(chunk, options) for chunk in chunks])
 

@@ -7,8 +7,6 @@ without the library that it was written with.
 from __future__ import annotations
 
 import hashlib
-import os
-import tempfile
 import urllib.request
 import warnings
 import zipfile
@@ -18,6 +16,7 @@ from pathlib import Path
 
 import torch
 
+from growgan.data.files import write_atomic
 from growgan.errors import UserError
 
 TIMEOUT = 30  # seconds without an answer
@@ -90,24 +89,6 @@ def load_torchscript(
             return torch.jit.load(path, map_location=device).eval(), digest
     except (RuntimeError, torch.jit.Error) as error:
         raise UserError(f"weights '{path}' are a broken TorchScript archive") from error
-
-
-def write_atomic(path: Path, content: bytes) -> None:
-    """Write ``content`` so that ``path`` appears whole or not at all; raises UserError."""
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        handle, name = tempfile.mkstemp(dir=path.parent, prefix=path.stem, suffix=".part")
-        try:
-            with os.fdopen(handle, "wb") as file:
-                file.write(content)
-                file.flush()
-                os.fsync(file.fileno())
-            os.replace(name, path)
-        except BaseException:
-            Path(name).unlink(missing_ok=True)
-            raise
-    except OSError as error:
-        raise UserError(f"cache '{path.parent}' cannot be written: {error}") from error
 
 
 def _download(weights: Weights, target: Path) -> bytes:

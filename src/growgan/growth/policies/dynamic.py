@@ -167,15 +167,16 @@ class Dynamic:
         leader, rng = alive[0], dice(history)
         room = min(self._affordable(history), TRIALS)
         proposals = [Proposal(leader.id, self.trial)]
+        first: list[tuple[Candidate, Growth]] = []
         kept: list[tuple[Candidate, Growth]] = []
         for parent in alive[: self.top_k]:
             growths = legal_growths(*parent.specs, history.space.actions, history.space.target)
+            if parent is leader and EVERYTHING in growths:
+                first = [(leader, EVERYTHING)]
             kept += [(parent, g) for g in growths if g and rng.random() < self.keep]
         rng.shuffle(kept)
         kept.sort(key=lambda pair: pair[1].fades())
-        if EVERYTHING in legal_growths(*leader.specs, history.space.actions, history.space.target):
-            kept = [(leader, EVERYTHING), *(p for p in kept if p != (leader, EVERYTHING))]
-        for parent, growth in kept[:room]:
+        for parent, growth in (first + [pair for pair in kept if pair not in first])[:room]:
             fade = self.fade if growth.fades() else 0.0
             proposals.append(Proposal(parent.id, self.trial, growth, fade))
         return proposals
