@@ -54,11 +54,13 @@ DATA = {
 }
 POLICIES = ("dynamic", "progressive", "fixed", "random")
 IDEAS: dict[str, dict[str, Any]] = {
-    "dynamic, race of three at 8x8": {"race": 3},
-    "dynamic, race of three at the target": {"race": 3, "below": 0},
-    "dynamic, start at the target": {"below": 0},
+    "dynamic, race of three at 8x8": {"race": 3, "start": 8},
+    "dynamic, race of three at the target": {"race": 3, "start": 1024},
+    "dynamic, start at the target": {"start": 1024},
+    "dynamic, slow climb from 4x4": {"start": 4, "reach": 0.15, "steep": 0.1},
     "dynamic, no trials": {"search": 0.0},
-    "dynamic, slow climb": {"reach": 0.5, "steep": 0.1},
+    "dynamic, trials whatever the budget": {"shown": 0.01, "images": 100},
+    "dynamic, three growths a round": {"tries": 3, "shown": 0.01, "images": 100},
 }
 STACKS = tuple(f"stack{i}" for i in range(8))
 PENALTY = ("regularisers=gp,drift", "loss=wasserstein")

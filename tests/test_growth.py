@@ -22,6 +22,7 @@ from growgan.growth.history import Candidate, History, Space
 from growgan.growth.ledger import Ledger
 from growgan.growth.policies import POLICIES, Dynamic, Progressive, make_policy
 from growgan.growth.run import make_objective
+from growgan.nets.cost import parameters
 from growgan.nets.edits import Append, Edit, Insert, Widen
 from growgan.nets.spec import LayerSpec
 from growgan.training.checkpoint import load_gan, save_gan
@@ -266,9 +267,9 @@ def test_dynamic_always_tries_the_unchanged_child_and_late_on_grows_only_beyond_
         candidate(2, parent="0001", score=0.998, spent=0.4),
     ]
     history = History(SPACE, Budget(seconds=600), 0, tuple(line), ("0002",), 3, 0.4)
-    policy = Dynamic(keep=1.0)
+    policy = Dynamic(keep=1.0, images=1000, shown=0.01, tries=2)
     proposals = policy.propose([line[-1]], history)
-    assert not proposals[0].growth and len(proposals) > 1
+    assert not proposals[0].growth and len(proposals) == 3
     assert all(p.growth for p in proposals[1:])
     assert len({p.share for p in proposals}) == 1
     unchanged = candidate(3, parent="0002", score=0.99, stderr=0.01)
@@ -280,6 +281,27 @@ def test_dynamic_always_tries_the_unchanged_child_and_late_on_grows_only_beyond_
     # In the first half capacity that costs nothing is taken, but none that does harm.
     assert policy.select([unchanged, replace(grown, score=1.0)], early).alive[0] == "0004"
     assert policy.select([unchanged, replace(grown, score=1.1)], early).alive[0] == "0003"
+
+
+def test_dynamic_tries_no_growth_that_the_budget_cannot_teach() -> None:
+    line = [
+        candidate(0, score=1.0, spent=0.3),
+        candidate(1, parent="0000", score=0.999, spent=0.35),
+        candidate(2, parent="0001", score=0.998, spent=0.4),
+    ]
+
+    def tried(seconds: float, **values: Any) -> int:
+        history = History(SPACE, Budget(seconds=seconds), 0, tuple(line), ("0002",), 3, 0.4)
+        proposals = Dynamic(keep=1.0, **values).propose([line[-1]], history)
+        assert not proposals[0].growth
+        return len(proposals) - 1
+
+    # 100 images a second: a trial of 0.04 of 600 s sees 2,400, and 36,000 are left.
+    assert tried(600, shown=0.01, images=2300) == 1
+    assert tried(600, shown=0.01, images=2500) == 0
+    weights = sum(map(parameters, line[-1].specs))
+    assert tried(600, images=1, shown=36_000 / weights) == 0
+    assert tried(600, images=1, shown=0.2 * 36_000 / weights) == 1
 
 
 def test_a_larger_stack_wins_the_race_unless_it_is_far_behind() -> None:
@@ -350,13 +372,17 @@ def test_an_interrupted_run_goes_on_to_the_same_end(
     after: int, data: ImageSet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("GROWGAN_CACHE", str(tmp_path / "cache"))
-    settings = tiny_settings(score={"kind": "swd", "samples": 64})
+    tries = {"images": 1, "shown": 1e-6, "threshold": 1e6, "reach": 0.06, "keep": 1.0}
+    settings = tiny_settings(score={"kind": "swd", "samples": 64}, growth=tries)
 
     def start(name: str, **more: Any) -> Run:
         out = tmp_path / name
         return grow(data, out=out, policy="dynamic", images=1600, settings=settings, **more)
 
     whole = start("whole")
+    assert any(
+        "residual" in e["growth"] or "widen" in e["growth"] for e in whole.events if "growth" in e
+    )
     with pytest.raises(KeyboardInterrupt):
         start("torn", display=Interruption(after))
     again = start("torn", resume=True)

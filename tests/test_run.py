@@ -176,7 +176,7 @@ def test_dynamic_leaves_a_resolution_when_the_score_falls_slowly_or_time_is_up()
     def growth(*candidates: Candidate, spent: float) -> Growth:
         ids = (candidates[-1].id,)
         history = History(SPACE, Budget(seconds=600), 0, candidates, ids, len(candidates), spent)
-        return Dynamic(below=2, reach=0.3).propose([candidates[-1]], history)[0].growth
+        return Dynamic(start=8, reach=0.15).propose([candidates[-1]], history)[0].growth
 
     root = candidate(0, 1, score=1.0)
     steep, flat = candidate(1, 1, score=0.5), candidate(1, 1, score=0.9)
@@ -187,7 +187,7 @@ def test_dynamic_leaves_a_resolution_when_the_score_falls_slowly_or_time_is_up()
 
 def test_dynamic_spends_no_more_on_trials_than_it_may() -> None:
     line = [candidate(i, 3, score=1.0 - i / 1000, spent=0.2 + i / 20) for i in range(3)]
-    policy = Dynamic(keep=1.0, search=0.08, trial=0.04)
+    policy = Dynamic(keep=1.0, search=0.08, trial=0.04, tries=3, images=1, shown=0.001)
     history = History(SPACE, Budget(seconds=600), 0, tuple(line), ("0002",), 3, 0.3)
     proposals = policy.propose([line[-1]], history)
     assert [bool(p.growth) for p in proposals] == [False, True, True]
@@ -199,7 +199,7 @@ def test_dynamic_spends_no_more_on_trials_than_it_may() -> None:
 def test_dynamic_goes_back_when_a_growth_does_not_take() -> None:
     def select(last: float) -> tuple[str, ...]:
         doubled = (
-            Dynamic(below=2).propose([candidate(0, 1)], _at(candidate(0, 1), spent=0.2))[0].growth
+            Dynamic(start=8).propose([candidate(0, 1)], _at(candidate(0, 1), spent=0.2))[0].growth
         )
         line = [
             candidate(0, 1, score=0.01),

@@ -37,6 +37,14 @@ class Growth:
         """Return whether something fades in."""
         return any(isinstance(edit, Append) for edit in (*self.generator, *self.discriminator))
 
+    def specs(self, generator: StackSpec, discriminator: StackSpec) -> tuple[StackSpec, StackSpec]:
+        """Return the specs of the pair once it has grown."""
+        for edit in self.generator:
+            generator = edit.spec(generator)
+        for edit in self.discriminator:
+            discriminator = edit.spec(discriminator)
+        return generator, discriminator
+
     def __bool__(self) -> bool:
         return bool(self.generator or self.discriminator)
 

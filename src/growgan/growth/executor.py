@@ -14,7 +14,7 @@ from growgan.data.batches import Batches
 from growgan.growth.history import Proposal
 from growgan.metrics.score import Score, Scorer
 from growgan.objectives.objective import Objective
-from growgan.training.gan import Gan, latents, to_uint8
+from growgan.training.gan import Gan, even_latents, to_uint8
 from growgan.training.runtime import Runtime
 from growgan.training.stage import Diverged, Progress, Slice, train
 
@@ -105,7 +105,7 @@ class Trainer:
         """Score the running average of G."""
 
         def generate(count: int) -> torch.Tensor:
-            z = latents(count, gan.average.spec.latent, SCORE_SEED)
+            z = even_latents(count, gan.average.spec.latent, SCORE_SEED)
             with self.runtime.autocast():
                 return to_uint8(gan.average, z)
 

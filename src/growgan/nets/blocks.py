@@ -16,6 +16,8 @@ from growgan.registry import Registry
 
 BLOCKS: Registry[type[Block]] = Registry("block")
 
+BRANCH = 0.1  # gain of a residual branch's last convolution
+
 
 class Block(nn.Module):
     """What every kind of layer shares: widths, resampling, and which widths are tied.
@@ -76,7 +78,9 @@ class ResidualBlock(Block):
     """shortcut(x) + conv(norm(activation(conv(x)))), the last convolution zero at first.
 
     Zero initial weights make it the identity wherever size and width stay (Fixup, Zhang et al.
-    2019), so it can be inserted anywhere without changing what the stack computes.
+    2019), so it can be inserted anywhere without changing what the stack computes. The branch
+    is scaled down by ``BRANCH``, and Adam's steps in it with that: each layer adds its own to the
+    sum, and a rate that suits one layer is too much for six (Yang et al. 2023, 2310.02244).
     """
 
     def __init__(self, layer: LayerSpec, inner: int, *, role: Role, rate: Rate) -> None:
@@ -84,7 +88,7 @@ class ResidualBlock(Block):
         middle, size = layer.width, layer.kernel
         self.ties = self.width_in == self.width_out
         self.conv1 = Conv(self.width_in, middle, size, rate=rate)
-        self.conv2 = Conv(middle, self.width_out, size, gain=1.0, rate=rate, zero=True)
+        self.conv2 = Conv(middle, self.width_out, size, gain=BRANCH, rate=rate, zero=True)
         self.skip = (
             nn.Identity()
             if self.ties

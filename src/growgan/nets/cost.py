@@ -2,7 +2,16 @@
 
 from __future__ import annotations
 
+import torch
+
 from growgan.nets.spec import StackSpec
+from growgan.nets.stack import build
+
+
+def parameters(spec: StackSpec) -> int:
+    """Return the number of trainable scalars."""
+    with torch.device("meta"):
+        return build(spec).parameter_count()
 
 
 def multiplications(spec: StackSpec) -> float:

@@ -10,23 +10,26 @@ a small budget:
    behind the fastest: small stacks learn fastest at first, and flatten first. By default the
    shape in the settings runs alone: in short budgets the heats cost more than they find.
 2. *Climb.* The winner doubles its resolution as soon as its score stops falling fast, at the
-   latest by a share of the budget, so that most of it is left for the target.
+   latest after a small share of the budget, so that most of it is left for the target.
 3. *Grow when it pays.* When the score has flattened, a round of trials opens: the unchanged child,
    which is always there, and growths drawn from the legal ones. All trials take equal time, so a
    growth that slows the steps must make up for it: capacity pays rent. In the first half of the
    budget a growth within the noise is taken, since what it adds pays later; then only a real gain.
-4. *Planner.* Trials together take at most ``search`` of the budget, and none start in its last
-   part, where the rate falls and everything that arrives would stay half trained.
+4. *Planner.* Trials together take at most ``search`` of the budget. None starts in its last part,
+   where the rate falls and everything that arrives would stay half trained; none that would end
+   before the running average has forgotten the parent; and none of a pair that is too large to
+   learn from the images which it would still see.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import islice
 from math import sqrt
 
 from growgan.growth.actions import UNCHANGED, Growth, legal_growths
-from growgan.growth.history import Candidate, History, Proposal
+from growgan.growth.history import Candidate, History, Proposal, Space
 from growgan.growth.policies.base import (
     POLICIES,
     Selection,
@@ -36,9 +39,8 @@ from growgan.growth.policies.base import (
     usual_slice,
 )
 from growgan.growth.policies.plateau import EVERYTHING, slope
-from growgan.nets.cost import step_cost
+from growgan.nets.cost import parameters, step_cost
 
-TRIALS = 3  # growths tried in one round, beside the unchanged child
 # Widths of G and D in the race, relative to the shape in the settings.
 HEATS = ((1.0, 1.0), (0.5, 0.5), (2.0, 2.0), (2.0, 1.0), (1.0, 2.0), (1.0, 0.5))
 
@@ -54,13 +56,16 @@ class Dynamic:
         race: number of stacks in the race, 1 to 6.
         heat: share of the budget that each of them gets.
         handicap: a larger stack wins the race if its score is at most so many times the best.
-        below: how many doublings below the target the race is run.
+        start: side in pixels at which the run starts, or the next larger that doublings reach.
         step: share of the budget that each slice below the target gets.
         steep: relative gain a slice below which a resolution is left for the next.
-        reach: share of the budget by which the target is reached at the latest.
+        reach: share of the budget that each resolution below the target gets at most.
         threshold: relative gain in a tenth of the budget below which the score counts as flat.
         trial: share of the budget that each trial gets.
-        search: share of the budget that trials may take together.
+        tries: growths tried in one round, beside the unchanged child.
+        search: share of the budget that tried growths may take together.
+        images: a trial that would see fewer is not begun; two half-lives of the running average.
+        shown: images that a grown pair must still see for each of its parameters.
         calm: last share of the budget, in which nothing grows.
         fade: share of a slice over which a growth fades in.
     """
@@ -70,19 +75,23 @@ class Dynamic:
     race: int = 1
     heat: float = 0.03
     handicap: float = 1.3
-    below: int = 2
+    start: int = 16
     step: float = 0.03
     steep: float = 0.3
-    reach: float = 0.12
-    threshold: float = 0.25
+    reach: float = 0.06
+    threshold: float = 0.4
     trial: float = 0.04
-    search: float = 0.15
-    calm: float = 0.25
+    tries: int = 1
+    search: float = 0.12
+    images: int = 20_000
+    shown: float = 1.0
+    calm: float = 0.4
     fade: float = 0.8
 
     def __post_init__(self) -> None:
         check_range(self, 0, 1, "keep", "heat", "step", "trial", "reach", "fade")
-        check_range(self, 0, 100, "top_k", "race", "handicap")
+        check_range(self, 0, 8192, "start")
+        check_range(self, 0, 100, "top_k", "race", "handicap", "tries", "shown")
 
     def propose(self, alive: Sequence[Candidate], history: History) -> Sequence[Proposal]:
         space = history.space
@@ -118,8 +127,7 @@ class Dynamic:
 
     def _heats(self, history: History) -> list[Proposal]:
         space = history.space
-        level = max(0, space.levels - self.below)
-        shape = space.shape
+        level, shape = self._first_level(space), space.shape
         proposals = []
         for g_scale, d_scale in HEATS[: max(1, self.race)]:
             widths = {
@@ -130,13 +138,15 @@ class Dynamic:
             proposals.append(Proposal(None, self.heat, stacks=stacks))
         return proposals
 
+    def _first_level(self, space: Space) -> int:
+        sides = [min(space.resolution(level)) for level in range(space.levels)]
+        return sum(side < self.start for side in sides)
+
     def _climbs(self, leader: Candidate, history: History) -> bool:
         """Return whether it is time to leave the leader's resolution for the next."""
         space = history.space
-        level = space.level(leader.resolution)
-        first = max(0, space.levels - self.below)
-        due = self.reach * (level - first + 1) / (space.levels - first)
-        if history.spent + self.step > due:
+        climbed = space.level(leader.resolution) - self._first_level(space)
+        if history.spent + self.step > self.reach * (climbed + 1):
             return True
         before = history[leader.parent] if leader.parent else None
         if before is None or before.resolution != leader.resolution or leader.growth:
@@ -144,7 +154,8 @@ class Dynamic:
         return _score(leader) > (1 - self.steep) * _score(before)
 
     def _opens_trials(self, leader: Candidate, history: History) -> bool:
-        if history.left < self.calm or not self._affordable(history):
+        seen = self.trial / history.left * outlook(leader, history)
+        if history.left < self.calm or seen < self.images or not self._affordable(history):
             return False
         pace = slope(history.lineage(leader))
         return pace is not None and pace < 10 * self.threshold
@@ -165,8 +176,6 @@ class Dynamic:
         judges by the shock what has to fade.
         """
         leader, rng = alive[0], dice(history)
-        room = min(self._affordable(history), TRIALS)
-        proposals = [Proposal(leader.id, self.trial)]
         first: list[tuple[Candidate, Growth]] = []
         kept: list[tuple[Candidate, Growth]] = []
         for parent in alive[: self.top_k]:
@@ -176,10 +185,22 @@ class Dynamic:
             kept += [(parent, g) for g in growths if g and rng.random() < self.keep]
         rng.shuffle(kept)
         kept.sort(key=lambda pair: pair[1].fades())
-        for parent, growth in (first + [pair for pair in kept if pair not in first])[:room]:
-            fade = self.fade if growth.fades() else 0.0
-            proposals.append(Proposal(parent.id, self.trial, growth, fade))
-        return proposals
+        ranked = first + [pair for pair in kept if pair not in first]
+        room = min(self._affordable(history), self.tries)
+        tried = list(islice((pair for pair in ranked if self._teachable(*pair, history)), room))
+        share = self.trial if tried else portion(history, usual_slice(history))
+        return [
+            Proposal(leader.id, share),
+            *(Proposal(p.id, share, g, self.fade if g.fades() else 0.0) for p, g in tried),
+        ]
+
+    def _teachable(self, parent: Candidate, growth: Growth, history: History) -> bool:
+        """Return whether enough images are left for each parameter of the grown pair."""
+        pair = growth.specs(*parent.specs)
+        images = outlook(parent, history)
+        if history.budget.seconds is not None:
+            images *= step_cost(*parent.specs) / step_cost(*pair)
+        return images >= self.shown * sum(map(parameters, pair))
 
     def _winner(self, ranked: Sequence[Candidate], *, early: bool) -> tuple[Candidate, str]:
         """Return the winner of a race, or of trials, where the noise speaks for the parent later.
@@ -200,6 +221,13 @@ class Dynamic:
         if gain > (-2 if early else 2) * noise:
             return grown, f"{grown.growth} gained {gain:.3g}, noise {noise:.2g}"
         return unchanged, f"{grown.growth} gained {gain:.3g}, noise {noise:.2g}: not enough"
+
+
+def outlook(candidate: Candidate, history: History) -> float:
+    """Return how many images ``candidate`` would still see with all that is left of the budget."""
+    if history.budget.images is not None:
+        return history.left * history.budget.images
+    return history.left * (history.budget.seconds or 0) * candidate.rate
 
 
 def unproven(line: Sequence[Candidate]) -> Candidate | None:
