@@ -19,7 +19,7 @@ from growgan.growth.budget import Budget
 from growgan.growth.history import Candidate, History, Space
 from growgan.growth.policies import Dynamic, Progressive
 from growgan.growth.run import make_objective
-from growgan.nets.edits import Append, Insert, apply
+from growgan.nets.edits import Append, Insert, Widen, apply
 from growgan.nets.spec import LayerSpec
 from growgan.training.gan import Gan
 from growgan.training.runtime import make_runtime
@@ -194,6 +194,22 @@ def test_dynamic_spends_no_more_on_trials_than_it_may() -> None:
     tried = [replace(candidate(3 + i, 3), growth=proposals[1 + i].growth) for i in range(2)]
     after = replace(history, candidates=(*line, *tried))
     assert [bool(p.growth) for p in policy.propose([line[-1]], after)] == [False]
+
+
+def test_dynamic_widens_g_first_and_tries_nothing_twice() -> None:
+    line = [candidate(i, 3, score=1.0 - i / 1000, spent=0.2 + i / 20) for i in range(3)]
+    policy = Dynamic(keep=0.5, search=0.5, trial=0.04, images=1, shown=0.001)
+
+    def tried(*before: Growth) -> list[str]:
+        known = [replace(candidate(3, 3), parent="0002", growth=growth) for growth in before]
+        history = History(SPACE, Budget(seconds=600), 0, (*line, *known), ("0002",), 3, 0.3)
+        return [str(p.growth) for p in policy.propose([line[-1]], history)]
+
+    g, both = Growth((Widen(),), ()), Growth((Widen(),), (Widen(),))
+    assert tried() == ["train on", str(g)]
+    assert tried(g) == ["train on", str(both)]
+    third = tried(g, both)
+    assert len(third) == 2 and third[1] not in (str(g), str(both))
 
 
 def test_dynamic_goes_back_when_a_growth_does_not_take() -> None:

@@ -40,6 +40,9 @@ from growgan.growth.policies.base import (
 )
 from growgan.growth.policies.plateau import EVERYTHING, slope
 from growgan.nets.cost import parameters, step_cost
+from growgan.nets.edits import Widen
+
+WIDENINGS = (Growth((Widen(),), ()), EVERYTHING)
 
 # Widths of G and D in the race, relative to the shape in the settings.
 HEATS = ((1.0, 1.0), (0.5, 0.5), (2.0, 2.0), (2.0, 1.0), (1.0, 2.0), (1.0, 0.5))
@@ -75,14 +78,14 @@ class Dynamic:
     race: int = 1
     heat: float = 0.03
     handicap: float = 1.3
-    start: int = 16
+    start: int = 32
     step: float = 0.03
     steep: float = 0.3
     reach: float = 0.06
     threshold: float = 0.4
     trial: float = 0.04
     tries: int = 1
-    search: float = 0.12
+    search: float = 0.08
     images: int = 20_000
     shown: float = 1.0
     calm: float = 0.4
@@ -172,17 +175,18 @@ class Dynamic:
     def _trials(self, alive: Sequence[Candidate], history: History) -> list[Proposal]:
         """Return the unchanged child of the leader, and kept growths of the best parents.
 
-        Doubling all of the leader's widths comes first, then what needs no fade-in: a short trial
-        judges by the shock what has to fade.
+        Doubling the leader's widths comes first, G's before D's, which cost more; then what needs
+        no fade-in: a short trial judges by the shock what has to fade. Nothing is tried twice.
         """
         leader, rng = alive[0], dice(history)
         first: list[tuple[Candidate, Growth]] = []
         kept: list[tuple[Candidate, Growth]] = []
         for parent in alive[: self.top_k]:
             growths = legal_growths(*parent.specs, history.space.actions, history.space.target)
-            if parent is leader and EVERYTHING in growths:
-                first = [(leader, EVERYTHING)]
-            kept += [(parent, g) for g in growths if g and rng.random() < self.keep]
+            known = [c.growth for c in history.candidates if _grew_from(parent, c, history)]
+            fresh = [growth for growth in growths if growth and growth not in known]
+            first += [(parent, g) for g in WIDENINGS if parent is leader and g in fresh]
+            kept += [(parent, g) for g in fresh if rng.random() < self.keep]
         rng.shuffle(kept)
         kept.sort(key=lambda pair: pair[1].fades())
         ranked = first + [pair for pair in kept if pair not in first]
@@ -221,6 +225,10 @@ class Dynamic:
         if gain > (-2 if early else 2) * noise:
             return grown, f"{grown.growth} gained {gain:.3g}, noise {noise:.2g}"
         return unchanged, f"{grown.growth} gained {gain:.3g}, noise {noise:.2g}: not enough"
+
+
+def _grew_from(parent: Candidate, child: Candidate, history: History) -> bool:
+    return child.parent is not None and history[child.parent].specs == parent.specs
 
 
 def outlook(candidate: Candidate, history: History) -> float:
