@@ -32,7 +32,7 @@ $(READY): pyproject.toml constraints.txt
 
 demo: $(READY)  ## Grow a small GAN on rendered characters, within 3 minutes
 	@rm -rf $(DEMO)
-	$(BIN)/growgan grow glyphs --resolution 32 --budget 100s --out $(DEMO)
+	$(BIN)/growgan grow glyphs --resolution 32 --budget 100s --set growth.start=8 --out $(DEMO)
 	@$(BIN)/growgan sample $(DEMO) -n 64 --out $(DEMO)/samples.png >/dev/null
 	@$(BIN)/growgan report $(DEMO) >/dev/null
 	@echo
