@@ -74,7 +74,7 @@ RECIPES: dict[str, tuple[str, ...]] = {
     "non-saturating, lazy R1": ("loss=non-saturating", "regularisers=r1"),
     "WGAN-GP and drift": PENALTY,
     "WGAN-GP and drift, rate 1e-3 (PGGAN's)": (*PENALTY, "optimiser.lr=1e-3"),
-    "rate that does not fall": ("optimiser.decay=1e9",),
+    "rate that does not fall": ("optimiser.decay=null",),
     "half of the rate": ("optimiser.lr=1e-2",),
     "rates not transferred across widths": ("stack.rate=equalised",),
     "momentum 0.5": ("optimiser.beta1=0.5",),
@@ -135,6 +135,7 @@ def settings_of(cell: Cell, threads: int) -> Settings:
 
 def run_cell(cell: Cell, threads: int) -> dict[str, Any]:
     """Run a cell from scratch on so many cores and return its figures."""
+    torch.set_num_threads(threads)  # of the judge, too: another cell may be running
     data = load(cell.data)
     name = re.sub("[^a-z0-9]+", "-", cell.method.lower())
     out = RUNS / f"{cell.data}-{cell.minutes:g}m-{name}-{cell.seed}"
@@ -163,9 +164,14 @@ def run_cell(cell: Cell, threads: int) -> dict[str, Any]:
 
 
 def _commit() -> str:
-    """Return the commit that the figures belong to, marked where files have changed since."""
-    command = ["git", "describe", "--always", "--dirty", "--exclude", "*"]
-    return subprocess.run(command, capture_output=True, text=True, check=False).stdout.strip()
+    """Return the commit that the figures belong to, marked where the code has changed since."""
+
+    def git(*words: str) -> str:
+        command = ["git", *words]
+        return subprocess.run(command, capture_output=True, text=True, check=False).stdout.strip()
+
+    changed = git("diff", "--name-only", "HEAD", "--", "src", "benchmarks/growth.py")
+    return git("rev-parse", "--short", "HEAD") + ("-dirty" if changed else "")
 
 
 def _growths(tried: list[dict[str, Any]], best: str) -> list[str]:
@@ -225,7 +231,10 @@ def run_missing(wanted: list[Cell], jobs: int) -> None:
     spawn = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(jobs, spawn, max_tasks_per_child=1) as pool:
         for ready in as_completed([pool.submit(run_cell, cell, threads) for cell in missing]):
-            _keep(ready.result())
+            try:
+                _keep(ready.result())
+            except Exception as error:
+                print(f"a cell failed: {error}", flush=True)
 
 
 def _keep(row: dict[str, Any]) -> None:

@@ -4,7 +4,8 @@
     python benchmarks/latents.py RUN fashion-mnist
 
 Prints mean and deviation, over draws, of the search's Fréchet distance of one generator: with
-independent normal latents, with antithetic pairs, and with the evenly spread ones that scores use.
+independent normal latents, with antithetic pairs, with evenly spread ones, and with those that are
+even within each group of the jackknife, as scores use; beside it, the jackknife's mean error.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ import growgan as gg
 from growgan.config import make_settings
 from growgan.growth.budget import Budget
 from growgan.growth.run import Run, make_scorer
+from growgan.metrics.score import GROUPS
 from growgan.nets.stack import Generator
 from growgan.training.checkpoint import load_generator
 from growgan.training.gan import even_latents, latents, to_uint8
@@ -33,10 +35,16 @@ def antithetic(count: int, length: int, seed: int) -> Tensor:
     return torch.cat([half, -half])[:count]
 
 
+def grouped(count: int, length: int, seed: int) -> Tensor:
+    """Return the latents of the search's scores: even within each group of the jackknife."""
+    return even_latents(count, length, seed, GROUPS)
+
+
 DRAWS: dict[str, Callable[[int, int, int], Tensor]] = {
     "independent": latents,
     "antithetic": antithetic,
     "even (Sobol)": even_latents,
+    "even within groups": grouped,
 }
 
 
@@ -60,11 +68,14 @@ def main() -> None:
     settings = make_settings({"score": {"samples": given.samples}})
     scorer = make_scorer(data, settings, Budget(seconds=600), torch.device("cpu"))
     for name, draw in DRAWS.items():
-        values = []
+        values, errors = [], []
         for seed in range(given.draws):
             z = draw(given.samples, generator.spec.latent, seed)
-            values.append(scorer.score(partial(sample, generator, z), (height, width)).parts["fd"])
-        print(f"{name}: {statistics.mean(values):.3f} ± {statistics.stdev(values):.3f}", flush=True)
+            score = scorer.score(partial(sample, generator, z), (height, width))
+            values.append(score.parts["fd"])
+            errors.append(score.stderr * score.parts["fd"] / score.value)
+        spread = f"{statistics.mean(values):.3f} ± {statistics.stdev(values):.3f}"
+        print(f"{name}: {spread}; by the jackknife ± {statistics.mean(errors):.3f}", flush=True)
 
 
 if __name__ == "__main__":

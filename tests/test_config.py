@@ -51,3 +51,9 @@ def test_settings_survive_a_file(tmp_path: Path) -> None:
     path = tmp_path / "config.yaml"
     path.write_text(settings.to_yaml())
     assert Settings.from_yaml(path) == settings
+
+
+@pytest.mark.parametrize("setting", ["stack.kernel=4", "actions.kernels=[3,4]"])
+def test_even_kernels_are_refused_before_anything_is_trained(setting: str) -> None:
+    with pytest.raises(UserError, match="a kernel's size must be odd"):
+        make_settings(overrides=[setting])

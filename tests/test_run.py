@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -16,8 +16,9 @@ from growgan.errors import UserError
 from growgan.growth import grow
 from growgan.growth.actions import Growth, legal_growths
 from growgan.growth.budget import Budget
-from growgan.growth.history import Candidate, History, Space
-from growgan.growth.policies import Dynamic, Progressive
+from growgan.growth.executor import Outcome, Task, Trainer
+from growgan.growth.history import Candidate, History, Proposal, Space
+from growgan.growth.policies import Dynamic, Fixed, Progressive, RandomGrowth
 from growgan.growth.run import make_objective
 from growgan.nets.edits import Append, Insert, Widen, apply
 from growgan.nets.spec import LayerSpec
@@ -116,8 +117,37 @@ def test_candidates_that_all_fail_end_the_run_with_the_reason(
     data: ImageSet, tmp_path: Path
 ) -> None:
     wild = tiny(optimiser={"lr": 1e30})
-    with pytest.raises(RuntimeError, match=r"3 candidates in a row failed: .*diverged"):
+    with pytest.raises(RuntimeError, match=r"no candidate could be trained: .*diverged"):
         grow(data, out=tmp_path / "run", policy="fixed", images=8000, settings=wild)
+
+
+def test_a_round_with_a_sound_candidate_does_not_end_the_run(
+    data: ImageSet, tmp_path: Path
+) -> None:
+    """Three growths that diverge beside a sound unchanged child are three losers, no more."""
+
+    class Wild(Fixed):
+        def propose(self, alive: Sequence[Candidate], history: History) -> Sequence[Proposal]:
+            (plain,) = super().propose(alive, history)
+            return [replace(plain, share=0.1)] * 4
+
+    class Failing(Trainer):
+        def make(self, task: Task, parent: Gan | None) -> Outcome:
+            outcome = super().make(task, parent)
+            if int(task.id) % 4:
+                outcome.gan = outcome.score = None
+                outcome.error = "diverged"
+            return outcome
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("growgan.growth.run.Trainer", Failing)
+        run = grow(data, out=tmp_path / "run", policy=Wild(), images=800, settings=tiny())
+    tried = [e for e in run.events if e["event"] == "candidate"]
+    assert [e["status"] for e in tried] == ["scored", "failed", "failed", "failed"] * 2 + [
+        "scored",
+        "failed",
+    ]
+    assert run.best_id in ("0000", "0004", "0008") and "stopped" not in run.events[-1]
 
 
 def test_a_finished_run_goes_on_when_its_budget_is_raised(data: ImageSet, tmp_path: Path) -> None:
@@ -148,6 +178,26 @@ def test_every_legal_growth_of_a_residual_pair_can_be_applied() -> None:
     for growth in growths:
         child = gan.branch(growth.generator, growth.discriminator)
         assert child.generator.spec.resolution == child.discriminator.spec.resolution
+
+
+def test_what_is_appended_is_of_the_stacks_own_kind() -> None:
+    for kind in ("strided", "residual"):
+        space = replace(SPACE, shape=SPACE.shape.model_copy(update={"kind": kind}))
+        g, d = space.stacks(0)
+        grown = space.growths(replace(candidate(0, 0), generator=g, discriminator=d))
+        edits = [edit for growth in grown for edit in growth.generator]
+        appended = [edit for edit in edits if isinstance(edit, Append)]
+        assert appended and {layer.kind for edit in appended for layer in edit.layers} == {kind}
+
+
+def test_random_growth_goes_on_where_nothing_is_legal() -> None:
+    bare = ActionSettings(append=False, insert=False, widen=False)
+    history = replace(_at(candidate(0, 1), spent=0.1), space=replace(SPACE, actions=bare))
+    (below,) = RandomGrowth().propose([candidate(0, 1)], history)
+    assert below.growth.factors == (2, 2)
+    top = replace(_at(candidate(0, 3), spent=0.3), space=replace(SPACE, actions=bare))
+    (there,) = RandomGrowth(grow=1.0).propose([candidate(0, 3)], top)
+    assert not there.growth
 
 
 def test_no_growth_goes_beyond_the_bounds() -> None:
@@ -210,6 +260,23 @@ def test_dynamic_widens_g_first_and_tries_nothing_twice() -> None:
     assert tried(g) == ["train on", str(both)]
     third = tried(g, both)
     assert len(third) == 2 and third[1] not in (str(g), str(both))
+
+
+def test_dynamic_tries_growths_of_the_leader_and_its_rivals_alone() -> None:
+    """Not of its ancestors: at a smaller size the score is better, and they would win."""
+    line = [
+        candidate(0, 2, score=0.5, spent=0.2),
+        candidate(1, 3, score=1.0, spent=0.25),
+        candidate(2, 3, score=0.99, spent=0.3),
+        candidate(3, 3, score=0.98, spent=0.35),
+    ]
+    rival = replace(candidate(4, 3, score=1.1, spent=0.35), parent="0001")
+    history = History(
+        SPACE, Budget(seconds=600), 0, (*line, rival), ("0003", "0000", "0004"), 5, 0.35
+    )
+    policy = Dynamic(keep=1.0, search=1.0, trial=0.04, tries=100, images=1, shown=0.001)
+    proposals = policy.propose([line[3], line[0], rival], history)
+    assert {p.parent for p in proposals} == {"0003", "0004"}
 
 
 def test_dynamic_goes_back_when_a_growth_does_not_take() -> None:

@@ -7,15 +7,32 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, PositiveInt, ValidationError, field_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Field,
+    PositiveInt,
+    ValidationError,
+    field_validator,
+)
 
 from growgan.errors import UserError, unknown
 
 Rate = Literal["plain", "equalised", "transfer"]
 USUAL_REGULARISERS = ("r1", "r2")
+
+
+def _odd(size: int) -> int:
+    if size % 2 == 0:
+        raise ValueError("a kernel's size must be odd")
+    return size
+
+
+OddKernel = Annotated[int, Field(ge=1, le=15), AfterValidator(_odd)]
 
 
 class Group(BaseModel):
@@ -31,15 +48,15 @@ class OptimiserSettings(Group):
     beta1: float = Field(0.0, ge=0, lt=1)
     beta2: float = Field(0.99, ge=0, lt=1)
     epsilon: float = Field(1e-8, gt=0)
-    decay: float = Field(
-        100_000, gt=0, description="images after which the rate falls as 1 / sqrt(images)"
+    decay: float | None = Field(
+        100_000, gt=0, description="images after which the rate falls as 1 / sqrt(images), or None"
     )
 
 
 class RegulariserSettings(Group):
     """How strong a regulariser is and how often it acts; None means as registered."""
 
-    weight: float | None = Field(None, ge=0)
+    weight: float | None = Field(None, ge=0, description="the same at every resolution")
     every: int | None = Field(None, ge=1)
 
 
@@ -51,7 +68,7 @@ class StackSettings(Group):
     discriminator_width: int | None = Field(None, ge=1, le=8192, description="None: as G's")
     taper: int = Field(2, ge=1, le=1024, description="full width up to this many base grids")
     convolutions: int = Field(1, ge=1, le=4, description="layers a resolution")
-    kernel: int = Field(3, ge=1, le=15)
+    kernel: OddKernel = 3
     kind: str = Field("strided", description="block of every layer")
     base: tuple[PositiveInt, PositiveInt] | None = Field(
         None, description="base grid h, w; None: by aspect"
@@ -68,13 +85,11 @@ class StackSettings(Group):
 class ActionSettings(Group):
     """Which edits a search may try (DGGAN, section 3.1, and function-preserving ones)."""
 
-    kernels: tuple[int, ...] = Field((3, 5), min_length=1, description="of appended layers; odd")
+    kernels: tuple[OddKernel, ...] = Field((3, 5), min_length=1, description="of appended layers")
     widths: tuple[float, ...] = Field(
         (0.5, 1.0, 2.0), min_length=1, description="of appended layers, relative to the image end"
     )
-    kinds: tuple[str, ...] = Field(
-        (), description="blocks to append; none: as the layer nearest the image"
-    )
+    kinds: tuple[str, ...] = Field((), description="blocks to append; none: that of the stacks")
     append: bool = Field(True, description="append layers at the same resolution")
     insert: bool = Field(True, description="insert identity-initialised residual layers")
     widen: bool = Field(True, description="double the width of a layer or a stack")

@@ -79,8 +79,7 @@ def player_edits(spec: StackSpec, space: ActionSettings, target: int) -> list[Ed
     edits: list[Edit] = []
     if space.append:
         sizes = [1] + [2] * (2 * spec.resolution[0] <= target)
-        kinds = space.kinds or (spec.layers[-1].kind if spec.layers else "conv",)
-        choices = product(kinds, space.kernels, space.widths, sizes)
+        choices = product(space.kinds, space.kernels, space.widths, sizes)
         for kind, kernel, scale, resample in choices:
             width = max(8, round(edge * scale))
             edits.append(Append((LayerSpec("x", kind, width, kernel, resample, norm),)))
@@ -126,7 +125,7 @@ def _same_size(edits: Iterable[Edit]) -> list[Edit]:
 
 
 def _alike(g: Edit, d: Edit) -> bool:
-    """Pair like with like: the same kind of edit at the mirrored place, or any two doublings."""
+    """Pair like with like: one kind of edit, after layers of one number; or any two doublings."""
     if type(g) is not type(d):
         return False
     if isinstance(g, Append) and isinstance(d, Append):

@@ -12,7 +12,7 @@ import torch
 from growgan.config import Settings
 from growgan.data.batches import Batches
 from growgan.growth.history import Proposal
-from growgan.metrics.score import Score, Scorer
+from growgan.metrics.score import GROUPS, Score, Scorer
 from growgan.objectives.objective import Objective
 from growgan.training.gan import Gan, even_latents, to_uint8
 from growgan.training.runtime import Runtime
@@ -105,7 +105,7 @@ class Trainer:
         """Score the running average of G."""
 
         def generate(count: int) -> torch.Tensor:
-            z = even_latents(count, gan.average.spec.latent, SCORE_SEED)
+            z = even_latents(count, gan.average.spec.latent, SCORE_SEED, GROUPS)
             with self.runtime.autocast():
                 return to_uint8(gan.average, z)
 

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
 from growgan.config import ActionSettings, StackSettings
-from growgan.growth.actions import UNCHANGED, Growth
+from growgan.growth.actions import UNCHANGED, Growth, legal_growths
 from growgan.growth.budget import Budget
 from growgan.nets.presets import PRESETS
 from growgan.nets.presets.base import base_grid
@@ -104,6 +104,15 @@ class Space:
             for role in roles
         )
         return g, d
+
+    def growths(self, candidate: Candidate) -> list[Growth]:
+        """Return every growth that is legal for ``candidate``, the unchanged one first.
+
+        What is appended is of the stacks' own kind, unless the actions name others.
+        """
+        kinds = self.actions.kinds or (self.shape.kind,)
+        actions = self.actions.model_copy(update={"kinds": kinds})
+        return legal_growths(*candidate.specs, actions, self.target)
 
     def doubling(self, candidate: Candidate) -> Growth:
         """Return the growth that doubles ``candidate``, in the preset's own kind of layer.

@@ -22,7 +22,7 @@ from growgan.data.batches import Batches
 from growgan.errors import UserError
 from growgan.growth.budget import Budget, Meter
 from growgan.growth.executor import Clock, SerialExecutor, Trainer
-from growgan.growth.history import Candidate, Space
+from growgan.growth.history import History, Space
 from growgan.growth.ledger import Ledger
 from growgan.growth.policies import POLICIES, GrowthPolicy, make_policy
 from growgan.growth.search import Search, start_event
@@ -294,10 +294,11 @@ def _search(
         objective = make_objective(settings)
         trainer = Trainer(settings, batches, objective, runtime, scorer, search.report)
         if search.run(SerialExecutor(trainer, search.parent)) is None:
-            raise RuntimeError("no candidate could be trained; see the ledger for the reasons")
+            tried = search.history.candidates
+            raise RuntimeError(f"no candidate could be trained: {tried[-1].error if tried else ''}")
     finally:
         torch.set_num_threads(threads)
-        shown.stop(_summary(out, search.history.best))
+        shown.stop(_summary(out, search.history))
         if search.history.best:
             write_report(out)
     return Run(out)
@@ -323,10 +324,12 @@ def make_scorer(data: ImageSet, settings: Settings, budget: Budget, device: torc
     return Scorer(data.images, extractor, samples=score.samples, kind=score.kind)
 
 
-def _summary(out: Path, best: Candidate | None) -> dict[str, Any]:
+def _summary(out: Path, history: History) -> dict[str, Any]:
+    best, tried = history.best, history.candidates
     if best is None:
         return {"run": str(out), "best": "none yet"}
-    return {
+    failed = {"last failure": tried[-1].error} if tried[-1].error else {}
+    return failed | {
         "best": f"{best.id}, score {best.score:.4g}",
         "report": str(out / "report.html"),
         "samples": str(out / "candidates" / best.id / "samples.png"),

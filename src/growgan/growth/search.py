@@ -21,13 +21,14 @@ from growgan.growth.executor import Clock, Executor, Outcome, Task
 from growgan.growth.history import Candidate, History, Proposal, Space
 from growgan.growth.ledger import Ledger, candidate_from_event, candidate_to_event
 from growgan.growth.policies import GrowthPolicy
+from growgan.nets.spec import StackSpec
 from growgan.report.sheet import save_sheet
 from growgan.training.checkpoint import load_gan, save_gan
 from growgan.training.gan import Gan
 from growgan.training.progress import Display, Status
 from growgan.training.stage import Progress, Slice
 
-FAILURES = 3  # in a row, and the run ends
+FAILURES = 3  # rounds in a row without a sound candidate, and the run ends
 SHEET = 64  # images on a candidate's sample sheet
 SHEET_SEED = 1  # the same latents for every candidate
 
@@ -62,8 +63,8 @@ class Search:
         self._replay()
 
     def run(self, executor: Executor) -> Candidate | None:
-        """Go on until the budget is spent; return the best candidate."""
-        while self._room():
+        """Go on until the budget is spent or nothing trains any more; return the best candidate."""
+        while self._room() and not self._hopeless():
             alive = [self.history[name] for name in self.history.alive]
             proposals = list(self.policy.propose(alive, self.history))
             children = list(self._unselected)
@@ -72,19 +73,21 @@ class Search:
             if not children:
                 break
             self._select(children)
-            self._give_up_on_failures()
         best = self.history.best
         costs = {kind: round(seconds, 2) for kind, seconds in self.meter.costs.items()}
         elapsed = self.meter.elapsed
         costs["other"] = round(max(0.0, elapsed - sum(costs.values())), 2)
         event = {"best": best and best.id, "elapsed": round(elapsed, 3), "cost": costs}
+        if self._hopeless():
+            event["stopped"] = self.history.candidates[-1].error
         self.ledger.append({"event": "end", **event})
         return best
 
-    def _give_up_on_failures(self) -> None:
-        last = self.history.candidates[-FAILURES:]
-        if len(last) == FAILURES and all(c.error for c in last):
-            raise RuntimeError(f"{FAILURES} candidates in a row failed: {last[-1].error}")
+    def _hopeless(self) -> bool:
+        """Return whether every candidate of the last few rounds failed."""
+        last = range(self.history.round - FAILURES, self.history.round)
+        recent = [c for c in self.history.candidates if c.round in last]
+        return {c.round for c in recent} == set(last) and all(c.error for c in recent)
 
     def parent(self, candidate_id: str) -> Gan:
         """Return a candidate's players, from memory or from disk."""
@@ -146,25 +149,30 @@ class Search:
 
     def _tasks(self, proposals: list[Proposal]) -> Iterator[Task]:
         first = len(self.history.candidates) + len(self._unselected)
-        begin = self.history.spent
+        begin, overhead = self.history.spent, self._overhead
         for i, proposal in enumerate(proposals):
             if not self._room():
                 return
             number = first + i
-            piece = replace(self._piece(proposal), begin=begin, end=begin + proposal.share)
+            piece = replace(
+                self._piece(proposal, overhead), begin=begin, end=begin + proposal.share
+            )
             seed = (self.settings.seed * 1_000_003 + number) & 0x7FFFFFFF
             yield Task(f"{number:04d}", self.history.round, proposal, piece, seed)
 
-    def _piece(self, proposal: Proposal) -> Slice:
-        """Turn a share of the budget into seconds, scoring included, or into whole batches."""
+    def _piece(self, proposal: Proposal, overhead: float) -> Slice:
+        """Turn a share of the budget into seconds, scoring included, or into whole batches.
+
+        ``overhead`` is what a slice costs beside its training, in seconds.
+        """
         budget, batch = self.meter.budget, self.settings.batch
         if budget.images is not None:
             left = budget.images - self.meter.images
             images = min(round(proposal.share * budget.images), left)
             return Slice(images=max(batch, images // batch * batch), fade=proposal.fade)
         whole = proposal.share * (budget.seconds or 0)
-        seconds = max(whole - self._overhead, whole / 2)
-        left_over = (self.meter.left or 0) - self._overhead
+        seconds = max(whole - overhead, whole / 2)
+        left_over = (self.meter.left or 0) - overhead
         return Slice(seconds=max(0.1, min(seconds, left_over)), fade=proposal.fade)
 
     def _record(self, outcome: Outcome) -> Candidate:
@@ -196,7 +204,7 @@ class Search:
         specs = (
             (gan.generator.spec, gan.discriminator.spec)
             if gan
-            else task.proposal.stacks or self._specs_of(parent)
+            else task.proposal.stacks or self._specs_of(task.proposal)
         )
         return Candidate(
             id=task.id,
@@ -217,9 +225,8 @@ class Search:
             error=outcome.error,
         )
 
-    def _specs_of(self, candidate_id: str | None) -> Any:
-        candidate = self.history[candidate_id or ""]
-        return candidate.generator, candidate.discriminator
+    def _specs_of(self, proposal: Proposal) -> tuple[StackSpec, StackSpec]:
+        return proposal.growth.specs(*self.history[proposal.parent or ""].specs)
 
     def _select(self, children: list[Candidate]) -> None:
         """Let the policy choose, write the choice down, and drop the losers' weights."""

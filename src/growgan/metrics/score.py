@@ -18,9 +18,9 @@ from growgan.metrics.sliced import sliced_wasserstein
 
 KINDS = ("fd", "swd")
 MOST_REALS = 10_000
+GROUPS = 8  # of the jackknife: every 8th sample is of one group
 
 _CHUNK = 1024  # reals resized at once
-_GROUPS = 8  # of the jackknife
 _SHARES = 4  # into which the samples are split for the error of "swd"
 _PATCHES = 64  # an image and level; the published protocol takes 128
 
@@ -92,8 +92,8 @@ class Scorer:
         if kind == "fd" and extractor is None:
             raise ValueError("extractor must be given for kind 'fd', but is None")
         for name, count in (("samples", samples), ("the number of reals", len(reals))):
-            if count < 2 * _GROUPS:
-                raise UserError(f"{name} must be at least {2 * _GROUPS} to score, but is {count}")
+            if count < 2 * GROUPS:
+                raise UserError(f"{name} must be at least {2 * GROUPS} to score, but is {count}")
         self.extractor, self.kind, self.swd = extractor, kind, swd or kind == "swd"
         self.samples, self.seed = samples, seed
         generator = torch.Generator().manual_seed(seed)
@@ -115,7 +115,7 @@ class Scorer:
         parts: dict[str, float] = {}
         value = stderr = 0.0
         if reals.moments is not None and self.extractor is not None:
-            value, stderr = frechet_with_error(self.extractor(fakes), reals.moments, _GROUPS)
+            value, stderr = frechet_with_error(self.extractor(fakes), reals.moments, GROUPS)
             parts["fd"] = value
         if reals.images is not None:
             parts["swd"] = self._sliced(fakes, reals.images)

@@ -79,8 +79,9 @@ class ResidualBlock(Block):
 
     Zero initial weights make it the identity wherever size and width stay (Fixup, Zhang et al.
     2019), so it can be inserted anywhere without changing what the stack computes. The branch
-    is scaled down by ``BRANCH``, and Adam's steps in it with that: each layer adds its own to the
-    sum, and a rate that suits one layer is too much for six (Yang et al. 2023, 2310.02244).
+    is scaled down by ``BRANCH``, and the steps of its last weights with that (but at the rate
+    "plain"): each layer adds its own to the sum, and a rate that suits one layer is too much for
+    six (Yang et al. 2023, 2310.02244).
     """
 
     def __init__(self, layer: LayerSpec, inner: int, *, role: Role, rate: Rate) -> None:

@@ -44,9 +44,10 @@ def activations(spec: StackSpec) -> float:
 def step_cost(generator: StackSpec, discriminator: StackSpec) -> float:
     """Return the relative time of one image in one training step.
 
-    G runs forward and backward once; D forward thrice (reals, fakes, fakes again) and backward
-    as often. Memory traffic counts like 300 multiplications a value, and each image carries its
-    part of a step's fixed cost (some 0.2 ms on a laptop CPU), so that tiny stacks are not free.
+    G runs forward and backward once; D forward on reals and fakes, once for each player's step,
+    and backward nearly as often. Memory traffic counts like 300 multiplications a value, and each
+    image carries its part of a step's fixed cost (some 0.2 ms on a laptop CPU), so that tiny
+    stacks are not free.
     """
     values = [multiplications(s) + 300 * activations(s) for s in (generator, discriminator)]
     return 3 * values[0] + 8 * values[1] + 3e7

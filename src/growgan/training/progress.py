@@ -17,7 +17,7 @@ class Status:
 
     Attributes:
         candidate: id of the candidate in training ("0007").
-        stage: what happens, in words ("fade 8x8 -> 16x16", "stable 32x32", "scoring").
+        stage: what happens, in words ("fade in 16x16", "train 32x32", "score 32x32").
         resolution: (height, width) of the images in training, in pixels.
         alpha: fade weight of the newest layer, 0 to 1; 1 when nothing fades.
         images: real images that this lineage has seen.

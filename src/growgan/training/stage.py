@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from math import sqrt
+from math import isfinite, sqrt
 
 import torch
 from torch import Tensor
@@ -19,6 +19,7 @@ from growgan.training.gan import Gan
 from growgan.training.runtime import Runtime
 
 LOG_EVERY = 0.5  # seconds between two points of the log
+CHECK_EVERY = 64  # steps between two looks for divergence, where a run is counted in images
 
 
 @dataclass(frozen=True)
@@ -74,8 +75,11 @@ def train(
     Everything random is a function of the seed and of the images seen so far, so that a run needs
     no random state to be resumed, and siblings see the same batches and latents.
 
+    The log holds the newest value of each term: lazy ones are not taken at every step.
+
     Raises:
-        Diverged: a loss became NaN or infinite; it is noticed at the next point of the log.
+        Diverged: a loss became NaN or infinite; it is noticed at the next point of the log, or,
+            so that a run counted in images repeats exactly, at the next 64th step.
     """
     begun = logged = time.perf_counter()
     start = mark = gan.images
@@ -93,16 +97,18 @@ def train(
         gan.set_alpha(min(1.0, alpha + share / piece.fade) if piece.fade else 1.0)
         set_rates(gan, settings, piece.begin + share * (piece.end - piece.begin))
 
-        terms = step(gan, batches, objective, settings, runtime)
+        terms |= step(gan, batches, objective, settings, runtime)
 
         now = time.perf_counter()
-        if now - logged >= LOG_EVERY:
+        due = now - logged >= LOG_EVERY
+        if due if piece.images is None else gan.steps % CHECK_EVERY == 0:
+            _check_finite(terms)
+        if due:
             values = {name: float(term) for name, term in terms.items()}
-            _check_finite(values)
             rate = (gan.images - mark) / (now - logged)
             report(Progress(share, gan.images, rate, gan.alpha, values))
             logged, mark = now, gan.images
-    _check_finite({name: float(term) for name, term in terms.items()})
+    _check_finite(terms)
     if not piece.fade or alpha + 1 / piece.fade >= 1:
         gan.finish_fade()
     else:
@@ -164,14 +170,16 @@ def _reals(gan: Gan, full: Tensor, rng: torch.Generator, mirror: bool) -> Tensor
 def set_rates(gan: Gan, settings: Settings, progress: float) -> None:
     """Hold the rate, let it fall as 1/sqrt(images), and to 0 over the budget's last ``anneal``."""
     left = (1 - progress) / settings.anneal if settings.anneal else 1.0
-    aged = sqrt(max(1.0, gan.images / settings.optimiser.decay))
+    decay = settings.optimiser.decay
+    aged = sqrt(max(1.0, gan.images / decay)) if decay else 1.0
     rate = settings.optimiser.lr / aged * min(1.0, max(left, 0.0))
     for optimiser in (gan.generator_optimiser, gan.discriminator_optimiser):
         for group in optimiser.param_groups:
             group["lr"] = rate
 
 
-def _check_finite(values: dict[str, float]) -> None:
-    for name, value in values.items():
-        if value != value or abs(value) == float("inf"):
+def _check_finite(terms: dict[str, Tensor]) -> None:
+    for name, term in terms.items():
+        value = float(term)
+        if not isfinite(value):
             raise Diverged(f"{name} became {value}: the run diverged (try a smaller rate)")

@@ -5,14 +5,18 @@ from __future__ import annotations
 import random
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
+from math import log
 from typing import Any, Protocol
 
 from growgan.errors import UserError, unknown
+from growgan.growth.actions import Growth
 from growgan.growth.history import Candidate, History, Proposal
+from growgan.nets.edits import Widen
 from growgan.registry import Registry
 
 SLICE_SECONDS = 60.0  # an interrupted run loses at most this much training
 SLICES = 10  # of a budget that is shorter
+EVERYTHING = Growth((Widen(),), (Widen(),))
 
 
 @dataclass(frozen=True)
@@ -55,12 +59,29 @@ def make_policy(name: str, values: Mapping[str, Any]) -> GrowthPolicy:
     return made
 
 
-def check_range(policy: object, low: float, high: float, *names: str) -> None:
-    """Raise a :class:`UserError` unless each named field of ``policy`` is in (low, high]."""
+def check_range(policy: object, low: float, high: float, *names: str, closed: bool = False) -> None:
+    """Raise a :class:`UserError` unless each named field of ``policy`` is in (low, high].
+
+    With ``closed`` it may be ``low`` itself.
+    """
     for name in names:
         value = getattr(policy, name)
-        if not low < value <= high:
-            raise UserError(f"setting 'growth.{name}' must be in ({low}, {high}], but got {value}")
+        if not (low <= value if closed else low < value) or value > high:
+            bounds = f"{'[' if closed else '('}{low}, {high}]"
+            raise UserError(f"setting 'growth.{name}' must be in {bounds}, but got {value}")
+
+
+def slope(line: Sequence[Candidate]) -> float | None:
+    """Return how fast the score falls: its logarithm, a unit of the budget.
+
+    Taken over the last two slices, which must both be unchanged; None if they are not.
+    """
+    if len(line) < 3 or any(c.growth for c in line[-2:]):
+        return None
+    first, last = line[-3], line[-1]
+    if not first.score or not last.score or last.spent <= first.spent:
+        return None
+    return log(first.score / last.score) / (last.spent - first.spent)
 
 
 def usual_slice(history: History) -> float:

@@ -12,13 +12,15 @@ a small budget:
 2. *Climb.* The winner doubles its resolution as soon as its score stops falling fast, at the
    latest after a small share of the budget, so that most of it is left for the target.
 3. *Grow when it pays.* When the score has flattened, a round of trials opens: the unchanged child,
-   which is always there, and growths drawn from the legal ones. All trials take equal time, so a
-   growth that slows the steps must make up for it: capacity pays rent. In the first half of the
-   budget a growth within the noise is taken, since what it adds pays later; then only a real gain.
-4. *Planner.* Trials together take at most ``search`` of the budget. None starts in its last part,
-   where the rate falls and everything that arrives would stay half trained; none that would end
-   before the running average has forgotten the parent; and none of a pair that is too large to
-   learn from the images which it would still see.
+   which is always there, and growths drawn from the legal ones. All trials take equal time (or
+   images, if these are what the budget counts), so a growth that slows the steps must make up for
+   it: capacity pays rent. In the first half of the budget a growth within the noise is taken,
+   since what it adds pays later; then only a real gain.
+4. *Go back.* A growth whose score does not return to its parent's is given up for the parent.
+5. *Planner.* Tried growths together take at most ``search`` of the budget. None starts in its last
+   part, where the rate falls and everything that arrives would stay half trained; none that would
+   end before the running average has forgotten the parent; and none of a pair that is too large
+   to learn from the images which it would still see.
 """
 
 from __future__ import annotations
@@ -28,17 +30,18 @@ from dataclasses import dataclass
 from itertools import islice
 from math import sqrt
 
-from growgan.growth.actions import UNCHANGED, Growth, legal_growths
+from growgan.growth.actions import UNCHANGED, Growth
 from growgan.growth.history import Candidate, History, Proposal, Space
 from growgan.growth.policies.base import (
+    EVERYTHING,
     POLICIES,
     Selection,
     check_range,
     dice,
     portion,
+    slope,
     usual_slice,
 )
-from growgan.growth.policies.plateau import EVERYTHING, slope
 from growgan.nets.cost import parameters, step_cost
 from growgan.nets.edits import Widen
 
@@ -63,11 +66,11 @@ class Dynamic:
         step: share of the budget that each slice below the target gets.
         steep: relative gain a slice below which a resolution is left for the next.
         reach: share of the budget that each resolution below the target gets at most.
-        threshold: relative gain in a tenth of the budget below which the score counts as flat.
+        threshold: fall of the score's logarithm in a tenth of the budget below which it is flat.
         trial: share of the budget that each trial gets.
         tries: growths tried in one round, beside the unchanged child.
         search: share of the budget that tried growths may take together.
-        images: a trial that would see fewer is not begun; two half-lives of the running average.
+        images: a trial that would see fewer is not begun; the running average halves in 10,000.
         shown: images that a grown pair must still see for each of its parameters.
         calm: last share of the budget, in which nothing grows.
         fade: share of a slice over which a growth fades in.
@@ -93,8 +96,10 @@ class Dynamic:
 
     def __post_init__(self) -> None:
         check_range(self, 0, 1, "keep", "heat", "step", "trial", "reach", "fade")
+        check_range(self, 0, 1, "search", "calm", closed=True)
         check_range(self, 0, 8192, "start")
-        check_range(self, 0, 100, "top_k", "race", "handicap", "tries", "shown")
+        check_range(self, 0, 100, "top_k", "handicap", "tries", "shown", "steep", "threshold")
+        check_range(self, 0, len(HEATS), "race")
 
     def propose(self, alive: Sequence[Candidate], history: History) -> Sequence[Proposal]:
         space = history.space
@@ -157,8 +162,8 @@ class Dynamic:
         return _score(leader) > (1 - self.steep) * _score(before)
 
     def _opens_trials(self, leader: Candidate, history: History) -> bool:
-        seen = self.trial / history.left * outlook(leader, history)
-        if history.left < self.calm or seen < self.images or not self._affordable(history):
+        seen = outlook(leader, history, self.trial)
+        if history.left < self.calm or seen < self.images or self._affordable(history) < 1:
             return False
         pace = slope(history.lineage(leader))
         return pace is not None and pace < 10 * self.threshold
@@ -181,8 +186,8 @@ class Dynamic:
         leader, rng = alive[0], dice(history)
         first: list[tuple[Candidate, Growth]] = []
         kept: list[tuple[Candidate, Growth]] = []
-        for parent in alive[: self.top_k]:
-            growths = legal_growths(*parent.specs, history.space.actions, history.space.target)
+        for parent in self._parents(alive, history):
+            growths = history.space.growths(parent)
             known = [c.growth for c in history.candidates if _grew_from(parent, c, history)]
             fresh = [growth for growth in growths if growth and growth not in known]
             first += [(parent, g) for g in WIDENINGS if parent is leader and g in fresh]
@@ -190,7 +195,7 @@ class Dynamic:
         rng.shuffle(kept)
         kept.sort(key=lambda pair: pair[1].fades())
         ranked = first + [pair for pair in kept if pair not in first]
-        room = min(self._affordable(history), self.tries)
+        room = max(0, min(self._affordable(history), self.tries))
         tried = list(islice((pair for pair in ranked if self._teachable(*pair, history)), room))
         share = self.trial if tried else portion(history, usual_slice(history))
         return [
@@ -198,10 +203,17 @@ class Dynamic:
             *(Proposal(p.id, share, g, self.fade if g.fades() else 0.0) for p, g in tried),
         ]
 
+    def _parents(self, alive: Sequence[Candidate], history: History) -> list[Candidate]:
+        """Return the leader and its rivals of the same size; its ancestors would only go back."""
+        leader = alive[0]
+        line = history.lineage(leader)
+        rivals = [c for c in alive[1:] if c.resolution == leader.resolution and c not in line]
+        return [leader, *rivals][: self.top_k]
+
     def _teachable(self, parent: Candidate, growth: Growth, history: History) -> bool:
         """Return whether enough images are left for each parameter of the grown pair."""
         pair = growth.specs(*parent.specs)
-        images = outlook(parent, history)
+        images = outlook(parent, history, history.left)
         if history.budget.seconds is not None:
             images *= step_cost(*parent.specs) / step_cost(*pair)
         return images >= self.shown * sum(map(parameters, pair))
@@ -231,11 +243,11 @@ def _grew_from(parent: Candidate, child: Candidate, history: History) -> bool:
     return child.parent is not None and history[child.parent].specs == parent.specs
 
 
-def outlook(candidate: Candidate, history: History) -> float:
-    """Return how many images ``candidate`` would still see with all that is left of the budget."""
+def outlook(candidate: Candidate, history: History, share: float) -> float:
+    """Return how many images ``candidate`` would see in ``share`` of the budget."""
     if history.budget.images is not None:
-        return history.left * history.budget.images
-    return history.left * (history.budget.seconds or 0) * candidate.rate
+        return share * history.budget.images
+    return share * (history.budget.seconds or 0) * candidate.rate
 
 
 def unproven(line: Sequence[Candidate]) -> Candidate | None:

@@ -4,14 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from math import log
 
 from growgan.growth.actions import UNCHANGED, Growth
 from growgan.growth.history import Candidate, History, Proposal
-from growgan.growth.policies.base import POLICIES, Selection, go_on, portion, usual_slice
-from growgan.nets.edits import Widen
-
-EVERYTHING = Growth((Widen(),), (Widen(),))
+from growgan.growth.policies.base import (
+    EVERYTHING,
+    POLICIES,
+    Selection,
+    go_on,
+    portion,
+    usual_slice,
+)
 
 
 @POLICIES.register("plateau", "grow when the score stops improving")
@@ -68,16 +71,3 @@ def is_flat(line: Sequence[Candidate], threshold: float) -> bool:
         return False
     first, _, last = (float(score or 0) for score in scores)
     return last > first * (1 - threshold) ** 2
-
-
-def slope(line: Sequence[Candidate]) -> float | None:
-    """Return how fast the score falls: its logarithm, a unit of the budget.
-
-    Taken over the last two slices, which must both be unchanged; None if they are not.
-    """
-    if len(line) < 3 or any(c.growth for c in line[-2:]):
-        return None
-    first, last = line[-3], line[-1]
-    if not first.score or not last.score or last.spent <= first.spent:
-        return None
-    return log(first.score / last.score) / (last.spent - first.spent)

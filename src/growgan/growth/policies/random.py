@@ -6,7 +6,7 @@ import random
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from growgan.growth.actions import Growth, legal_growths
+from growgan.growth.actions import UNCHANGED, Growth
 from growgan.growth.history import Candidate, History, Proposal
 from growgan.growth.policies.base import (
     POLICIES,
@@ -51,14 +51,16 @@ class RandomGrowth:
     ) -> Growth:
         """Return a random legal growth; a doubling at least at every other slice until the top."""
         space = history.space
-        growths = legal_growths(parent.generator, parent.discriminator, space.actions, space.target)
-        doublings = [growth for growth in growths if growth.factors[0] == 2]
+        growths = space.growths(parent)
+        doublings = [g for g in growths if g.factors[0] == 2] or [space.doubling(parent)]
         others = [growth for growth in growths if growth.factors[0] == 1 and growth]
         if below:
             late = parent.growth.factors[0] == 1
             return rng.choice(doublings if late else growths)
         late_run = history.spent > 0.7  # what arrives now would not be trained
-        return growths[0] if late_run or rng.random() > self.grow else rng.choice(others)
+        if late_run or not others or rng.random() > self.grow:
+            return UNCHANGED
+        return rng.choice(others)
 
     def select(self, children: Sequence[Candidate], history: History) -> Selection:
         return go_on(children, history)

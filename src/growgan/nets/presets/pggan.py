@@ -48,7 +48,7 @@ PUBLISHED = {
     "regularisers": {"gp": {"weight": 10.0}, "drift": {"weight": 0.001}},
     "batch": 16,
     "anneal": 0.0,
-    "optimiser": {"lr": 1e-3, "beta1": 0.0, "beta2": 0.99, "epsilon": 1e-8},
+    "optimiser": {"lr": 1e-3, "beta1": 0.0, "beta2": 0.99, "epsilon": 1e-8, "decay": None},
     # 0.999 a step at batch 16 halves in 693 steps.
     "average": {"half_life": 11_088, "ramp": 1.0},
     "stack": {
