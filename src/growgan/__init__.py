@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from growgan.growth import Run, grow
     from growgan.growth.policies import Dynamic, Fixed, Plateau, Progressive
     from growgan.growth.policies import RandomGrowth as Random
+    from growgan.metrics.evaluate import evaluate
 
 __version__ = "0.1.0"
 
@@ -28,6 +29,7 @@ __all__ = [
     "Run",
     "Settings",
     "__version__",
+    "evaluate",
     "grow",
     "load_images",
 ]
@@ -41,6 +43,7 @@ _HOMES = {
     "Random": "growgan.growth.policies:RandomGrowth",
     "Run": "growgan.growth:Run",
     "Settings": "growgan.config:Settings",
+    "evaluate": "growgan.metrics.evaluate:evaluate",
     "grow": "growgan.growth:grow",
     "load_images": "growgan.data:load_images",
 }

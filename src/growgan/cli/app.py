@@ -36,6 +36,7 @@ VERBS = {
     "grow": Verb("growgan.cli.grow:grow", "Grow a GAN on images within a budget.", True),
     "train": Verb("growgan.cli.grow:train", "Train a preset as it is, without growth.", True),
     "sample": Verb("growgan.cli.sample:sample", "Draw images from a run."),
+    "evaluate": Verb("growgan.cli.evaluate:evaluate", "Measure images against reals."),
     "inspect": Verb("growgan.cli.inspect:inspect", "Show a run's growth tree, scores and costs."),
     "report": Verb("growgan.cli.report:report", "Write a run's report, one self-contained page."),
     "data": Verb("growgan.cli.data:data", "Say what a dataset holds, and what is wrong with it."),

@@ -16,6 +16,9 @@ REGISTRIES = {
     "losses": "growgan.objectives.losses:LOSSES",
     "regularisers": "growgan.objectives.regularisers:REGULARISERS",
     "blocks": "growgan.nets.blocks:BLOCKS",
+    "metrics": "growgan.metrics.suite:METRICS",
+    "features": "growgan.metrics.networks:FEATURES",
+    "resizes": "growgan.metrics.resize:RESIZES",
 }
 
 

@@ -6,7 +6,7 @@ import json
 import math
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -21,16 +21,18 @@ from growgan.data import ImageSet, default_cache
 from growgan.data.batches import Batches
 from growgan.errors import UserError
 from growgan.growth.budget import Budget, Meter
-from growgan.growth.executor import Clock, SerialExecutor, Trainer
+from growgan.growth.executor import SCORE_SEED, Clock, SerialExecutor, Trainer
 from growgan.growth.history import History, Space
 from growgan.growth.ledger import Ledger
 from growgan.growth.policies import POLICIES, GrowthPolicy, make_policy
 from growgan.growth.search import Search, start_event
 from growgan.metrics.domain import LEAST_IMAGES
 from growgan.metrics.features import domain_extractor
-from growgan.metrics.score import Scorer
+from growgan.metrics.protocol import Protocol
+from growgan.metrics.score import GROUPS, Scorer
 from growgan.nets.blocks import BLOCKS
 from growgan.nets.presets import PRESETS
+from growgan.nets.stack import Generator
 from growgan.objectives.losses import LOSSES
 from growgan.objectives.objective import Objective
 from growgan.objectives.regularisers import REGULARISERS
@@ -48,6 +50,10 @@ class Model:
 
     folder: Path
 
+    def network(self) -> Generator:
+        """Return the running average of G, on the CPU, ready to be called."""
+        return load_generator(self.folder)
+
     def sample(
         self, count: int, *, seed: int = 0, truncation: float | None = None
     ) -> UInt8[np.ndarray, "n h w c"]:
@@ -56,7 +62,7 @@ class Model:
         Args:
             truncation: redraw every latent value beyond this many deviations (Brock et al. 2019).
         """
-        generator = load_generator(self.folder)
+        generator = self.network()
         z = latents(count, generator.spec.latent, seed)
         if truncation is not None:
             z = truncate(z, truncation, seed)
@@ -265,6 +271,24 @@ def prepare(
         raise UserError(f"cannot write to '{out}': {error.strerror or error}") from error
 
 
+def keep_protocol(ledger: Ledger, protocol: Protocol) -> None:
+    """Write down what scores are measured with, once; a resumed run must score by the same.
+
+    Raises:
+        UserError: the scores in the ledger are of another protocol; it says in what it differs.
+    """
+    for event in ledger.read():
+        if event["event"] == "protocol":
+            differences = Protocol.from_json(event["protocol"]).differences(protocol)
+            if differences:
+                raise UserError(
+                    "the run's scores were measured otherwise, and new ones would not compare: "
+                    + "; ".join(differences)
+                )
+            return
+    ledger.append({"event": "protocol", "protocol": protocol.to_json()})
+
+
 def _search(
     out: Path,
     settings: Settings,
@@ -288,7 +312,11 @@ def _search(
     shown.start(events[0])
     try:
         # All scores of a run are by one network, the one that its first budget could afford.
-        scorer = make_scorer(data, settings, Budget(**events[0]["budget"]), runtime.device)
+        first = Budget(**events[0]["budget"])
+        copy = out / "extractor.safetensors"
+        scorer = make_scorer(data, settings, first, runtime.device, copy)
+        drawn = f"latents {SCORE_SEED:#x}, even in {GROUPS} groups"
+        keep_protocol(search.ledger, replace(scorer.protocol, preparation=drawn))
         meter.charge("data", clock.lap())
         batches = Batches(data, settings.batch, settings.seed)
         objective = make_objective(settings)
@@ -304,10 +332,17 @@ def _search(
     return Run(out)
 
 
-def make_scorer(data: ImageSet, settings: Settings, budget: Budget, device: torch.device) -> Scorer:
+def make_scorer(
+    data: ImageSet,
+    settings: Settings,
+    budget: Budget,
+    device: torch.device,
+    copy: Path | None = None,
+) -> Scorer:
     """Return the scorer for ``data``; its feature network is trained once and cached.
 
-    A budget under four minutes gets a network that is trained for less, in tenths.
+    The run that it is for keeps a ``copy`` of it. A budget under four minutes gets a network that
+    is trained for less, in tenths.
     """
     extractor = None
     if settings.score.kind == "fd":
@@ -319,6 +354,7 @@ def make_scorer(data: ImageSet, settings: Settings, budget: Budget, device: torc
             cache=default_cache(),
             device=device,
             effort=effort,
+            copy=copy,
         )
     score = settings.score
     return Scorer(data.images, extractor, samples=score.samples, kind=score.kind)

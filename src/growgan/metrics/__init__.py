@@ -21,6 +21,7 @@ from growgan.metrics.distances import (
     frechet_of_samples,
     frechet_with_error,
 )
+from growgan.metrics.evaluate import Evaluation, evaluate
 from growgan.metrics.features import (
     DomainExtractor,
     Extractor,
@@ -40,17 +41,22 @@ from growgan.metrics.protocol import Figure, Protocol, compare
 from growgan.metrics.score import Score, Scorer
 from growgan.metrics.similarity import mean_ms_ssim, ms_ssim
 from growgan.metrics.sliced import SlicedWasserstein, laplacian_pyramid, sliced_wasserstein
+from growgan.metrics.streaming import Metric
+from growgan.metrics.suite import METRICS
 
 __all__ = [
     "FEATURES",
+    "METRICS",
     "ByClass",
     "ClassificationAccuracy",
     "DomainExtractor",
     "Estimate",
+    "Evaluation",
     "Extractor",
     "Extrapolation",
     "Figure",
     "Memorisation",
+    "Metric",
     "Moments",
     "Neighbourhoods",
     "PixelExtractor",
@@ -61,6 +67,7 @@ __all__ = [
     "classification_accuracy_score",
     "compare",
     "domain_extractor",
+    "evaluate",
     "frechet",
     "frechet_at_infinity",
     "frechet_by_class",

@@ -67,7 +67,7 @@ def classification_accuracy_score(
         for start in range(0, len(held_out[0]), _CHUNK):
             part, answers = (x[start : start + _CHUNK] for x in held_out)
             with torch.inference_mode():
-                batch = domain.prepare(torch.from_numpy(part).to(where), resolution)
+                batch = domain.prepare(torch.from_numpy(np.array(part)).to(where), resolution)
                 guesses = classify(batch).argmax(1).cpu().numpy()
             right += int((guesses == answers).sum())
         return right / len(held_out[0])

@@ -34,6 +34,9 @@ class Extractor(Protocol):
 
     def __call__(self, images: Tensor) -> Tensor: ...
 
+    def continuous(self, images: Tensor) -> Tensor:
+        """Return the features of float ``images`` in [0, 255], not rounded to integers."""
+
 
 class PixelExtractor:
     """The pixels themselves, in [0, 1], resized to ``size`` x ``size``: d = C * size²."""
@@ -45,10 +48,13 @@ class PixelExtractor:
         self.fingerprint = f"pixels-{size}"
 
     def __call__(self, images: Tensor) -> Tensor:
-        checked = uint8_images(images)
+        return self.continuous(uint8_images(images))
+
+    def continuous(self, images: Tensor) -> Tensor:
+        """Return the features of ``images`` in [0, 255], of any dtype."""
         chunks = [
             domain.resize(chunk.float(), (self.size, self.size)) / 255
-            for chunk in torch.split(checked, _CHUNK)
+            for chunk in torch.split(images, _CHUNK)
         ]
         return torch.cat(chunks).flatten(1)
 
@@ -75,16 +81,19 @@ class DomainExtractor:
 
     def __call__(self, images: Tensor) -> Tensor:
         """Return float32 [N, 128] on the network's device. Raises ValueError for other channels."""
-        checked = uint8_images(images)
-        if checked.shape[1] != self.channels:
+        return self.continuous(uint8_images(images))
+
+    def continuous(self, images: Tensor) -> Tensor:
+        """Return the features of ``images`` in [0, 255], of any dtype."""
+        if images.shape[1] != self.channels:
             raise ValueError(
                 f"images must have {self.channels} channels, as the extractor was trained on, "
-                f"but have {checked.shape[1]}"
+                f"but have {images.shape[1]}"
             )
         with torch.inference_mode(), torch.autocast(self.device.type, enabled=False):
             chunks = [
                 self.network(domain.prepare(chunk.to(self.device), self.resolution))
-                for chunk in torch.split(checked, _CHUNK)
+                for chunk in torch.split(images, _CHUNK)
             ]
             return torch.cat(chunks)
 
@@ -98,12 +107,14 @@ def domain_extractor(
     seed: int = 0,
     device: torch.device | str = "cpu",
     effort: float = 1.0,
+    copy: Path | None = None,
 ) -> DomainExtractor:
     """Return the extractor for ``images`` [N, C, H, W], trained now or read from ``cache``.
 
     ``labels`` int64 [N], -1 where missing, are used if they name at least 2 classes for at least
     half of the images. ``fingerprint`` names the images' content. ``effort``, above 0 and at most
-    1, is the share of the usual training that a short budget can afford.
+    1, is the share of the usual training that a short budget can afford. A run keeps a ``copy`` of
+    its network, which is read first: trained again elsewhere it would not be the same to the bit.
 
     Raises UserError for fewer than 16 images or a cache that cannot be written.
     """
@@ -126,7 +137,9 @@ def domain_extractor(
     key = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:24]
     path = cache / "extractors" / f"{key}.safetensors"
     network = domain.make_network(images.shape[1], resolution)
-    metadata = _read(path, network, identity)
+    metadata = _read(copy, network, identity) if copy else None
+    copied = metadata is not None
+    metadata = metadata or _read(path, network, identity)
     if metadata is None:
         if classes is not None and (classes < 0).any():
             images, classes = images[classes >= 0], classes[classes >= 0]
@@ -135,6 +148,8 @@ def domain_extractor(
         )
         metadata = {**identity, "images": len(images), "quality": quality}
         _write(path, network, metadata)
+    if copy and not copied:
+        _write(copy, network, metadata)
     return DomainExtractor(network, resolution, images.shape[1], metadata, device)
 
 

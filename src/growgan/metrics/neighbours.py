@@ -93,7 +93,7 @@ def memorisation(
     the same distribution falls below it with probability j / (H + 1), whatever that distribution,
     for all H + 1 ranks are equally likely. Compare Meehan et al. 2020, arXiv 2004.05675, who rank
     all distances, which a few exact copies hardly move. Raises ValueError for a j of 0, different
-    d, NaN and infinity.
+    d, NaN and infinity, and a threshold of 0.
     """
     fake, train = matrix("fake", fake), matrix("train", train)
     j = int(level * (len(matrix("held_out", held_out)) + 1) + 1e-9)
@@ -110,6 +110,10 @@ def memorisation(
     train, fake, held_out = _centred(train=train, fake=fake, held_out=held_out)
     nearest, distances = _nearest(fake, train)
     threshold = _nearest(held_out, train)[1].kthvalue(j).values
+    if threshold == 0:
+        raise ValueError(
+            f"held_out holds rows of train itself ({j} or more): what is as near is no copy by that"
+        )
     share = float((distances < threshold).double().mean())
     return Memorisation(nearest, distances, float(threshold), share, j / (len(held_out) + 1))
 

@@ -5,9 +5,10 @@ Each entry of :data:`FEATURES` makes an extractor: uint8 images [N, C, H, W] -> 
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
+from types import MappingProxyType
 
 import torch
 from torch import Tensor
@@ -31,6 +32,8 @@ INCEPTION = Weights(
 DINOV2 = Weights(file="dinov2-vitl14.pt")
 CLIP = Weights(file="clip-vitl14.pt")
 
+WEIGHTLESS = ("domain", "pixels")
+
 _CHUNK = 64  # images that pass through a network at once
 _INCEPTION_SIZE = 299  # pixels
 _TOWER_SIZE = 224
@@ -42,9 +45,11 @@ class TorchScriptExtractor:
     """What a TorchScript network makes of RGB images.
 
     Gray images are repeated to three channels, and of RGBA the alpha is dropped: these networks
-    see colours alone. ``prepare`` turns uint8 [n, 3, H, W] into the network's input; without it
-    the network gets them as they are. ``fingerprint`` names weights and preparation.
+    see colours alone. ``prepare`` turns [n, 3, H, W] in [0, 255] into the network's input; without
+    it the network gets them as they are. ``fingerprint`` names weights and preparation.
     """
+
+    options: Mapping[str, bool] = MappingProxyType({})  # that the network is called with
 
     def __init__(
         self,
@@ -62,15 +67,20 @@ class TorchScriptExtractor:
         Raises ValueError where they have neither 1, 3 nor 4 channels, and UserError where the
         network does not turn such images into vectors.
         """
+        return self._run(uint8_images(images))
+
+    def continuous(self, images: Tensor) -> Tensor:
+        """Return the features of float ``images`` in [0, 255], not rounded to integers."""
         return self._run(images)
 
     def _run(self, images: Tensor, **options: bool) -> Tensor:
         """Return what the network, called with ``options``, makes of all images."""
-        chunks = torch.split(_colours(uint8_images(images)), _CHUNK)
+        called = {**self.options, **options}
+        chunks = torch.split(_colours(images), _CHUNK)
         with torch.inference_mode(), torch.autocast(self.device.type, enabled=False):
-            return torch.cat([self._run_chunk(chunk, options) for chunk in chunks])
+            return torch.cat([self._run_chunk(chunk, called) for chunk in chunks])
 
-    def _run_chunk(self, chunk: Tensor, options: dict[str, bool]) -> Tensor:
+    def _run_chunk(self, chunk: Tensor, options: Mapping[str, bool]) -> Tensor:
         batch = chunk.to(self.device)
         try:
             out = self.network(self.prepare(batch) if self.prepare else batch, **options)
@@ -90,9 +100,7 @@ class TorchScriptExtractor:
 class InceptionExtractor(TorchScriptExtractor):
     """Inception's 2048 features behind its last pooling, and its class probabilities."""
 
-    def __call__(self, images: Tensor) -> Tensor:
-        """Return the features of uint8 ``images`` [N, C, H, W], float32 [N, 2048]."""
-        return self._run(images, return_features=True)
+    options = MappingProxyType({"return_features": True})
 
     def probabilities(self, images: Tensor) -> Tensor:
         """Return class probabilities of ``images`` [N, C, H, W], float32 [N, 1008], rows of sum 1.
@@ -100,7 +108,7 @@ class InceptionExtractor(TorchScriptExtractor):
         From logits without bias, as the Inception score has them (Salimans et al. 2016, arXiv
         1606.03498).
         """
-        return self._run(images, no_output_bias=True)
+        return self._run(uint8_images(images), return_features=False, no_output_bias=True)
 
 
 def inception(
@@ -166,23 +174,43 @@ FEATURES.register("dinov2", "DINOv2 ViT-L/14, nearer to people's eyes", "Stein e
 FEATURES.register("clip", "image tower of CLIP ViT-L/14", "Radford et al. 2021")(clip)
 
 
-def load_extractor(features: str, *, cache: Path, device: torch.device | str = "cpu") -> Extractor:
+def load_extractor(
+    features: str, *, cache: Path, resize: str = "clean", device: torch.device | str = "cpu"
+) -> Extractor:
     """Return the extractor that ``features`` names, unless it must first be trained ("domain").
 
     ``features`` is "pixels", a network of :data:`FEATURES`, such a one with the path of its weights
-    ("inception:FILE.pt"), or the path of any TorchScript file ("FILE.pt"). Raises UserError for an
-    unknown name or weights that cannot be had, and ValueError for "domain".
+    ("inception:FILE.pt"), or the path of any TorchScript file ("FILE.pt"). ``resize`` is a name of
+    :data:`RESIZES`, for inception alone. Raises UserError for an unknown name or weights that
+    cannot be had, and ValueError for "domain".
     """
+    check_features(features, resize)
     name, _, path = features.partition(":")
     if name == "domain":
         raise ValueError("features must not be 'domain', which domain_extractor makes of images")
     if features == "pixels":
         return PixelExtractor()
     if name in FEATURES and name != "pixels":
-        return FEATURES[name](cache=cache, path=Path(path) if path else None, device=device)
-    if features.endswith(".pt"):
-        return torchscript(Path(features), device=device)
-    raise unknown("features", features, [*(entry.name for entry in FEATURES), "FILE.pt"])
+        own = {"resize": resize} if name == "inception" else {}
+        file = Path(path) if path else None
+        return FEATURES[name](cache=cache, path=file, device=device, **own)
+    return torchscript(Path(features), device=device)
+
+
+def check_features(features: str, resize: str = "clean") -> None:
+    """Raise UserError unless ``features`` is "domain" or what :func:`load_extractor` takes.
+
+    Whether weights can be had is not looked at, but whether a file that was named is there.
+    """
+    name, _, path = features.partition(":")
+    if not (name in FEATURES or features.endswith(".pt")) or (path and name in WEIGHTLESS):
+        raise unknown("features", features, [*(entry.name for entry in FEATURES), "FILE.pt"])
+    named = path if name in FEATURES else features
+    if named and not Path(named).is_file():
+        raise UserError(f"weights '{named}' of the features are not there")
+    RESIZES[resize]
+    if resize != "clean" and name != "inception":
+        raise UserError(f"resize '{resize}' is of the features 'inception', not of '{features}'")
 
 
 def _colours(images: Tensor) -> Tensor:

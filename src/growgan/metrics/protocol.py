@@ -8,7 +8,7 @@ from typing import Any
 
 from growgan.errors import UserError
 
-QUANTISATION = "uint8: clamp(127.5 x + 128)"
+QUANTISATION = "uint8"  # of floats by clamp(127.5 x + 128)
 
 
 @dataclass(frozen=True)
@@ -23,7 +23,8 @@ class Protocol:
         resolution: height and width at which both sets are compared, in pixels.
         counts: how many fakes and reals were used.
         seed: of everything drawn at random.
-        quantisation: how images became integers.
+        quantisation: of what the images are made.
+        preparation: how both sets were brought to the resolution, if they were.
     """
 
     metric: str
@@ -34,6 +35,7 @@ class Protocol:
     counts: tuple[int, int] = (0, 0)
     seed: int = 0
     quantisation: str = QUANTISATION
+    preparation: str = "none"
 
     def differences(self, other: Protocol) -> list[str]:
         """Return a line for each entry in which two protocols differ."""

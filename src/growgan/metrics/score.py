@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
@@ -14,6 +15,7 @@ from growgan.errors import UserError, unknown
 from growgan.metrics.distances import Moments, frechet_with_error
 from growgan.metrics.domain import resize
 from growgan.metrics.features import Extractor
+from growgan.metrics.protocol import Protocol
 from growgan.metrics.sliced import sliced_wasserstein
 
 KINDS = ("fd", "swd")
@@ -100,6 +102,21 @@ class Scorer:
         self._images = reals
         self._chosen = torch.randperm(len(reals), generator=generator)[:MOST_REALS].numpy()
         self._known: dict[tuple[int, int], _Reals] = {}
+
+    @property
+    def protocol(self) -> Protocol:
+        """What every score of this scorer was measured with."""
+        reals = hashlib.sha256(np.ascontiguousarray(self._images[self._chosen[:64]]).data)
+        height, width = self._images.shape[2:]
+        return Protocol(
+            metric="score",
+            estimator=f"{self.kind} over the distance of total collapse; {_PATCHES} patches of SWD",
+            features=self.extractor.fingerprint if self.extractor else "none",
+            reals=reals.hexdigest()[:32],
+            resolution=(height, width),
+            counts=(self.samples, len(self._chosen)),
+            seed=self.seed,
+        )
 
     def score(self, generate: Callable[[int], Tensor], resolution: tuple[int, int]) -> Score:
         """Score ``generate(n)``, which returns the same n uint8 images [n, C, h, w] at each call.
