@@ -26,8 +26,8 @@ FEEDABLE: set[Need] = {"features", "probabilities", "images", "reals", "labels"}
 class Metric:
     """One or more metrics of :data:`METRICS` for someone else's loop, in one pass of the network.
 
-    The result is that of one call with all images: neither their order nor how they were cut into
-    batches matters. Only features are kept where no metric looks at images.
+    The result is that of one call with all images, however they are cut into batches. Only
+    features are kept where no metric looks at images.
 
     Args:
         names: of metrics, as in ``growgan list metrics``.
