@@ -15,6 +15,8 @@ import pytest
 import torch
 from numpy.typing import NDArray
 from PIL import Image
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 import growgan as gg
@@ -363,3 +365,25 @@ def test_a_run_is_measured_by_its_best_generator(
     assert main([*command, "--metrics", "fid"]) == 0
     told = json.loads(capsys.readouterr().out)["metrics"]["fid"]
     assert told["value"] == pytest.approx(found["fid"].value, rel=1e-9)
+
+
+def test_a_run_goes_on_with_the_network_that_it_keeps_and_with_no_other(
+    make_images: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    data = make_images(64, 1, 16, 16)
+    shape = {"stack": {"latent": 8, "width": 8}, "batch": 8, "threads": 1}
+    settings = make_settings({**shape, "score": {"samples": 32}})
+    how: dict[str, Any] = {"out": tmp_path / "run", "policy": "fixed", "settings": settings}
+    monkeypatch.setenv("GROWGAN_CACHE", str(tmp_path / "here"))
+    run = gg.grow(data, images=80, **how)
+    protocol = [e["protocol"] for e in run.events if e["event"] == "protocol"]
+    monkeypatch.setenv("GROWGAN_CACHE", str(tmp_path / "elsewhere"))
+    again = gg.grow(data, images=160, resume=True, **how)
+    assert [e["protocol"] for e in again.events if e["event"] == "protocol"] == protocol
+    kept = tmp_path / "run" / "extractor.safetensors"
+    network = load_file(kept)
+    with safe_open(kept, framework="pt") as file:
+        metadata = file.metadata()
+    save_file({name: each + 0.01 for name, each in network.items()}, kept, metadata)
+    with pytest.raises(UserError, match="would not compare: features: domain-"):
+        gg.grow(data, images=240, resume=True, **how)

@@ -137,20 +137,30 @@ def domain_extractor(
     key = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:24]
     path = cache / "extractors" / f"{key}.safetensors"
     network = domain.make_network(images.shape[1], resolution)
-    metadata = _read(copy, network, identity) if copy else None
-    copied = metadata is not None
-    metadata = metadata or _read(path, network, identity)
+    # The copy is read last, so that its weights are those that stay.
+    known = [_read(file, network, identity) for file in (path, copy) if file]
+    metadata = next((each for each in reversed(known) if each), None)
     if metadata is None:
-        if classes is not None and (classes < 0).any():
-            images, classes = images[classes >= 0], classes[classes >= 0]
-        network, quality = domain.train(
-            images, classes, resolution, seed=seed, device=torch.device(device), effort=effort
-        )
-        metadata = {**identity, "images": len(images), "quality": quality}
+        network, metadata = _train(images, classes, resolution, identity, torch.device(device))
         _write(path, network, metadata)
-    if copy and not copied:
+    if copy and not known[-1]:
         _write(copy, network, metadata)
     return DomainExtractor(network, resolution, images.shape[1], metadata, device)
+
+
+def _train(
+    images: NDArray[np.uint8],
+    classes: NDArray[np.int64] | None,
+    resolution: tuple[int, int],
+    identity: Mapping[str, Any],
+    device: torch.device,
+) -> tuple[nn.Sequential, dict[str, Any]]:
+    """Return a network trained as ``identity`` says, and what is kept of that beside it."""
+    if classes is not None and (classes < 0).any():
+        images, classes = images[classes >= 0], classes[classes >= 0]
+    how = {"seed": identity["seed"], "effort": identity["effort"], "device": device}
+    network, quality = domain.train(images, classes, resolution, **how)
+    return network, {**identity, "images": len(images), "quality": quality}
 
 
 def _classes(labels: NDArray[np.int64] | None) -> NDArray[np.int64] | None:

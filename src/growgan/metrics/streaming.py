@@ -79,7 +79,9 @@ class Metric:
 
     def compute(self) -> Tensor | dict[str, Tensor]:
         """Return the value, a float64 scalar, or one by name for several metrics."""
-        values = {name: torch.tensor(f.value).double() for name, f in self.figures().items()}
+        values = {
+            name: torch.tensor(f.value, dtype=torch.float64) for name, f in self.figures().items()
+        }
         return values if len(self.names) > 1 else values[self.names[0]]
 
     def figures(self) -> dict[str, Figure]:

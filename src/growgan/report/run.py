@@ -177,7 +177,7 @@ def _assemble(path: Path, start: Event, events: list[Event]) -> RunRecord:
     elapsed = max((_number(e.get("elapsed")) or 0.0 for e in events), default=0.0)
     data = start.get("data") or {}
     # A run may be resumed with another budget.
-    budget = [e["budget"] for e in events if "budget" in e][-1]
+    budget = [start["budget"], *(e["budget"] for e in events if "budget" in e)][-1]
     config = path / "config.yaml"
     return RunRecord(
         path=path,
