@@ -151,14 +151,14 @@ def _show(found: Evaluation) -> None:
 
     table = Table("metric", "value", "±", "fakes", "reals", "how")
     for name, figure in found.items():
-        p = figure.protocol
         error = "" if figure.stderr is None else f"{figure.stderr:.2g}"
-        counts = [f"{n:,}" if n else "" for n in p.counts]
-        features = "" if p.features == "none" else f"{p.features}; "
-        table.add_row(name, f"{figure.value:.4g}", error, *counts, features + p.estimator)
+        counts = [f"{n:,}" if n else "" for n in figure.protocol.counts]
+        table.add_row(name, f"{figure.value:.4g}", error, *counts, figure.protocol.estimator)
         for key, value in figure.details.items():
             table.add_row(f"  {key}", f"{value:.4g}", style="dim")
     console = Console(highlight=False)
+    for features in {figure.protocol.features for figure in found.values()} - {"none"}:
+        console.print(f"features: {features}", markup=False)
     if found:
         console.print(table)
     for reason in dict.fromkeys(found.skipped.values()):
