@@ -59,6 +59,7 @@ def write_atomic(path: Path, data: bytes) -> None:
                 file.write(data)
                 file.flush()
                 os.fsync(file.fileno())
+            os.chmod(temporary, 0o644)  # a temporary file is its owner's alone
             os.replace(temporary, path)
         except BaseException:
             Path(temporary).unlink(missing_ok=True)
