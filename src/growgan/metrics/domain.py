@@ -79,6 +79,11 @@ def resize(images: Tensor, resolution: tuple[int, int]) -> Tensor:
     )
 
 
+def shrink(images: Tensor, resolution: tuple[int, int]) -> Tensor:
+    """Return uint8 ``images`` [N, C, H, W] averaged down to ``resolution``, as the search does."""
+    return resize(images.float(), resolution).round().to(torch.uint8)
+
+
 def train(
     images: NDArray[np.uint8],
     labels: NDArray[np.int64] | None,

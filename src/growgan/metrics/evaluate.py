@@ -16,11 +16,11 @@ from torch import Tensor
 from growgan.data.files import combine, default_cache
 from growgan.data.images import ImageSet
 from growgan.errors import UserError
-from growgan.metrics.domain import resize as area_resize
+from growgan.metrics.domain import shrink
 from growgan.metrics.features import Extractor, domain_extractor
 from growgan.metrics.networks import check_features, load_extractor
 from growgan.metrics.protocol import Figure
-from growgan.metrics.side import Stored, Watch, unwatched
+from growgan.metrics.side import Digest, Stored, Watch, classifier, unwatched
 from growgan.metrics.suite import METRICS, Comparison, Need
 
 USUAL = ("fid", "kid", "precision", "recall", "density", "coverage", "swd", "ms-ssim")
@@ -117,9 +117,11 @@ def evaluate(
     check_features(features, resize)
     strict = bool(metrics) and "all" not in metrics
     wanted = [entry.name for entry in METRICS] if "all" in metrics else list(metrics or USUAL)
+    needs = {name: METRICS[name].needs for name in wanted}
+    walks = any("generator" in each for each in needs.values())
     sets = _load(fake, real, held_out, count, seed, watch)
     extractor = _Once(partial(_extractor, features, resize, sets.reals, cache, device, watch))
-    skipped = _skipped(wanted, _missing(sets), extractor)
+    skipped = _skipped(needs, _missing(sets), extractor)
     if strict and skipped:
         raise UserError(": ".join(next(iter(skipped.items()))))
     side = partial(_side, extractor=extractor, cache=cache, watch=watch)
@@ -127,7 +129,7 @@ def evaluate(
         fake=side(sets.fakes, "fakes"),
         real=side(_chosen(sets.reals, real_count, seed), "reals"),
         held_out=side(sets.held_out, "held-out reals") if sets.held_out else None,
-        generator=_Walk(sets.model.network()) if sets.model else None,
+        generator=_Walk(sets.model.network()) if sets.model and walks else None,
         seed=seed,
         preparation=preparation,
     )
@@ -163,13 +165,15 @@ def _load(
     return _Sets(fakes, reals, held, model)
 
 
-def _skipped(wanted: Sequence[str], missing: dict[Need, str], extractor: _Once) -> dict[str, str]:
-    """Return the metrics that cannot be taken, and why, before any work is done."""
-    needs = {name: METRICS[name].needs for name in wanted}
+def _skipped(
+    needs: Mapping[str, frozenset[Need]], missing: Mapping[Need, str], extractor: _Once
+) -> dict[str, str]:
+    """Return the metrics that cannot be taken, and why, before any is taken."""
+    missing = dict(missing)
     kinds: tuple[Need, ...] = ("features", "probabilities")
     for need in kinds:
         if any(need in each and not each & set(missing) for each in needs.values()):
-            missing |= extractor.problem(need)
+            missing.update(extractor.problem(need))
     return {
         name: next(missing[need] for need in sorted(each) if need in missing)
         for name, each in needs.items()
@@ -233,9 +237,9 @@ class _Once:
     def problem(self, need: Need) -> dict[Need, str]:
         """Return why ``need`` cannot be had, if it cannot."""
         try:
-            if need == "probabilities" and not hasattr(self(), "probabilities"):
-                return {need: "needs class probabilities: --features inception"}
-            self()
+            extractor = self()
+            if need == "probabilities":
+                classifier(extractor)
         except UserError as error:
             return {need: str(error)}
         return {}
@@ -300,10 +304,7 @@ def _shrunk(reals: ImageSet, fakes: ImageSet) -> ImageSet:
     if own == size or own[0] % size[0] or own[1] % size[1]:
         return reals
     parts = [
-        area_resize(torch.from_numpy(np.array(reals.images[i : i + 1024])).float(), size)
-        .round()
-        .to(torch.uint8)
-        .numpy()
+        shrink(torch.from_numpy(np.array(reals.images[i : i + 1024])), size).numpy()
         for i in range(0, len(reals), 1024)
     ]
     digest = combine(reals.fingerprint, "area", *size)
@@ -332,11 +333,10 @@ def _extractor(
 ) -> Extractor:
     watch(f"features '{features}'", 0, 1)
     if features == "domain":
-        side = Stored(reals.images, name="reals", extractor=_Once(lambda: extractor))
         extractor: Extractor = domain_extractor(
             reals.images,
             reals.labels,
-            fingerprint=reals.fingerprint or side.fingerprint,
+            fingerprint=reals.fingerprint or Digest.of(reals.images),
             cache=cache,
             device=device,
         )

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from growgan.errors import UserError, unknown
 from growgan.metrics.distances import Moments, frechet_with_error
-from growgan.metrics.domain import resize
+from growgan.metrics.domain import shrink
 from growgan.metrics.features import Extractor
 from growgan.metrics.protocol import Protocol
 from growgan.metrics.sliced import sliced_wasserstein
@@ -165,7 +165,7 @@ class Scorer:
         for start in range(0, len(chosen), _CHUNK):
             index = np.sort(chosen[start : start + _CHUNK])  # a memory map reads faster in order
             images = torch.from_numpy(self._images[index])
-            yield resize(images.float(), resolution).round().to(torch.uint8)
+            yield shrink(images, resolution)
 
     def _sliced(self, fakes: Tensor, reals: Tensor) -> float:
         """Return the sliced Wasserstein distance of equally many fakes and reals."""

@@ -103,10 +103,7 @@ class Stored:
         path = self._path("digest", self._identity)
         if path and path.is_file():
             return path.read_text()
-        digest = Digest()
-        for chunk in self.chunks():
-            digest.update(chunk.numpy())
-        found = digest.name()
+        found = Digest.of(self.images)
         if path:
             write_atomic(path, found.encode())
         return found
@@ -183,6 +180,14 @@ class Digest:
     def __init__(self) -> None:
         self._sum = 0
 
+    @classmethod
+    def of(cls, images: NDArray[np.uint8]) -> str:
+        """Return the name of ``images`` [N, C, H, W]."""
+        digest = cls()
+        for start in range(0, len(images), _CHUNK):
+            digest.update(images[start : start + _CHUNK])
+        return digest.name()
+
     def update(self, images: NDArray[np.uint8]) -> None:
         """Add ``images`` [n, C, H, W]."""
         shape = f"{images.shape[1:]}".encode()
@@ -200,7 +205,7 @@ def classifier(extractor: Extractor) -> Callable[[Tensor], Tensor]:
     """Return what gives class probabilities; raise UserError where ``extractor`` has none."""
     found: Callable[[Tensor], Tensor] | None = getattr(extractor, "probabilities", None)
     if found is None:
-        raise UserError("class probabilities need the features 'inception'")
+        raise UserError("needs class probabilities: --features inception")
     return found
 
 

@@ -211,13 +211,13 @@ def _widened(
         )
         ratio = after.scale / before.scale
         if power:
-            halves = (value[:, :split] * ratio**power,) * 2
+            halves: tuple[Tensor, ...] = (value[:, :split] * ratio**power,) * 2
         else:
             generator = torch.Generator().manual_seed(seed)
             noise = torch.randn(value[:, :split].shape, generator=generator).to(value)
             noise = SYMMETRY_BREAK * noise.clamp(-3, 3)
             halves = (value[:, :split] * (1 + noise), value[:, :split] * (1 - noise))
-            halves = tuple(half / (2 * ratio) for half in halves)  # type: ignore[assignment]
+            halves = tuple(half / (2 * ratio) for half in halves)
         rest = value[:, split:] * ratio**power if power else value[:, split:] / ratio
         value = torch.cat([*halves, rest], 1)
     return value

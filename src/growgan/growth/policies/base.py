@@ -14,7 +14,7 @@ from growgan.growth.history import Candidate, History, Proposal
 from growgan.nets.edits import Widen
 from growgan.registry import Registry
 
-SLICE_SECONDS = 60.0  # an interrupted run loses at most this much training
+SLICE_SECONDS = 60.0  # what an interrupted run loses of plain training, at most
 SLICES = 10  # of a budget that is shorter
 EVERYTHING = Growth((Widen(),), (Widen(),))
 

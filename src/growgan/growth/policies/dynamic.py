@@ -206,8 +206,8 @@ class Dynamic:
     def _parents(self, alive: Sequence[Candidate], history: History) -> list[Candidate]:
         """Return the leader and its rivals of the same size; its ancestors would only go back."""
         leader = alive[0]
-        line = history.lineage(leader)
-        rivals = [c for c in alive[1:] if c.resolution == leader.resolution and c not in line]
+        line = {c.id for c in history.lineage(leader)}
+        rivals = [c for c in alive[1:] if c.resolution == leader.resolution and c.id not in line]
         return [leader, *rivals][: self.top_k]
 
     def _teachable(self, parent: Candidate, growth: Growth, history: History) -> bool:
