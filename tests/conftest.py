@@ -1,12 +1,15 @@
-"""What several test files need: one thread, and small labelled images."""
+"""What several test files need: one thread, small labelled images, and a network in a file."""
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from torch import Tensor, nn
 
 from growgan.data import ImageSet
 
@@ -33,3 +36,36 @@ def make_images() -> Callable[..., ImageSet]:
         return ImageSet("blobs", images, labels, ("top", "bottom"), f"blobs-{count}-{seed}")
 
     return make
+
+
+class StandIn(nn.Module):
+    """Called as the Inception file is: resizes to 299 by itself, features are column sums."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.output = nn.Linear(3 * 299, 5)
+
+    def forward(
+        self,
+        img: Tensor,
+        return_features: bool = False,
+        use_fp16: bool = False,
+        no_output_bias: bool = False,
+    ) -> Tensor:
+        x = nn.functional.interpolate(img.float(), size=[299, 299], mode="nearest")
+        features = x.mean(2).flatten(1)
+        if return_features:
+            return features
+        bias = torch.zeros_like(self.output.bias) if no_output_bias else self.output.bias
+        return nn.functional.linear(features / 255, self.output.weight, bias).softmax(1)
+
+
+@pytest.fixture(scope="session")
+def stand_in(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return the file of a network that is called as Inception's is."""
+    path = tmp_path_factory.mktemp("weights") / "stand-in.pt"
+    with torch.random.fork_rng(), warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)
+        torch.manual_seed(0)
+        torch.jit.script(StandIn()).save(str(path))
+    return path

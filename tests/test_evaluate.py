@@ -24,10 +24,11 @@ from growgan.cli.app import main
 from growgan.config import make_settings
 from growgan.data import ImageSet
 from growgan.errors import UserError
-from growgan.metrics import kid, neighbourhoods, sliced_wasserstein
+from growgan.metrics import inception_score, kid, neighbourhoods, sliced_wasserstein
 from growgan.metrics.distances import Moments, frechet
 from growgan.metrics.evaluate import USUAL, Evaluation, evaluate
 from growgan.metrics.features import PixelExtractor
+from growgan.metrics.networks import load_extractor
 from growgan.metrics.protocol import compare
 from growgan.metrics.side import Stored
 from growgan.metrics.streaming import FEEDABLE, Metric
@@ -340,6 +341,51 @@ def test_the_command_measures_two_folders_of_any_program(
     assert "fid" in shown and "swd" in shown and "kid" not in shown
     assert main(["evaluate", a]) == 2
     assert "takes FAKE and REAL" in capsys.readouterr().err
+
+
+def test_inception_by_path_with_each_resize(
+    two: tuple[ImageSet, ImageSet],
+    stand_in: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("GROWGAN_CACHE", str(tmp_path / "cache"))
+    a, b = (folder(tmp_path / f"{i}", each.images) for i, each in enumerate(two))
+    files = []
+    for resize in ("clean", "legacy-tensorflow"):
+        how = ["--features", f"inception:{stand_in}", "--resize", resize]
+        assert main(["evaluate", a, b, *how, "--metrics", "is,fid", "--json"]) == 0
+        files.append(tmp_path / f"{resize}.json")
+        files[-1].write_text(capsys.readouterr().out)
+    clean, legacy = (json.loads(file.read_text())["metrics"] for file in files)
+    extractor = load_extractor(f"inception:{stand_in}", cache=tmp_path)
+    features = [extractor(tensor(side)) for side in two]
+    assert clean["fid"]["value"] == pytest.approx(
+        frechet(*(Moments.of(each) for each in features)), rel=1e-6
+    )
+    chances = extractor.probabilities(tensor(two[0]))
+    assert clean["is"]["value"] == pytest.approx(
+        inception_score(chances, probabilities=True, splits=10).value, rel=1e-6
+    )
+    assert legacy["fid"]["value"] != pytest.approx(clean["fid"]["value"], rel=1e-6)
+    assert main(["evaluate", "--compare", *map(str, files)]) == 2
+    assert "features" in capsys.readouterr().err
+    assert main(["evaluate", a, b, "--features", "pixels", "--resize", "legacy-pytorch"]) == 2
+
+
+def test_what_takes_long_says_how_far_it_has_come(make_images: Make, tmp_path: Path) -> None:
+    seen: dict[str, list[tuple[int, int]]] = {}
+
+    def watch(what: str, done: int, count: int) -> None:
+        seen.setdefault(what, []).append((done, count))
+
+    fake, real, held = (make_images(60, 1, 16, 16, seed=seed) for seed in range(3))
+    evaluate(fake, real, metrics=["fid", "cas", "swd"], held_out=held, cache=tmp_path, watch=watch)
+    for what in ("training of the features", "training of two classifiers", "patches", "cas"):
+        dones, counts = zip(*seen[what], strict=True)
+        assert list(dones) == sorted(dones) and dones[-1] == counts[-1] == counts[0]
+    assert len(seen["training of two classifiers"]) >= 40
 
 
 def test_a_run_is_measured_by_its_best_generator(

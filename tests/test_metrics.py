@@ -245,6 +245,21 @@ def test_swd_holds_patches_alone_where_images_are_larger() -> None:
     assert list(got.levels.values()) == pytest.approx(expected, rel=1e-4)
 
 
+@pytest.mark.parametrize("order", ["mixed", "the brightest last", "one alone bright"])
+def test_swd_of_many_patches_is_that_of_sorting(order: str) -> None:
+    shape = (600, 1, 16, 16)  # 76,800 patches are counted, not sorted
+    fake, real = pictures(0, shape, 1.0), pictures(1, shape, 1.1)
+    if order == "the brightest last":  # what comes first says nothing of the range
+        fake = np.concatenate([fake[:200] // 40, fake[200:400] // 8, fake[400:]])
+    if order == "one alone bright":
+        fake, real = fake // 16, real // 16
+        fake[-1] = 255
+    expected = numpy_swd(fake, real, 128, 1, 4, seed=3)
+    a, b = torch.from_numpy(fake), torch.from_numpy(real)
+    got = sliced_wasserstein(a, b, repeats=1, directions=4, seed=3)
+    assert list(got.levels.values()) == pytest.approx(expected, rel=1e-4)
+
+
 def test_the_pyramid_is_the_published_one() -> None:
     images = pictures(0, (2, 3, 64, 48), 1.0)
     got = laplacian_pyramid(torch.from_numpy(images))

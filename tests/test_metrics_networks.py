@@ -30,28 +30,6 @@ ADDRESS = "https://example.org/network.pt"
 GRAY_LEVELS = 1e-2  # of 255, on white noise: torch places the filter in float32, Pillow in float64
 
 
-class StandIn(nn.Module):
-    """Called as the Inception file is: resizes to 299 by itself, features are column sums."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.output = nn.Linear(3 * 299, 5)
-
-    def forward(
-        self,
-        img: Tensor,
-        return_features: bool = False,
-        use_fp16: bool = False,
-        no_output_bias: bool = False,
-    ) -> Tensor:
-        x = nn.functional.interpolate(img.float(), size=[299, 299], mode="nearest")
-        features = x.mean(2).flatten(1)
-        if return_features:
-            return features
-        bias = torch.zeros_like(self.output.bias) if no_output_bias else self.output.bias
-        return nn.functional.linear(features / 255, self.output.weight, bias).softmax(1)
-
-
 class Means(nn.Module):
     """The mean of each channel of whatever it is given, and its height."""
 
@@ -80,13 +58,6 @@ def save(module: nn.Module, path: Path) -> Path:
         warnings.simplefilter("ignore", DeprecationWarning)
         torch.jit.script(module).save(str(path))
     return path
-
-
-@pytest.fixture(scope="module")
-def stand_in(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    with torch.random.fork_rng():
-        torch.manual_seed(0)
-        return save(StandIn(), tmp_path_factory.mktemp("weights") / "stand-in.pt")
 
 
 @pytest.fixture(autouse=True)

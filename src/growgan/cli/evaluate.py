@@ -14,7 +14,7 @@ from growgan.errors import UserError
 
 if TYPE_CHECKING:
     from growgan.metrics.evaluate import Evaluation
-    from growgan.metrics.side import Watch
+    from growgan.metrics.watch import Watch
 
 
 Fake = Annotated[str | None, typer.Argument(metavar="FAKE", help="run directory, or DATA")]

@@ -14,6 +14,7 @@ import torch
 from numpy.typing import NDArray
 
 from growgan.metrics import domain
+from growgan.metrics.watch import Progress, unseen
 
 Labelled = tuple[NDArray[np.uint8], NDArray[np.int64]]  # images [N, C, H, W] and classes [N]
 
@@ -39,6 +40,7 @@ def classification_accuracy_score(
     *,
     seed: int = 0,
     device: torch.device | str = "cpu",
+    progress: Progress = unseen,
 ) -> ClassificationAccuracy:
     """Train one classifier on ``fake`` and one on ``real``; return their accuracy on ``held_out``.
 
@@ -56,12 +58,18 @@ def classification_accuracy_score(
     where = torch.device(device)
     resolution = domain.training_resolution(*held_out[0].shape[2:])
 
-    def accuracy(labelled: Labelled) -> float:
+    def accuracy(labelled: Labelled, before: int) -> float:
         images, labels = labelled
         generator = torch.Generator().manual_seed(seed)
         chosen = np.sort(torch.randperm(len(images), generator=generator)[:count].numpy())
         classify = domain.train_classifier(
-            images[chosen], labels[chosen], classes, resolution, seed=seed, device=where
+            images[chosen],
+            labels[chosen],
+            classes,
+            resolution,
+            seed=seed,
+            device=where,
+            progress=lambda done, steps: progress(before * steps + done, 2 * steps),
         )
         right = 0
         for start in range(0, len(held_out[0]), _CHUNK):
@@ -72,7 +80,7 @@ def classification_accuracy_score(
             right += int((guesses == answers).sum())
         return right / len(held_out[0])
 
-    return ClassificationAccuracy(accuracy(fake), accuracy(real), count)
+    return ClassificationAccuracy(accuracy(fake, 0), accuracy(real, 1), count)
 
 
 def _check(

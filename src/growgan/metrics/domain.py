@@ -21,6 +21,8 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from growgan.metrics.watch import Progress, unseen
+
 VERSION = 1  # of all that follows: raise it with each change, so that no cache holds an old network
 DIMENSIONS = 128
 LEAST_IMAGES = 16
@@ -92,6 +94,7 @@ def train(
     seed: int,
     device: torch.device,
     effort: float = 1.0,
+    progress: Progress = unseen,
 ) -> tuple[nn.Sequential, dict[str, float]]:
     """Train a network on ``images`` [N, C, H, W]; return it with its quality on held-out images.
 
@@ -104,7 +107,8 @@ def train(
     order = torch.randperm(len(images), generator=task.draws).numpy()
     held_out, kept = np.split(order, [min(len(images) // 10 + 1, 2000)])
     take = _taker(images, labels, resolution, device)
-    _fit(task, kept, take, 460 if labels is not None else 230, effort, device)
+    steps = _steps(len(kept), 460 if labels is not None else 230, effort)
+    _fit(task, _draws(kept, take, task.draws), steps, device, progress)
     with torch.inference_mode():
         quality = task.quality(*take(held_out))
     return task.network.eval(), quality
@@ -118,6 +122,7 @@ def train_classifier(
     *,
     seed: int,
     device: torch.device,
+    progress: Progress = unseen,
 ) -> nn.Sequential:
     """Train the labelled network on all ``images`` [N, C, H, W]; return it with its last layer.
 
@@ -126,7 +131,8 @@ def train_classifier(
     """
     task = _make_task(images.shape[1], classes, resolution, seed).to(device)
     take = _taker(images, labels, resolution, device)
-    _fit(task, np.arange(len(images)), take, 460, 1.0, device)
+    draw = _draws(np.arange(len(images)), take, task.draws)
+    _fit(task, draw, _steps(len(images), 460), device, progress)
     return nn.Sequential(task.network, task.classify).eval()
 
 
@@ -233,18 +239,9 @@ def _taker(
     return take
 
 
-def _fit(
-    task: _Task,
-    kept: NDArray[np.int64],
-    take: Callable[[NDArray[np.int64]], tuple[Tensor, Tensor | None]],
-    most: int,
-    effort: float,
-    device: torch.device,
-) -> None:
-    """Train ``task`` on the images ``kept``, for ``effort`` times ``most`` steps or 30 epochs."""
-    steps = max(round(effort * min(most, _EPOCHS * len(kept) // _BATCH)), 20)
-    with torch.inference_mode(False), torch.enable_grad():
-        _descend(task, _draws(kept, take, task.draws), steps, device)
+def _steps(images: int, most: int, effort: float = 1.0) -> int:
+    """Return ``effort`` times ``most`` steps, or 30 epochs of so many images; 20 at least."""
+    return max(round(effort * min(most, _EPOCHS * images // _BATCH)), 20)
 
 
 def _draws(
@@ -265,11 +262,14 @@ def _draws(
     return draw
 
 
-def _descend(
+@torch.inference_mode(False)
+@torch.enable_grad()
+def _fit(
     task: _Task,
     draw: Callable[[], tuple[Tensor, Tensor | None]],
     steps: int,
     device: torch.device,
+    progress: Progress,
 ) -> None:
     """Minimise the task's loss by AdamW under a one-cycle rate (Smith & Topin 2018)."""
     fused = device.type in ("cpu", "cuda")
@@ -277,7 +277,7 @@ def _descend(
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, _RATE, steps, pct_start=0.15)
     bfloat16 = _multiplies_bfloat16(device)
     # The head of the other task has no gradient; AdamW leaves it alone.
-    for _ in range(steps):
+    for step in range(steps):
         images, labels = draw()
         with torch.autocast(device.type, torch.bfloat16, enabled=bfloat16):
             loss = task.loss(images, labels)
@@ -285,6 +285,7 @@ def _descend(
         loss.backward()
         optimiser.step()
         schedule.step()
+        progress(step + 1, steps)
 
 
 def _multiplies_bfloat16(device: torch.device) -> bool:

@@ -20,8 +20,9 @@ from growgan.metrics.domain import shrink
 from growgan.metrics.features import Extractor, domain_extractor
 from growgan.metrics.networks import check_features, load_extractor
 from growgan.metrics.protocol import Figure
-from growgan.metrics.side import Digest, Stored, Watch, classifier, unwatched
+from growgan.metrics.side import Digest, Stored, classifier
 from growgan.metrics.suite import METRICS, Comparison, Need
+from growgan.metrics.watch import Watch, unwatched
 
 USUAL = ("fid", "kid", "precision", "recall", "density", "coverage", "swd", "ms-ssim")
 SAMPLES = 10_000  # that are drawn from a run
@@ -132,6 +133,7 @@ def evaluate(
         generator=_Walk(sets.model.network()) if sets.model and walks else None,
         seed=seed,
         preparation=preparation,
+        watch=watch,
     )
     return _measure(comparison, [n for n in wanted if n not in skipped], skipped, strict, watch)
 
@@ -339,6 +341,7 @@ def _extractor(
             fingerprint=reals.fingerprint or Digest.of(reals.images),
             cache=cache,
             device=device,
+            progress=partial(watch, "training of the features"),
         )
     else:
         extractor = load_extractor(features, cache=cache, resize=resize, device=device)

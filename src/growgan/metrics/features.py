@@ -19,6 +19,7 @@ from growgan.data.files import write_atomic
 from growgan.errors import UserError
 from growgan.metrics import domain
 from growgan.metrics.checks import uint8_images
+from growgan.metrics.watch import Progress, unseen
 
 _CHUNK = 512  # images that pass through a network at once
 
@@ -108,6 +109,7 @@ def domain_extractor(
     device: torch.device | str = "cpu",
     effort: float = 1.0,
     copy: Path | None = None,
+    progress: Progress = unseen,
 ) -> DomainExtractor:
     """Return the extractor for ``images`` [N, C, H, W], trained now or read from ``cache``.
 
@@ -141,7 +143,9 @@ def domain_extractor(
     known = [_read(file, network, identity) for file in (path, copy) if file]
     metadata = next((each for each in reversed(known) if each), None)
     if metadata is None:
-        network, metadata = _train(images, classes, resolution, identity, torch.device(device))
+        network, metadata = _train(
+            images, classes, resolution, identity, torch.device(device), progress
+        )
         _write(path, network, metadata)
     if copy and not known[-1]:
         _write(copy, network, metadata)
@@ -154,12 +158,13 @@ def _train(
     resolution: tuple[int, int],
     identity: Mapping[str, Any],
     device: torch.device,
+    progress: Progress,
 ) -> tuple[nn.Sequential, dict[str, Any]]:
     """Return a network trained as ``identity`` says, and what is kept of that beside it."""
     if classes is not None and (classes < 0).any():
         images, classes = images[classes >= 0], classes[classes >= 0]
     how = {"seed": identity["seed"], "effort": identity["effort"], "device": device}
-    network, quality = domain.train(images, classes, resolution, **how)
+    network, quality = domain.train(images, classes, resolution, progress=progress, **how)
     return network, {**identity, "images": len(images), "quality": quality}
 
 

@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from growgan.metrics.checks import finite
+from growgan.metrics.watch import Progress, unseen
 
 _DROPPED = 0.01  # of the distances at each end
 
@@ -25,6 +26,7 @@ def perceptual_path_length(
     epsilon: float = 1e-4,
     batch: int = 64,
     seed: int = 0,
+    progress: Progress = unseen,
 ) -> float:
     """Return the mean of |f(G(z(t))) - f(G(z(t + ε)))|² / ε² over random paths z and places t.
 
@@ -54,6 +56,7 @@ def perceptual_path_length(
                 raise ValueError(f"generate must return float images, but gave {images.dtype}")
             before, after = finite("features", features(images)).flatten(1).chunk(2)
         found.append((after - before).square().sum(1).cpu() / epsilon**2)
+        progress(min(batch * len(found), pairs), pairs)
     distances = torch.cat(found)
     low = distances.quantile(_DROPPED, interpolation="lower")
     high = distances.quantile(1 - _DROPPED, interpolation="higher")

@@ -19,15 +19,10 @@ from growgan.data.files import combine, write_atomic
 from growgan.errors import UserError
 from growgan.metrics.distances import Moments
 from growgan.metrics.features import Extractor
-
-Watch = Callable[[str, int, int], None]  # what is done, how many images of it, of how many
+from growgan.metrics.watch import Watch, unwatched
 
 _CHUNK = 512  # images that an extractor gets at once
 _LARGEST = 2**30  # bytes of features that are held, and kept in the cache
-
-
-def unwatched(what: str, done: int, count: int) -> None:
-    """Show nothing."""
 
 
 class Side(Protocol):

@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Executor, ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 import torch
@@ -18,13 +19,15 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
+from growgan.metrics.watch import Progress, unseen
+
 PATCH = 7  # pixels; smaller images give patches of their own smaller side
 COARSEST = 16  # the last level's smaller side is at least this, unless the image is smaller
 # What is worked on at once is small enough to stay in a processor's cache.
 _PIXELS = 2**19  # image values whose pyramid is built
 _PATCHES = 2**12  # patches cut
-_DIRECTIONS = 64  # directions projected on, at most
-_RUN = 2**15  # sorted projections compared
+_SEGMENT = 2**16  # projections on a direction that are counted
+_BINS = 2**16  # bins that they are counted in
 _KERNEL = (1 / 16, 4 / 16, 6 / 16, 4 / 16, 1 / 16)
 
 
@@ -72,6 +75,29 @@ class _Patches:
             yield cut.view(corners.numel(), -1)
 
 
+@dataclass(frozen=True)
+class _Projected:
+    """The projections of all patches: on ``weight`` float32 [D, k], plus ``bias`` [k]."""
+
+    patches: _Patches
+    weight: Tensor
+    bias: Tensor
+
+    def on(self, directions: slice) -> _Projected:
+        """Return the projections on some of the directions."""
+        return _Projected(self.patches, self.weight[:, directions], self.bias[directions])
+
+    def scaled(self, low: Tensor, scale: Tensor) -> _Projected:
+        """Return the projections less ``low``, times ``scale``, [k] each."""
+        return _Projected(self.patches, self.weight * scale, (self.bias - low) * scale)
+
+    def chunks(self) -> Iterator[Tensor]:
+        """Yield the next patches' projections, float32 [k, n]."""
+        bias, weight = self.bias.view(-1, 1), self.weight.T.contiguous()
+        for chunk in self.patches.chunks():
+            yield torch.addmm(bias, weight, chunk.T)
+
+
 def sliced_wasserstein(
     fake: Tensor,
     real: Tensor,
@@ -81,6 +107,7 @@ def sliced_wasserstein(
     directions: int = 128,
     seed: int = 0,
     memory: int = 35 * 2**24,
+    progress: Progress = unseen,
 ) -> SlicedWasserstein:
     """Return the sliced Wasserstein distance of two equally large sets of images, x 10³.
 
@@ -108,6 +135,7 @@ def sliced_wasserstein(
         ]
         axes = _directions(fake.shape[1], side, repeats * directions, generator)
         distances = _distances(cut[0], cut[1], axes, memory)
+        progress(depth + 1, len(sizes))
         table[depth] = distances.view(repeats, directions).mean(1) * 1e3
     averages = table.mean(0)
     names = [f"{h}x{w}" for h, w in sizes]
@@ -208,35 +236,92 @@ def _directions(channels: int, side: int, count: int, generator: torch.Generator
 
 def _distances(fake: _Patches, real: _Patches, axes: Tensor, memory: int) -> Tensor:
     """Return the Wasserstein-1 distance on each of ``axes`` [D, K], float64 [K]."""
-    sets = (fake, real)
-    scaled = [_normalise(patches, axes) for patches in sets]
-    left = memory - sum(4 * patches.level.numel() for patches in sets)
-    step = min(max(left // (2 * 4 * fake.count), 1), _DIRECTIONS, axes.shape[1])
-    # numpy's vectorised sort is twenty times torch's, and frees the interpreter.
+    sets = [_Projected(patches, *_normalise(patches, axes)) for patches in (fake, real)]
+    few = fake.count <= _SEGMENT
+    left = memory - sum(4 * patches.level.numel() for patches in (fake, real))
+    step = max(left // (4 * (3 * fake.count if few else _SEGMENT + _BINS)), 1)
+    # numpy's vectorised sort is twenty times torch's, and its loops free the interpreter.
     threads = min(torch.get_num_threads(), os.cpu_count() or 1)
-    buffers = [torch.empty(step, fake.count) for _ in sets]
-    distances = torch.empty(axes.shape[1], dtype=torch.float64)
+    distances = []
     with ThreadPoolExecutor(threads) as pool:
         for start in range(0, axes.shape[1], step):
-            block = slice(start, start + step)
-            for patches, (weight, bias), out in zip(sets, scaled, buffers, strict=True):
-                _project(patches, weight[:, block], bias[block], out)
-            width = len(distances[block])
-            rows = (buffer[:width].numpy() for buffer in buffers)
-            distances[block] = torch.tensor(list(pool.map(_gap, *rows)), dtype=torch.float64)
-    return distances
+            some = [each.on(slice(start, start + step)) for each in sets]
+            distances.append(_sorted(some, pool) if few else _counted(some, pool))
+    return torch.cat(distances)
+
+
+def _sorted(sets: list[_Projected], pool: Executor) -> Tensor:
+    """Return the distances [k] of two sets of few patches: the mean gap of what is sorted."""
+    rows = [torch.cat(list(each.chunks()), 1).numpy() for each in sets]
+    return torch.tensor(list(pool.map(_gap, *rows)), dtype=torch.float64)
 
 
 def _gap(a: NDArray[np.float32], b: NDArray[np.float32]) -> float:
     """Return the mean |difference| of two equally large samples once sorted; overwrites both."""
     a.sort()
     b.sort()
-    total = 0.0
-    for start in range(0, len(a), _RUN):
-        part = a[start : start + _RUN]
-        np.subtract(part, b[start : start + _RUN], out=part)
-        total += float(np.abs(part, out=part).sum())
-    return total / len(a)
+    return float(np.abs(a - b).mean(dtype=np.float64))
+
+
+def _counted(sets: list[_Projected], pool: Executor) -> Tensor:
+    """Return the distances [k] of two sets of many patches, from histograms.
+
+    The distance is the area between the two distribution functions, whose difference the counts
+    give exactly at the edges of the bins. Beyond the bins, which reach half as far again as the
+    first patches, it is read off the means of what lies there.
+    """
+    low, high = _range(sets)
+    scale = (_BINS - 1) / (high - low)
+    table = np.zeros((len(scale), _BINS), dtype=np.int32)
+    beyond = torch.zeros(2, len(scale), dtype=torch.float64)
+    for sign, each in zip((1, -1), sets, strict=True):
+        for places, outside in _places(each, low, scale):
+            beyond += sign * outside
+            list(pool.map(partial(_count, sign), table, places))
+    areas = torch.tensor(list(pool.map(_area, table)), dtype=torch.float64)
+    return (areas + beyond.abs().sum(0)) / scale / sets[0].patches.count
+
+
+def _range(sets: list[_Projected]) -> tuple[Tensor, Tensor]:
+    """Return the least and largest projections, [k] each, that have a bin of their own."""
+    first = torch.cat([next(each.chunks()) for each in sets], 1)
+    low, high = first.amin(1), first.amax(1)
+    margin = (high - low) / 4 + 1e-6
+    return low - margin, high + margin
+
+
+def _places(
+    projected: _Projected, low: Tensor, scale: Tensor
+) -> Iterator[tuple[NDArray[np.int32], Tensor]]:
+    """Yield the bins of the next patches, [k, n], and by how many bins they lie below and above.
+
+    The latter are summed, float64 [2, k].
+    """
+    held = torch.empty(len(scale), _SEGMENT, dtype=torch.int32)
+    length, outside = 0, torch.zeros(2, len(scale), dtype=torch.float64)
+    for chunk in projected.scaled(low, scale).chunks():
+        n = chunk.shape[1]
+        if length + n > _SEGMENT:
+            yield held[:, :length].numpy(), outside
+            length, outside = 0, torch.zeros_like(outside)
+        least, largest = torch.aminmax(chunk)
+        if least < 0 or largest > _BINS - 1:
+            outside[0] += chunk.clamp(max=0).sum(1)
+            outside[1] += (chunk - (_BINS - 1)).clamp_(min=0).sum(1)
+            chunk.clamp_(0, _BINS - 1)
+        held[:, length : length + n] = chunk
+        length += n
+    yield held[:, :length].numpy(), outside
+
+
+def _count(sign: int, counts: NDArray[np.int32], places: NDArray[np.int32]) -> None:
+    """Add ``sign`` to ``counts`` [bins] for each of ``places`` [n]."""
+    np.add(counts, sign * np.bincount(places, minlength=_BINS), out=counts, casting="unsafe")
+
+
+def _area(counts: NDArray[np.int32]) -> int:
+    """Return the sum of the absolute running sums."""
+    return int(np.abs(np.cumsum(counts, dtype=np.int64)).sum())
 
 
 def _normalise(patches: _Patches, axes: Tensor) -> tuple[Tensor, Tensor]:
@@ -262,12 +347,3 @@ def _normalise(patches: _Patches, axes: Tensor) -> tuple[Tensor, Tensor]:
     weight = axes.double().view(-1, channels, axes.shape[1]) / deviation.view(channels, 1)
     bias = -(weight * (shifts.double() + offset).view(channels, 1)).sum((0, 1))
     return weight.reshape(axes.shape).float(), bias.float()
-
-
-def _project(patches: _Patches, weight: Tensor, bias: Tensor, out: Tensor) -> None:
-    """Write the projections of all patches on ``weight`` [D, k] into ``out`` [>= k, count]."""
-    start, k = 0, weight.shape[1]
-    for chunk in patches.chunks():
-        target = out[:k, start : start + len(chunk)]
-        torch.addmm(bias.view(k, 1), weight.T, chunk.T, out=target)
-        start += len(chunk)

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any, Literal, Protocol
 
 import numpy as np
@@ -27,6 +27,7 @@ from growgan.metrics.protocol import Protocol as Measured
 from growgan.metrics.side import Side
 from growgan.metrics.similarity import mean_ms_ssim
 from growgan.metrics.sliced import sliced_wasserstein
+from growgan.metrics.watch import Watch, unwatched
 from growgan.registry import Registry
 
 Need = Literal["features", "probabilities", "images", "reals", "labels", "held out", "generator"]
@@ -58,6 +59,7 @@ class Comparison:
     generator: Walk | None = None
     seed: int = 0
     preparation: str = "none"
+    watch: Watch = unwatched
 
     @cached_property
     def neighbourhoods(self) -> Neighbourhoods:
@@ -181,7 +183,8 @@ def swd(c: Comparison) -> Figure:
     """Return the average over levels of the pyramid; ``details`` holds each level."""
     count = min(len(c.fake), len(c.real), _SLICED)
     sets = [_some(side, count, c.seed) for side in (c.fake, c.real)]
-    found = sliced_wasserstein(*sets, seed=c.seed)
+    progress = partial(c.watch, "patches")
+    found = sliced_wasserstein(*sets, seed=c.seed, progress=progress)
     estimator = "128 patches of 7x7 an image, 4 x 128 directions"
     protocol = c.protocol("swd", estimator, counts=(count, count), without=("features",))
     return Figure(found.average, protocol, found.stderr, found.levels)
@@ -210,6 +213,7 @@ def path_length(c: Comparison) -> Figure:
         generator.latent,
         pairs=_PATHS,
         seed=c.seed,
+        progress=partial(c.watch, "paths"),
     )
     estimator = f"{_PATHS} full paths in z, step 1e-4, less 1 % at each end"
     return Figure(value, c.protocol("ppl", estimator, counts=(_PATHS, 0), without=("reals",)))
@@ -227,7 +231,8 @@ def path_length(c: Comparison) -> Figure:
 def accuracy(c: Comparison) -> Figure:
     """Return the accuracy on held-out reals; ``details`` holds that of learning from reals."""
     sides = [side for side in (c.fake, c.real, c.held_out) if side is not None]
-    found = classification_accuracy_score(*map(_labelled, sides), seed=c.seed)
+    progress = partial(c.watch, "training of two classifiers")
+    found = classification_accuracy_score(*map(_labelled, sides), seed=c.seed, progress=progress)
     estimator = f"domain network {domain.VERSION}, tested on {sides[2].fingerprint[:16]}"
     counts = (found.count, found.count)
     protocol = c.protocol("cas", estimator, counts=counts, without=("features",))

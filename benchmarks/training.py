@@ -1,0 +1,239 @@
+"""Images a second of a whole training step, beside the way in which published code runs.
+
+    python benchmarks/training.py                          # every preset, every stage: some minutes
+    python benchmarks/training.py --only default           # one row group
+    python benchmarks/training.py --only pggan --resolution 128 --batch 8
+
+For each preset and each growth stage: growgan's step; ``plain``, the same networks and loss in
+eager float32, NCHW, unfused Adam, with D run on reals and on fakes apart and G run anew for its own
+step; and the step's floating-point operations (counted by torch, lazy penalties included, two to a
+multiplication) as a share of the convolution peak measured in the same process. Both sides run in
+turns, on as many threads, and the medians over the turns are given.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
+
+from growgan.config import Settings, make_settings
+from growgan.data import ImageSet
+from growgan.data.batches import Batches
+from growgan.growth.history import Space
+from growgan.growth.run import make_objective
+from growgan.nets.layers import PixelNorm, channels_last
+from growgan.nets.presets import PRESETS
+from growgan.objectives.objective import Objective
+from growgan.objectives.regularisers import Step
+from growgan.training.gan import Gan
+from growgan.training.runtime import Runtime, best_threads, machine, make_runtime
+from growgan.training.stage import step
+
+RESULTS = Path(__file__).parent / "results" / "training.json"
+CYCLE = 16  # steps of one turn: each lazy penalty acts once
+WIDE = {"stack": {"width": 128}}  # the default stack as search may grow it: 64 and more at 32x32
+
+
+@dataclass
+class Case:
+    """One row: a pair of players at one stage."""
+
+    name: str
+    settings: Settings
+    space: Space
+    level: int
+    batch: int
+
+    def gan(self, device: torch.device) -> Gan:
+        """Return the pair with fresh weights."""
+        stacks = self.space.stacks(self.level)
+        return Gan.create(*stacks, self.settings.optimiser, seed=0, device=device)
+
+
+def cases(resolution: int, channels: int, batch: int | None, only: str | None) -> Iterator[Case]:
+    """Yield every preset at every stage on the way to ``resolution``, and the default stacks."""
+    named: dict[str, dict[str, Any]] = {"default": {}, "default, four times as wide": WIDE}
+    named |= {f"{e.name}, published": {"preset": e.name, **e.value.published} for e in PRESETS}
+    for name, values in named.items():
+        if only not in (None, name.partition(",")[0], name):
+            continue
+        settings = make_settings(values)
+        size = (resolution, resolution)
+        space = Space(settings.preset, settings.stack, channels, size)
+        for level in range(space.levels + 1):
+            yield Case(name, settings, space, level, batch or settings.batch)
+
+
+class PublishedNorm(nn.Module):
+    """Pixel norm as it is usually written."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x * torch.rsqrt(x.square().mean(1, keepdim=True) + 1e-8)
+
+
+def plainly(gan: Gan) -> Gan:
+    """Return the pair as published code has it: NCHW, Adam unfused."""
+    for player in (gan.generator, gan.discriminator, gan.average):
+        player.to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]
+        for module in list(player.modules()):
+            for name, child in module.named_children():
+                if isinstance(child, PixelNorm):
+                    setattr(module, name, PublishedNorm())
+        project = getattr(player, "project", None)
+        if project is not None:
+            project.register_forward_hook(lambda *call: call[2].contiguous())
+    s = gan.optimiser_settings
+    for side in ("generator", "discriminator"):
+        how = {"lr": s.lr, "betas": (s.beta1, s.beta2), "eps": s.epsilon}
+        adam = torch.optim.Adam(getattr(gan, side).parameters(), foreach=False, fused=False, **how)
+        setattr(gan, f"{side}_optimiser", adam)
+    return gan
+
+
+def plain_step(gan: Gan, batches: Batches, objective: Objective, device: torch.device) -> None:
+    """Take one step of each player in the order in which published code does."""
+    g, d = gan.generator, gan.discriminator
+    pixels, _ = batches.batch_at(gan.images)
+    full = pixels.to(device).float() / 127.5 - 1
+    real = nn.functional.avg_pool2d(full, full.shape[-1] // gan.resolution[1]).contiguous()
+    rng = torch.Generator(device).manual_seed(gan.steps)
+
+    def draw() -> Tensor:
+        return torch.randn(len(real), g.spec.latent, generator=rng, device=device)
+
+    z = draw()
+    fake = g(z).detach()
+    view = Step(g, d, real, fake, z, rng, d(real), d(fake))
+    terms = objective.discriminator(view, gan.steps)
+    gan.discriminator_optimiser.zero_grad()
+    torch.stack(list(terms.values())).sum().backward()
+    gan.discriminator_optimiser.step()
+
+    terms = objective.generator(d(real) if objective.paired else None, d(g(draw())))
+    gan.generator_optimiser.zero_grad()
+    torch.stack(list(terms.values())).sum().backward()
+    gan.generator_optimiser.step()
+    with torch.no_grad():
+        for mean, weight in zip(gan.average.parameters(), g.parameters(), strict=True):
+            mean.lerp_(weight, 0.001)
+    gan.images, gan.steps = gan.images + len(real), gan.steps + 1
+
+
+def convolution_peak(device: torch.device, bfloat16: bool) -> float:
+    """Return the most floating-point operations a second that a 3x3 convolution was seen to do."""
+    dtype = torch.bfloat16 if bfloat16 else torch.float32
+    best = 0.0
+    for width, side in ((64, 64), (128, 32), (256, 32), (256, 16), (512, 16)):
+        layer = channels_last(nn.Conv2d(width, width, 3, padding=1).to(device, dtype))
+        x = torch.randn(32, width, side, side, device=device, dtype=dtype)
+        x = x.contiguous(memory_format=torch.channels_last)
+        with torch.inference_mode():
+            layer(x)
+            seconds = min(timed(partial(layer, x), device) for _ in range(5))
+        best = max(best, 2 * 9 * width * width * 32 * side * side / seconds)
+    return best
+
+
+def timed(function: Callable[[], object], device: torch.device) -> float:
+    """Return the seconds of a call, the device's work included."""
+    if device.type == "cuda":
+        torch.cuda.synchronize()
+    begun = time.perf_counter()
+    function()
+    if device.type == "cuda":
+        torch.cuda.synchronize()
+    return time.perf_counter() - begun
+
+
+def measure(case: Case, runtime: Runtime, turns: int, peak: float) -> dict[str, Any]:
+    """Return a row: images/s of both ways, their ratio, operations an image, share of peak."""
+    device, objective = runtime.device, make_objective(case.settings)
+    height, width = case.space.target
+    images = noise(max(512, case.batch), case.space.channels, height, width)
+    batches = Batches(images, case.batch, 0)
+    ours, plain = case.gan(device), plainly(case.gan(device))
+
+    def run_ours() -> None:
+        for _ in range(CYCLE):
+            step(ours, batches, objective, case.settings, runtime)
+
+    def run_plain() -> None:
+        for _ in range(CYCLE):
+            plain_step(plain, batches, objective, device)
+
+    with FlopCounterMode(display=False) as counter:
+        run_ours()
+    operations = counter.get_total_flops() / (CYCLE * case.batch)
+    run_plain()
+    times = [(timed(run_ours, device), timed(run_plain, device)) for _ in range(turns)]
+    mine, theirs = (CYCLE * case.batch / statistics.median(t) for t in zip(*times, strict=True))
+    return {
+        "preset": case.name,
+        "resolution": max(ours.resolution),
+        "widest": max(p.shape[0] for p in ours.generator.parameters()),
+        "parameters": ours.generator.parameter_count() + ours.discriminator.parameter_count(),
+        "batch": case.batch,
+        "images/s": mine,
+        "plain": theirs,
+        "ratio": statistics.median(b / a for a, b in times),
+        "MFLOP an image": operations / 1e6,
+        "share of peak": operations * mine / peak,
+    }
+
+
+def noise(count: int, channels: int, height: int, width: int) -> ImageSet:
+    """Return random images: speed does not depend on what they show."""
+    shape = (count, channels, height, width)
+    pixels = np.random.default_rng(0).integers(256, size=shape, dtype=np.uint8)
+    return ImageSet("noise", pixels, None, (), "noise")
+
+
+def line(row: dict[str, Any]) -> str:
+    """Return a row of the table."""
+    return (
+        f"| {row['preset']} | {row['resolution']} | {row['parameters'] / 1e6:.2f} | {row['batch']} "
+        f"| {row['images/s']:,.0f} | {row['plain']:,.0f} | {row['ratio']:.2f} "
+        f"| {row['MFLOP an image']:,.0f} | {row['share of peak']:.0%} |"
+    )
+
+
+def main() -> None:
+    """Read the command line, measure, print the table and keep the figures."""
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--only", help="a preset, or 'default'")
+    parser.add_argument("--resolution", type=int, default=32)
+    parser.add_argument("--channels", type=int, default=3)
+    parser.add_argument("--batch", type=int, help="images a step; the settings' own by default")
+    parser.add_argument("--turns", type=int, default=5)
+    parser.add_argument("--threads", type=int, help="measured by default, as growgan does")
+    parser.add_argument("--device", default="auto")
+    given = parser.parse_args()
+    runtime = make_runtime(given.device)
+    torch.set_num_threads(given.threads or best_threads())
+    peak = convolution_peak(runtime.device, runtime.bfloat16)
+    print(f"{machine()}, {torch.get_num_threads()} threads; convolutions {peak / 1e12:.2f} TFLOP/s")
+    print("| stack | pixels | M parameters | batch | images/s | plain | times | MFLOP | of peak |")
+    print("|---|---|---|---|---|---|---|---|---|")
+    rows = []
+    for case in cases(given.resolution, given.channels, given.batch, given.only):
+        rows.append(measure(case, runtime, given.turns, peak))
+        print(line(rows[-1]), flush=True)
+    kept = {"machine": machine(), "threads": torch.get_num_threads(), "peak": peak, "rows": rows}
+    RESULTS.parent.mkdir(exist_ok=True)
+    RESULTS.write_text(json.dumps(kept, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()
