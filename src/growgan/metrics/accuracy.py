@@ -55,7 +55,6 @@ def classification_accuracy_score(
         raise ValueError(f"held_out must show at least 2 classes, but all are {held_out[1][0]}")
     classes = 1 + max(int(labels.max()) for _, labels in (fake, real, held_out))
     count = min(len(fake[0]), len(real[0]))
-    where = torch.device(device)
     resolution = domain.training_resolution(*held_out[0].shape[2:])
 
     def accuracy(labelled: Labelled, before: int) -> float:
@@ -68,14 +67,14 @@ def classification_accuracy_score(
             classes,
             resolution,
             seed=seed,
-            device=where,
+            device=torch.device(device),
             progress=lambda done, steps: progress(before * steps + done, 2 * steps),
         )
         right = 0
         for start in range(0, len(held_out[0]), _CHUNK):
             part, answers = (x[start : start + _CHUNK] for x in held_out)
             with torch.inference_mode():
-                batch = domain.prepare(torch.from_numpy(np.array(part)).to(where), resolution)
+                batch = domain.prepare(torch.from_numpy(np.array(part)).to(device), resolution)
                 guesses = classify(batch).argmax(1).cpu().numpy()
             right += int((guesses == answers).sum())
         return right / len(held_out[0])

@@ -143,9 +143,7 @@ def domain_extractor(
     known = [_read(file, network, identity) for file in (path, copy) if file]
     metadata = next((each for each in reversed(known) if each), None)
     if metadata is None:
-        network, metadata = _train(
-            images, classes, resolution, identity, torch.device(device), progress
-        )
+        network, metadata = _train(images, classes, identity, torch.device(device), progress)
         _write(path, network, metadata)
     if copy and not known[-1]:
         _write(copy, network, metadata)
@@ -155,7 +153,6 @@ def domain_extractor(
 def _train(
     images: NDArray[np.uint8],
     classes: NDArray[np.int64] | None,
-    resolution: tuple[int, int],
     identity: Mapping[str, Any],
     device: torch.device,
     progress: Progress,
@@ -163,8 +160,9 @@ def _train(
     """Return a network trained as ``identity`` says, and what is kept of that beside it."""
     if classes is not None and (classes < 0).any():
         images, classes = images[classes >= 0], classes[classes >= 0]
+    height, width = identity["resolution"]
     how = {"seed": identity["seed"], "effort": identity["effort"], "device": device}
-    network, quality = domain.train(images, classes, resolution, progress=progress, **how)
+    network, quality = domain.train(images, classes, (height, width), progress=progress, **how)
     return network, {**identity, "images": len(images), "quality": quality}
 
 
