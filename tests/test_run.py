@@ -103,6 +103,26 @@ def test_large_seeds_work(seed: int, data: ImageSet) -> None:
     assert all(torch.isfinite(term) for term in terms.values())
 
 
+def test_a_batch_in_parts_takes_the_same_step(data: ImageSet) -> None:
+    settings = tiny(stack={"deviation_group": 0})
+    space = Space("pggan", settings.stack, 1, (16, 16))
+    runtime = make_runtime("cpu", "float32")
+    sgd = OptimiserSettings(lr=1e-3, epsilon=1.0)  # Adam's steps as smooth as the gradients
+    pairs = [Gan.create(*space.stacks(2), sgd, seed=1) for _ in range(2)]
+    for gan, parts in zip(pairs, (1, 4), strict=True):
+        for _ in range(2):
+            terms = step(
+                gan, Batches(data, 8, 0), make_objective(settings), settings, runtime, parts
+            )
+    whole, split = ([*gan.generator.parameters(), *gan.discriminator.parameters()] for gan in pairs)
+    moved = Gan.create(*space.stacks(2), sgd, seed=1)
+    before = [*moved.generator.parameters(), *moved.discriminator.parameters()]
+    with torch.no_grad():
+        for a, b, start in zip(whole, split, before, strict=True):
+            assert float((a - b).norm()) <= 1e-3 * float((a - start).norm()) + 1e-9
+    assert set(terms) >= {"loss_discriminator", "loss_generator"}
+
+
 def test_a_diverged_slice_is_noticed_at_its_end(data: ImageSet) -> None:
     settings = tiny()
     gan = Gan.create(*SPACE.stacks(2), OptimiserSettings(), seed=1)

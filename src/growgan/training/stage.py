@@ -116,35 +116,47 @@ def train(
 
 
 def step(
-    gan: Gan, batches: Batches, objective: Objective, settings: Settings, runtime: Runtime
+    gan: Gan,
+    batches: Batches,
+    objective: Objective,
+    settings: Settings,
+    runtime: Runtime,
+    parts: int = 1,
 ) -> dict[str, Tensor]:
-    """Take one step of D and one of G; return the objective's terms by name."""
+    """Take one step of D and one of G; return the objective's terms by name.
+
+    Where a batch would not fit into memory it goes through in ``parts``, whose gradients are added
+    up before the players move: the step is that of the whole batch, but for terms that look at
+    several samples together.
+    """
     g, d = gan.generator, gan.discriminator
     key = (settings.seed * 0x9E3779B97F4A7C15 + gan.steps) & (2**63 - 1)
     rng = torch.Generator(runtime.device).manual_seed(key)
     pixels, _ = batches.batch_at(gan.images)
     real = _reals(gan, runtime.images(pixels), rng, settings.mirror)
     z = torch.randn(len(real), g.spec.latent, generator=rng, device=runtime.device)
+    pieces = list(zip(real.chunk(parts), z.chunk(parts), strict=True))
+    terms: dict[str, Tensor] = {}
 
-    # D: one forward of reals and fakes together. G's forward is kept for its own step.
-    with runtime.autocast():
-        fake = g(z)
-        logits = d(torch.cat([real, fake.detach()]))
-    real_logits, fake_logits = logits.split(len(real))
-    view = Step(g, d, real, fake.detach(), z, rng, real_logits, fake_logits)
-    terms = objective.discriminator(view, gan.steps)
     gan.discriminator_optimiser.zero_grad()
-    torch.stack(list(terms.values())).sum().backward()
+    for x, latents in pieces:
+        with runtime.autocast(), torch.set_grad_enabled(len(pieces) == 1):
+            fake = g(latents)  # a batch in one piece keeps it for G's own step
+        # One forward of reals and fakes together.
+        with runtime.autocast():
+            logits = d(torch.cat([x, fake.detach()]))
+        view = Step(g, d, x, fake.detach(), latents, rng, *logits.split(len(x)))
+        _descend(objective.discriminator(view, gan.steps), len(x) / len(real), terms)
     gan.discriminator_optimiser.step()
 
-    # G: D's weights need no gradients here.
+    # D's weights need no gradients here.
     d.requires_grad_(False)
-    with runtime.autocast():
-        fake_logits = d(fake)
-        paired = d(real).detach() if objective.paired else None
-    terms |= objective.generator(paired, fake_logits)
     gan.generator_optimiser.zero_grad()
-    terms["loss_generator"].backward()
+    for x, latents in pieces:
+        with runtime.autocast():
+            fake_logits = d(fake if len(pieces) == 1 else g(latents))
+            paired = d(x).detach() if objective.paired else None
+        _descend(objective.generator(paired, fake_logits), len(x) / len(real), terms)
     gan.generator_optimiser.step()
     d.requires_grad_(True)
 
@@ -152,7 +164,16 @@ def step(
     gan.steps += 1
     half_life = min(settings.average.half_life, settings.average.ramp * gan.images)
     gan.update_average(0.5 ** (len(real) / max(half_life, 1e-9)))
-    return {name: term.detach() for name, term in terms.items()}
+    return terms
+
+
+def _descend(losses: dict[str, Tensor], share: float, terms: dict[str, Tensor]) -> None:
+    """Add the gradients of ``share`` of the losses' sum, and their values to ``terms``."""
+    total = torch.stack(list(losses.values())).sum()
+    (total if share == 1 else total * share).backward()
+    for name, value in losses.items():
+        value = value.detach() * share if share != 1 else value.detach()
+        terms[name] = terms[name] + value if name in terms else value
 
 
 def _reals(gan: Gan, full: Tensor, rng: torch.Generator, mirror: bool) -> Tensor:
