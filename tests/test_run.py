@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -92,6 +94,31 @@ def test_an_output_that_cannot_be_written_is_named(data: ImageSet, tmp_path: Pat
         grow(data, out=tmp_path / "file", images=80, settings=tiny())
     with pytest.raises(UserError, match=r"cannot write to '.*file/below': Not a directory"):
         grow(data, out=tmp_path / "file" / "below", images=80, settings=tiny())
+
+
+def test_two_processes_do_not_share_a_run(data: ImageSet, tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    code = """
+import sys
+from pathlib import Path
+from growgan.growth.lock import held
+with held(Path(sys.argv[1])):
+    print("held", flush=True)
+    sys.stdin.read()
+"""
+    with subprocess.Popen(
+        [sys.executable, "-c", code, str(out)],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    ) as other:
+        assert other.stdout is not None and other.stdout.readline() == "held\n"
+        with pytest.raises(UserError, match=rf"run' is in use by process {other.pid} on "):
+            grow(data, out=out, images=80, settings=tiny())
+        other.kill()
+    # What a killed process leaves behind is in nobody's way.
+    grow(data, out=out, images=80, settings=tiny(policy="fixed"))
+    assert not list(out.glob(".*"))
 
 
 @pytest.mark.parametrize("seed", [2**24, 2**32 - 1])

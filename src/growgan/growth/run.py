@@ -24,6 +24,7 @@ from growgan.growth.budget import Budget, Meter
 from growgan.growth.executor import SCORE_SEED, Clock, SerialExecutor, Trainer
 from growgan.growth.history import History, Space
 from growgan.growth.ledger import Ledger
+from growgan.growth.lock import LOCK, OWNER, held
 from growgan.growth.policies import POLICIES, GrowthPolicy, make_policy
 from growgan.growth.search import Search, start_event
 from growgan.metrics.domain import LEAST_IMAGES
@@ -153,7 +154,7 @@ def grow(
         RuntimeError: no candidate could be trained.
     """
     clock, out = Clock(), Path(out)
-    began = check_out(out, data, resume=resume)
+    check_out(out, data, resume=resume)
     if resume:
         settings = Settings.from_yaml(out / "config.yaml")
     chosen = settings if isinstance(settings, Settings) else make_settings(settings or {})
@@ -166,8 +167,10 @@ def grow(
     # A run counted in images is for exact repetition, so nothing in it may hang on a measurement.
     threads = chosen.threads or (best_threads() if limit.seconds else torch.get_num_threads())
     chosen = chosen.model_copy(update={"resolution": data.resolution, "threads": threads})
-    prepare(out, chosen, limit, data, began)
-    return _search(out, chosen, space, decided, limit, data, display, clock)
+    with held(out):
+        began = check_out(out, data, resume=resume)  # another process may just have left it
+        prepare(out, chosen, limit, data, began)
+        return _search(out, chosen, space, decided, limit, data, display, clock)
 
 
 def _limit(budget: str | Budget | None, images: int | None, ledger: Ledger) -> Budget:
@@ -234,7 +237,7 @@ def check_out(out: Path, data: ImageSet, *, resume: bool) -> dict[str, Any] | No
     if began is None:
         if resume:
             raise UserError(f"there is no run to resume in '{out}'")
-        if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        if out.exists() and (not out.is_dir() or {p.name for p in out.iterdir()} - {LOCK, OWNER}):
             raise UserError(f"'{out}' is not an empty folder; choose another --out")
         return None
     if not resume:

@@ -125,11 +125,8 @@ class Dynamic:
         before = unproven(history.lineage(leader))
         if before is not None and withers(leader, before, history):
             return Selection((before.id,), f"the growth of {before.id} did not take; back to it")
-        # Rivals of earlier rounds stay parents; the leader's own ancestors would only go back.
-        line = {c.id for c in history.lineage(leader)}
-        rivals = [*ranked, *(history[name] for name in history.alive)]
-        others = sorted({c.id: c for c in rivals if c.id not in line}.values(), key=_score)
-        same_size = [c.id for c in others if c.resolution == leader.resolution]
+        # Rivals of earlier rounds have fallen behind: a growth of theirs would start from less.
+        same_size = [c.id for c in ranked if c.resolution == leader.resolution and c != leader]
         kept = [leader.id, *same_size[: self.top_k - 1], *([before.id] if before else [])]
         return Selection(tuple(dict.fromkeys(kept)), reason)
 
@@ -234,7 +231,7 @@ class Dynamic:
             return best, f"{best.id} goes on"
         noise = sqrt((grown.stderr or 0) ** 2 + (unchanged.stderr or 0) ** 2)
         gain = _score(unchanged) - _score(grown)
-        if gain > (-2 if early else 2) * noise:
+        if gain > (-1 if early else 2) * noise:
             return grown, f"{grown.growth} gained {gain:.3g}, noise {noise:.2g}"
         return unchanged, f"{grown.growth} gained {gain:.3g}, noise {noise:.2g}: not enough"
 
