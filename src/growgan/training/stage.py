@@ -130,11 +130,7 @@ def step(
     several samples together.
     """
     g, d = gan.generator, gan.discriminator
-    key = (settings.seed * 0x9E3779B97F4A7C15 + gan.steps) & (2**63 - 1)
-    rng = torch.Generator(runtime.device).manual_seed(key)
-    pixels, _ = batches.batch_at(gan.images)
-    real = _reals(gan, runtime.images(pixels), rng, settings.mirror)
-    z = torch.randn(len(real), g.spec.latent, generator=rng, device=runtime.device)
+    real, z, rng = _inputs(gan, batches, settings, runtime)
     pieces = list(zip(real.chunk(parts), z.chunk(parts), strict=True))
     terms: dict[str, Tensor] = {}
 
@@ -165,6 +161,18 @@ def step(
     half_life = min(settings.average.half_life, settings.average.ramp * gan.images)
     gan.update_average(0.5 ** (len(real) / max(half_life, 1e-9)))
     return terms
+
+
+def _inputs(
+    gan: Gan, batches: Batches, settings: Settings, runtime: Runtime
+) -> tuple[Tensor, Tensor, torch.Generator]:
+    """Return the step's reals, latents and random numbers."""
+    key = (settings.seed * 0x9E3779B97F4A7C15 + gan.steps) & (2**63 - 1)
+    rng = torch.Generator(runtime.device).manual_seed(key)
+    pixels, _ = batches.batch_at(gan.images)
+    real = _reals(gan, runtime.images(pixels), rng, settings.mirror)
+    z = torch.randn(len(real), gan.generator.spec.latent, generator=rng, device=runtime.device)
+    return real, z, rng
 
 
 def _descend(losses: dict[str, Tensor], share: float, terms: dict[str, Tensor]) -> None:
