@@ -92,6 +92,10 @@ class Meter:
         """Seconds left; None where images are counted."""
         return None if self.budget.seconds is None else self.budget.seconds - self.elapsed
 
+    def advance(self, seconds: float) -> None:
+        """Count ``seconds`` that an earlier process spent."""
+        self._begun -= seconds
+
     def charge(self, kind: str, seconds: float) -> None:
         """Book ``seconds`` under ``kind``."""
         self.costs[kind] = self.costs.get(kind, 0.0) + seconds

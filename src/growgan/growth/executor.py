@@ -16,7 +16,7 @@ from growgan.metrics.score import GROUPS, Score, Scorer
 from growgan.objectives.objective import Objective
 from growgan.training.gan import Gan, even_latents, to_uint8
 from growgan.training.runtime import Runtime
-from growgan.training.stage import Diverged, Progress, Slice, train
+from growgan.training.stage import Diverged, Mark, Progress, Slice, train
 
 SCORE_SEED = 0x5C04E  # all candidates are scored on the same latents
 
@@ -52,6 +52,19 @@ class Executor(Protocol):
         """Yield an outcome for each task, in their order."""
 
 
+class Keeper(Protocol):
+    """Watches a child in training, and keeps what a crash would otherwise cost."""
+
+    def report(self, task: Task, gan: Gan, progress: Progress | None) -> None:
+        """Take a point of the log; None when the child is being scored."""
+
+    def keep(self, task: Task, gan: Gan, mark: Mark) -> None:
+        """Save the child, if it is time to; called between steps, which it may end by raising."""
+
+    def begun(self, task: Task) -> tuple[Gan, Mark] | None:
+        """Return what an earlier process kept of ``task``, if anything."""
+
+
 @dataclass
 class Trainer:
     """Makes one child: branch, train, score. All that is needed for it, and no decisions."""
@@ -61,16 +74,15 @@ class Trainer:
     objective: Objective
     runtime: Runtime
     scorer: Scorer
-    report: Callable[[Task, Gan, Progress | None], None]
+    keeper: Keeper
 
     def make(self, task: Task, parent: Gan | None) -> Outcome:
         """Return the outcome of ``task``; a divergence is an outcome, not an error."""
         outcome, clock = Outcome(task), Clock()
-        gan = self._begin(task, parent)
+        gan, mark = self.keeper.begun(task) or (self._begin(task, parent), None)
         outcome.costs["branch"] = clock.lap()
-        seen = gan.images
+        first = mark or Mark(gan.images, gan.alpha)
         try:
-            report = self.report
             train(
                 gan,
                 self.batches,
@@ -78,14 +90,16 @@ class Trainer:
                 self.settings,
                 self.runtime,
                 task.piece,
-                lambda progress: report(task, gan, progress),
+                lambda progress: self.keeper.report(task, gan, progress),
+                lambda mark: self.keeper.keep(task, gan, mark),
+                first,
             )
         except (Diverged, torch.OutOfMemoryError) as error:
             outcome.error = str(error)
-        outcome.images = gan.images - seen
-        outcome.trained = outcome.costs["train"] = clock.lap()
+        outcome.images = gan.images - first.images
+        outcome.trained = outcome.costs["train"] = first.seconds + clock.lap()
         if not outcome.error:
-            self.report(task, gan, None)
+            self.keeper.report(task, gan, None)
             outcome.gan, outcome.score = gan, self.score(gan)
         outcome.costs["score"] = clock.lap()
         return outcome

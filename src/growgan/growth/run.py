@@ -27,6 +27,7 @@ from growgan.growth.ledger import Ledger
 from growgan.growth.lock import LOCK, OWNER, held
 from growgan.growth.policies import POLICIES, GrowthPolicy, make_policy
 from growgan.growth.search import Search, start_event
+from growgan.growth.stop import Stop
 from growgan.metrics.domain import LEAST_IMAGES
 from growgan.metrics.features import domain_extractor
 from growgan.metrics.protocol import Protocol
@@ -167,10 +168,10 @@ def grow(
     # A run counted in images is for exact repetition, so nothing in it may hang on a measurement.
     threads = chosen.threads or (best_threads() if limit.seconds else torch.get_num_threads())
     chosen = chosen.model_copy(update={"resolution": data.resolution, "threads": threads})
-    with held(out):
+    with held(out), Stop() as stop:
         began = check_out(out, data, resume=resume)  # another process may just have left it
         prepare(out, chosen, limit, data, began)
-        return _search(out, chosen, space, decided, limit, data, display, clock)
+        return _search(out, chosen, space, decided, limit, data, display, clock, stop)
 
 
 def _limit(budget: str | Budget | None, images: int | None, ledger: Ledger) -> Budget:
@@ -301,6 +302,7 @@ def _search(
     data: ImageSet,
     display: Display | None,
     clock: Clock,
+    stop: Stop,
 ) -> Run:
     """Run the search with its display, and write the report whatever happens."""
     shown = display or SilentDisplay()
@@ -308,22 +310,21 @@ def _search(
     elapsed = max((event.get("elapsed", 0.0) for event in events), default=0.0)
     meter = Meter(budget, elapsed + clock.lap())
     runtime = make_runtime(settings.device, settings.precision)
-    search = Search(out, settings, space, policy, budget, meter, shown, str(runtime.device))
+    search = Search(out, settings, space, policy, budget, meter, shown, str(runtime.device), stop)
     threads = torch.get_num_threads()
     # A resumed run keeps its number of threads, or its sums would round differently.
     torch.set_num_threads(settings.threads or 1)
     shown.start(events[0])
     try:
         # All scores of a run are by one network, the one that its first budget could afford.
-        first = Budget(**events[0]["budget"])
-        copy = out / "extractor.safetensors"
+        first, copy = Budget(**events[0]["budget"]), out / "extractor.safetensors"
         scorer = make_scorer(data, settings, first, runtime.device, copy)
         drawn = f"latents {SCORE_SEED:#x}, even in {GROUPS} groups"
         keep_protocol(search.ledger, replace(scorer.protocol, preparation=drawn))
         meter.charge("data", clock.lap())
         batches = Batches(data, settings.batch, settings.seed)
         objective = make_objective(settings)
-        trainer = Trainer(settings, batches, objective, runtime, scorer, search.report)
+        trainer = Trainer(settings, batches, objective, runtime, scorer, search)
         if search.run(SerialExecutor(trainer, search.parent)) is None:
             tried = search.history.candidates
             raise RuntimeError(f"no candidate could be trained: {tried[-1].error if tried else ''}")

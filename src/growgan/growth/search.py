@@ -16,21 +16,25 @@ from pathlib import Path
 from typing import Any
 
 from growgan.config import Settings
+from growgan.errors import UserError
 from growgan.growth.budget import Budget, Meter
 from growgan.growth.executor import Clock, Executor, Outcome, Task
 from growgan.growth.history import Candidate, History, Proposal, Space
 from growgan.growth.ledger import Ledger, candidate_from_event, candidate_to_event
 from growgan.growth.policies import GrowthPolicy
-from growgan.nets.spec import StackSpec
+from growgan.growth.stop import Stop
+from growgan.nets.spec import StackSpec, without_fade
 from growgan.report.sheet import save_sheet
-from growgan.training.checkpoint import load_gan, save_gan
+from growgan.training.checkpoint import FILES, MANIFEST, load_gan, load_mark, save_gan
 from growgan.training.gan import Gan
 from growgan.training.progress import Display, Status
-from growgan.training.stage import Progress, Slice
+from growgan.training.stage import Mark, Progress, Slice
 
 FAILURES = 3  # rounds in a row without a sound candidate, and the run ends
 SHEET = 64  # images on a candidate's sample sheet
 SHEET_SEED = 1  # the same latents for every candidate
+KEEP_EVERY = 30.0  # seconds between two saves of a child in training
+KEEP_SHARE = 0.05  # of the time, that these saves may take
 
 
 class Search:
@@ -40,6 +44,7 @@ class Search:
         out: the run directory; it exists and holds config.yaml and data.json.
         meter: already ticking, so that preparation is counted.
         device: where parents are loaded to.
+        stop: asks, between two steps, whether the run shall end.
     """
 
     def __init__(
@@ -52,14 +57,17 @@ class Search:
         meter: Meter,
         display: Display,
         device: str = "cpu",
+        stop: Stop | None = None,
     ) -> None:
         self.out, self.settings, self.policy = out, settings, policy
+        self.stop = stop or Stop()
         self.meter, self.display, self.device = meter, display, device
         self.ledger = Ledger(out / "ledger.jsonl")
         self.history = History(space, budget, settings.seed)
         self._gans: dict[str, Gan] = {}
         self._unselected: list[Candidate] = []
         self._overhead = 1.0
+        self._keep_at = 0.0
         self._replay()
 
     def run(self, executor: Executor) -> Candidate | None:
@@ -133,6 +141,43 @@ class Search:
             with (self.out / "stats.jsonl").open("a") as file:
                 file.write(json.dumps(line) + "\n")
 
+    def keep(self, task: Task, gan: Gan, mark: Mark) -> None:
+        """Save a child in training now and then, and before the run is stopped here.
+
+        Raises:
+            KeyboardInterrupt: the run shall stop, and nothing is lost by it.
+        """
+        asked, now = self.stop.between_steps(), time.perf_counter()
+        if now < self._keep_at and not asked:
+            return
+        save_gan(gan, self.out / "candidates" / f".{task.id}.at-{gan.images:012d}", mark)
+        for older in self._kept(task.id)[1:]:
+            shutil.rmtree(older)
+        took = time.perf_counter() - now
+        self._keep_at = now + took + max(KEEP_EVERY, took / KEEP_SHARE)
+        if asked:
+            raise KeyboardInterrupt
+
+    def begun(self, task: Task) -> tuple[Gan, Mark] | None:
+        """Return the newest whole save of ``task`` in training, and where that stood."""
+        self._keep_at = time.perf_counter() + KEEP_EVERY
+        expected = tuple(without_fade(spec) for spec in self._specs_of(task.proposal))
+        for folder in self._kept(task.id):
+            try:
+                gan, mark = load_gan(folder, self.device), load_mark(folder)
+            except UserError as error:
+                self.display.message(f"{error}; going on without it")
+                continue
+            specs = tuple(without_fade(each.spec) for each in (gan.generator, gan.discriminator))
+            if mark is not None and specs == expected:  # another budget may ask for another growth
+                self.meter.advance(mark.seconds)
+                return gan, mark
+        return None
+
+    def _kept(self, candidate_id: str) -> list[Path]:
+        """Return what is saved of a child in training, the newest first."""
+        return sorted((self.out / "candidates").glob(f".{candidate_id}.at-*[0-9]"), reverse=True)
+
     def _spent_within(self, task: Task, progress: Progress | None) -> float:
         if self.meter.budget.seconds is not None:
             return self.meter.spent
@@ -193,6 +238,8 @@ class Search:
         sizes = tuple(player.parameter_count() for player in players) or (0, 0)
         event = candidate_to_event(candidate, (sizes[0], sizes[1]))
         self.ledger.append(event)
+        for folder in self._kept(task.id):
+            shutil.rmtree(folder)
         self.display.candidate(event)
         self._unselected.append(candidate)
         return candidate
@@ -202,9 +249,7 @@ class Search:
         parent = task.proposal.parent
         before = self.history[parent].images if parent else 0
         specs = (
-            (gan.generator.spec, gan.discriminator.spec)
-            if gan
-            else task.proposal.stacks or self._specs_of(task.proposal)
+            (gan.generator.spec, gan.discriminator.spec) if gan else self._specs_of(task.proposal)
         )
         return Candidate(
             id=task.id,
@@ -226,6 +271,9 @@ class Search:
         )
 
     def _specs_of(self, proposal: Proposal) -> tuple[StackSpec, StackSpec]:
+        """Return what a child's stacks are when its training begins."""
+        if proposal.stacks is not None:
+            return proposal.stacks
         return proposal.growth.specs(*self.history[proposal.parent or ""].specs)
 
     def _select(self, children: list[Candidate]) -> None:
@@ -248,7 +296,7 @@ class Search:
         self._gans = {name: gan for name, gan in self._gans.items() if name in keep}
         for candidate in self.history.candidates:
             if candidate.id not in keep:
-                for name in ("weights.safetensors", "state.safetensors", "state.json"):
+                for name in (MANIFEST, *FILES[1:]):
                     (self.folder(candidate.id) / name).unlink(missing_ok=True)
 
     def _replay(self) -> None:
@@ -265,8 +313,9 @@ class Search:
                 known = self.history.with_round(tuple(self._unselected), tuple(event["alive"]))
                 self.history, self._unselected = known, []
         for folder in (self.out / "candidates").iterdir():
-            ours = re.fullmatch(r"\.?\d{4,}(\.partial)?", folder.name)
-            if ours and folder.is_dir() and folder.name not in tried:
+            ours = re.fullmatch(r"\.*(\d{4,})(\.at-\d+)?(\.partial)?", folder.name)
+            # Only a finished child's folder and an unfinished one's saves are of use.
+            if ours and (ours[3] or (ours[1] in tried) == bool(ours[2])):
                 shutil.rmtree(folder)
 
     def _counted(self, candidate: Candidate, tried: Mapping[str, Candidate]) -> Candidate:

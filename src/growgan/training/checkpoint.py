@@ -3,16 +3,20 @@
 spec.json              both specs
 weights.safetensors    G, D and the running average, by player and parameter name
 state.safetensors      optimiser step counts and moments
-state.json             images and steps seen, optimiser settings
+state.json             images and steps seen, optimiser settings; the mark of a slice in training
+manifest.json          SHA-256 of each of these, so that nothing damaged is ever loaded
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import shutil
+from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
-from typing import cast
+from typing import Any, cast
 
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
@@ -23,12 +27,18 @@ from growgan.errors import UserError
 from growgan.nets.spec import StackSpec
 from growgan.nets.stack import Discriminator, Generator, build
 from growgan.training.gan import Gan
+from growgan.training.stage import Mark
 
 PLAYERS = ("generator", "discriminator", "average")
+FILES = ("spec.json", "weights.safetensors", "state.safetensors", "state.json")
+MANIFEST = "manifest.json"  # written last
 
 
-def save_gan(gan: Gan, folder: Path) -> None:
-    """Write ``gan`` to ``folder``, which appears complete or not at all."""
+def save_gan(gan: Gan, folder: Path, mark: Mark | None = None) -> None:
+    """Write ``gan`` to ``folder``, which appears complete or not at all.
+
+    A pair in the middle of a slice is saved with its ``mark``.
+    """
     partial = folder.with_name(f".{folder.name}.partial")
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)
@@ -48,11 +58,14 @@ def save_gan(gan: Gan, folder: Path) -> None:
         "images": gan.images,
         "steps": gan.steps,
         "optimiser": gan.optimiser_settings.model_dump(),
+        "mark": asdict(mark) if mark else None,
     }
     (partial / "spec.json").write_text(json.dumps(specs, indent=1))
     (partial / "state.json").write_text(json.dumps(counts))
     save_file(weights, partial / "weights.safetensors")
     save_file(state, partial / "state.safetensors")
+    sums = {path.name: _digest(path) for path in sorted(partial.iterdir())}
+    (partial / MANIFEST).write_text(json.dumps(sums, indent=1))
     for path in partial.iterdir():
         _flush(path)
     shutil.rmtree(folder, ignore_errors=True)
@@ -67,6 +80,26 @@ def _flush(path: Path) -> None:
         os.fsync(handle)
     finally:
         os.close(handle)
+
+
+def check_files(folder: Path, names: Sequence[str] = FILES) -> None:
+    """Raise a :class:`UserError` that names the first file of ``folder`` that is not as written."""
+    try:
+        sums: dict[str, Any] = dict(json.loads((folder / MANIFEST).read_text()))
+    except (OSError, ValueError, TypeError) as error:
+        raise UserError(f"'{folder / MANIFEST}' cannot be read: {error}") from error
+    for name in names:
+        try:
+            found = _digest(folder / name)
+        except OSError as error:
+            raise UserError(f"'{folder / name}' cannot be read: {error.strerror}") from error
+        if found != sums.get(name):
+            raise UserError(f"'{folder / name}' is damaged: it is not what was saved")
+
+
+def _digest(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def load_specs(folder: Path) -> tuple[StackSpec, StackSpec]:
@@ -85,6 +118,7 @@ def load_gan(folder: Path, device: str = "cpu") -> Gan:
     Raises:
         UserError: something is missing or damaged; the file is named.
     """
+    check_files(folder)
     specs = load_specs(folder)
     try:
         counts = json.loads((folder / "state.json").read_text())
@@ -104,8 +138,15 @@ def load_gan(folder: Path, device: str = "cpu") -> Gan:
     return gan
 
 
+def load_mark(folder: Path) -> Mark | None:
+    """Return where in its slice the pair in ``folder`` was saved, None for a finished one."""
+    mark = json.loads((folder / "state.json").read_text())["mark"]
+    return Mark(**mark) if mark else None
+
+
 def load_generator(folder: Path, device: str = "cpu") -> Generator:
     """Read the running average of G alone."""
+    check_files(folder, FILES[:2])
     try:
         generator = build(load_specs(folder)[0])
         weights = load_file(folder / "weights.safetensors")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import isfinite, sqrt
 
 import torch
@@ -57,6 +57,21 @@ class Progress:
     terms: dict[str, float]
 
 
+@dataclass(frozen=True)
+class Mark:
+    """Where in its slice a pair stands: with the pair itself, all that is needed to go on.
+
+    Attributes:
+        images: what the pair had seen when the slice began.
+        alpha: the fade with which the slice began.
+        seconds: how long it has been trained in the slice.
+    """
+
+    images: int
+    alpha: float
+    seconds: float = 0.0
+
+
 class Diverged(RuntimeError):
     """A loss is no longer finite."""
 
@@ -69,8 +84,13 @@ def train(
     runtime: Runtime,
     piece: Slice,
     report: Callable[[Progress], None] = lambda progress: None,
+    keep: Callable[[Mark], None] = lambda mark: None,
+    mark: Mark | None = None,
 ) -> None:
-    """Train ``gan`` for one slice, in place.
+    """Train ``gan`` for one slice, or for the rest of one from ``mark`` on, in place.
+
+    ``report`` gets the points of the log. ``keep`` is called between any two steps: it may save the
+    pair with the mark that it is given, and it may raise, to stop here.
 
     Everything random is a function of the seed and of the images seen so far, so that a run needs
     no random state to be resumed, and siblings see the same batches and latents.
@@ -81,9 +101,10 @@ def train(
         Diverged: a loss became NaN or infinite; it is noticed at the next point of the log, or,
             so that a run counted in images repeats exactly, at the next 64th step.
     """
-    begun = logged = time.perf_counter()
-    start = mark = gan.images
-    alpha = gan.alpha
+    first = mark or Mark(gan.images, gan.alpha)
+    logged = time.perf_counter()
+    begun = logged - first.seconds
+    seen, alpha = gan.images, first.alpha
     terms: dict[str, Tensor] = {}
     while True:
         # Decide by time or by images, never by both, or a run could not be repeated exactly.
@@ -91,7 +112,7 @@ def train(
         if piece.seconds is not None:
             share = min(1.0, (now - begun) / piece.seconds)
         else:
-            share = min(1.0, (gan.images - start) / (piece.images or 1))
+            share = min(1.0, (gan.images - first.images) / (piece.images or 1))
         if share >= 1:
             break
         gan.set_alpha(min(1.0, alpha + share / piece.fade) if piece.fade else 1.0)
@@ -105,9 +126,10 @@ def train(
             _check_finite(terms)
         if due:
             values = {name: float(term) for name, term in terms.items()}
-            rate = (gan.images - mark) / (now - logged)
+            rate = (gan.images - seen) / (now - logged)
             report(Progress(share, gan.images, rate, gan.alpha, values))
-            logged, mark = now, gan.images
+            logged, seen = now, gan.images
+        keep(replace(first, seconds=now - begun))
     _check_finite(terms)
     if not piece.fade or alpha + 1 / piece.fade >= 1:
         gan.finish_fade()

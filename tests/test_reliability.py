@@ -1,0 +1,128 @@
+"""What a run promises to survive: see docs/RELIABILITY.md."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import random
+import signal
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from growgan.config import Settings, make_settings
+from growgan.data import ImageSet
+from growgan.growth import Run, grow, search
+
+IMAGES = 1600
+TIMES = {"seconds", "trained", "rate", "elapsed", "cost", "time"}  # what no two runs share
+
+fork = multiprocessing.get_context("fork") if hasattr(os, "fork") else None
+
+
+@pytest.fixture(scope="module")
+def data(make_images: Callable[..., ImageSet]) -> ImageSet:
+    return make_images(128, 1, 16, 16)
+
+
+@pytest.fixture(autouse=True)
+def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("GROWGAN_CACHE", str(tmp_path / "cache"))
+
+
+def searching() -> Settings:
+    """A search in which layers fade in, trials are made, and losers are dropped."""
+    tries = {"images": 1, "shown": 1e-6, "threshold": 100.0, "reach": 0.06, "keep": 1.0, "start": 8}
+    return make_settings(
+        {
+            "batch": 8,
+            "precision": "float32",
+            "stack": {"latent": 16, "width": 8},
+            "score": {"kind": "swd", "samples": 64},
+            "growth": tries,
+        }
+    )
+
+
+def run_to_the_end(data: ImageSet, out: Path, pause: float = 1e9) -> None:
+    """Start the run in ``out``, or go on with it, saving every ``pause`` seconds."""
+    search.KEEP_EVERY, search.KEEP_SHARE = pause, 1e9
+    resume = (out / "ledger.jsonl").exists() and bool(Run.open(out).events)
+    grow(data, out=out, images=IMAGES, settings=searching(), resume=resume)
+
+
+def story(out: Path) -> list[dict[str, Any]]:
+    """Return the ledger without what is a matter of time."""
+    return [
+        {key: value for key, value in event.items() if key not in TIMES}
+        for event in Run.open(out).events
+        if event["event"] in ("candidate", "select", "end")
+    ]
+
+
+def weights(out: Path) -> dict[str, bytes]:
+    """Return what is kept of every candidate, by path: weights, averages and moments."""
+    files = sorted((out / "candidates").rglob("*.safetensors"))
+    return {str(file.relative_to(out)): file.read_bytes() for file in files}
+
+
+def survive(data: ImageSet, folder: Path, kills: int) -> None:
+    """Kill runs at random instants until there were so many kills; each must end as if alone."""
+    assert fork is not None
+    whole = folder / "whole"
+    begun = time.perf_counter()
+    run_to_the_end(data, whole)
+    seconds = time.perf_counter() - begun
+    instants, done, number = random.Random(0), 0, 0
+    while done < kills:
+        out, number, finished = folder / f"torn-{number}", number + 1, False
+        while not finished:
+            child = fork.Process(target=run_to_the_end, args=(data, out, 0.02))
+            child.start()
+            child.join(instants.uniform(0, seconds / 2) if done < kills else None)
+            finished = child.exitcode == 0
+            assert child.exitcode in (0, None)
+            if not finished:
+                child.kill()
+                child.join()
+                done += 1
+        assert story(out) == story(whole)
+        assert weights(out) == weights(whole)
+        assert not list((out / "candidates").glob(".*"))
+
+
+@pytest.mark.skipif(fork is None, reason="needs fork")
+def test_a_run_killed_at_random_instants_ends_as_one_that_was_not(
+    data: ImageSet, tmp_path: Path
+) -> None:
+    survive(data, tmp_path, kills=6)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(fork is None, reason="needs fork")
+def test_thirty_kills(data: ImageSet, tmp_path: Path) -> None:
+    survive(data, tmp_path, kills=30)
+
+
+@pytest.mark.skipif(fork is None, reason="needs fork")
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_saves_what_is_in_training(
+    number: signal.Signals, data: ImageSet, tmp_path: Path
+) -> None:
+    assert fork is not None
+    whole, out = tmp_path / "whole", tmp_path / "stopped"
+    run_to_the_end(data, whole)
+    child = fork.Process(target=run_to_the_end, args=(data, out))
+    child.start()
+    while not list(out.glob("candidates/0001")) and child.is_alive():
+        time.sleep(0.001)
+    time.sleep(0.02)  # the next child is in training
+    os.kill(child.pid or 0, number)
+    child.join()
+    assert child.exitcode not in (0, -number), "it was stopped, and not by the system"
+    assert len(list((out / "candidates").glob(".*.at-*"))) == 1
+    run_to_the_end(data, out)
+    assert story(out) == story(whole) and weights(out) == weights(whole)
