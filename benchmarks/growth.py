@@ -54,8 +54,8 @@ DATA = {
 }
 POLICIES = ("dynamic", "progressive", "fixed", "random")
 IDEAS: dict[str, dict[str, Any]] = {
-    "dynamic, race of three at 8x8": {"race": 3, "start": 8},
-    "dynamic, race of three at the target": {"race": 3, "start": 1024},
+    "dynamic, always the size in the settings": {"anew": False},
+    "dynamic, twice too large a size": {"shown": 1.0},
     "dynamic, start at the target": {"start": 1024},
     "dynamic, slow climb from 4x4": {"start": 4, "reach": 0.15, "steep": 0.1},
     "dynamic, no trials": {"search": 0.0},

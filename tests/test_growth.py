@@ -18,11 +18,11 @@ from growgan.errors import UserError
 from growgan.growth import Run, grow
 from growgan.growth.actions import Growth, legal_growths
 from growgan.growth.budget import Budget, Meter
-from growgan.growth.history import Candidate, History, Space
+from growgan.growth.history import Candidate, History, Proposal, Space
 from growgan.growth.ledger import Ledger
 from growgan.growth.policies import POLICIES, Dynamic, Progressive, make_policy
 from growgan.growth.run import make_objective
-from growgan.nets.cost import parameters
+from growgan.nets.cost import parameters, step_cost
 from growgan.nets.edits import Append, Edit, Insert, Widen
 from growgan.nets.presets import PRESETS
 from growgan.nets.spec import LayerSpec
@@ -325,14 +325,31 @@ def test_dynamic_tries_no_growth_that_the_budget_cannot_teach() -> None:
     assert tried(600, images=1, shown=0.2 * 36_000 / weights) == 1
 
 
-def test_a_larger_stack_wins_the_race_unless_it_is_far_behind() -> None:
-    history = History(SPACE, Budget(seconds=600), 0, spent=0.1)
-    policy = Dynamic(race=3, handicap=1.3)
-    small, large = (p.stacks for p in policy.propose([], history)[1:3])
-    fast = candidate(0, generator=small[0], discriminator=small[1], score=0.1)
-    wide = candidate(1, generator=large[0], discriminator=large[1], score=0.12)
-    assert policy.select([fast, wide], history).alive[0] == "0001"
-    assert policy.select([fast, replace(wide, score=0.14)], history).alive[0] == "0000"
+def test_the_search_begins_anew_with_the_largest_pair_that_the_budget_can_feed() -> None:
+    policy = Dynamic(shown=2.0)
+    history = History(SPACE, Budget(seconds=600), 0)
+    (first,) = policy.propose([], history)
+    assert first.parent is None and first.stacks == SPACE.stacks(SPACE.levels)
+    wide, wider = (
+        SPACE.stacks(SPACE.levels, SPACE.shape.scaled(*scales)) for scales in ((2, 1), (2, 2))
+    )
+
+    def second(images: float) -> Proposal:
+        """What is proposed if so many images of ``wide`` are left in the budget."""
+        rate = images / 594 * step_cost(*wide) / step_cost(*first.stacks)
+        g, d = first.stacks
+        root = candidate(0, generator=g, discriminator=d, parent=None, rate=rate, spent=0.01)
+        return policy.propose([root], replace(history, candidates=(root,), round=1, spent=0.01))[0]
+
+    need = 2 * sum(map(parameters, wide))
+    assert second(1.01 * need).stacks == wide
+    assert second(0.99 * need).parent == "0000", "it goes on with what it has"
+    cost = step_cost(*wider) / step_cost(*wide)
+    assert second(1.01 * 2 * sum(map(parameters, wider)) * cost).stacks == wider
+    again = candidate(1, generator=wide[0], discriminator=wide[1], parent=None, spent=0.05)
+    root = candidate(0, generator=first.stacks[0], discriminator=first.stacks[1], rate=1e9)
+    later = replace(history, candidates=(root, again), alive=("0001",), round=2, spent=0.05)
+    assert policy.propose([again], later)[0].parent == "0001", "and only once"
 
 
 def test_the_ledger_passes_over_a_torn_line_and_mends_it(tmp_path: Path) -> None:
@@ -394,7 +411,9 @@ def test_an_interrupted_run_goes_on_to_the_same_end(
 ) -> None:
     monkeypatch.setenv("GROWGAN_CACHE", str(tmp_path / "cache"))
     tries = {"images": 1, "shown": 1e-6, "threshold": 100.0, "reach": 0.06, "keep": 1.0}
-    settings = tiny_settings(score={"kind": "swd", "samples": 64}, growth=tries)
+    settings = tiny_settings(
+        score={"kind": "swd", "samples": 64}, growth=tries, actions={"widest": 16}
+    )
 
     def start(name: str, **more: Any) -> Run:
         out = tmp_path / name

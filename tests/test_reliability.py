@@ -12,10 +12,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
+from torch import Tensor
 
 from growgan.config import Settings, make_settings
 from growgan.data import ImageSet
 from growgan.growth import Run, grow, search
+from growgan.training import stage
 
 IMAGES = 1600
 TIMES = {"seconds", "trained", "rate", "elapsed", "cost", "time"}  # what no two runs share
@@ -43,6 +46,7 @@ def searching() -> Settings:
             "stack": {"latent": 16, "width": 8},
             "score": {"kind": "swd", "samples": 64},
             "growth": tries,
+            "actions": {"widest": 16},
         }
     )
 
@@ -126,3 +130,48 @@ def test_a_signal_saves_what_is_in_training(
     assert len(list((out / "candidates").glob(".*.at-*"))) == 1
     run_to_the_end(data, out)
     assert story(out) == story(whole) and weights(out) == weights(whole)
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        torch.OutOfMemoryError("CUDA out of memory"),
+        RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried ..."),
+    ],
+)
+def test_where_memory_runs_out_batches_go_through_in_parts(
+    error: Exception, data: ImageSet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    most, failures = 4, 0
+    plain = stage.step
+
+    def scarce(*arguments: Any) -> dict[str, Tensor]:
+        nonlocal failures
+        if 8 / arguments[5] > most:
+            failures += 1
+            raise error
+        return plain(*arguments)
+
+    monkeypatch.setattr(stage, "step", scarce)
+    settings = searching().model_copy(update={"policy": "fixed", "growth": {}})
+    run = grow(data, out=tmp_path / "run", images=400, settings=settings)
+    (event,) = (e for e in run.events if e["event"] == "memory")
+    assert (event["candidate"], event["parts"], failures) == ("0000", 2, 1)
+    assert all(e["status"] == "scored" for e in run.events if e["event"] == "candidate")
+    # A run that goes on does not try again what did not fit.
+    grow(data, out=run.path, images=800, resume=True)
+    assert failures == 1
+    most = 2  # groups of four samples cannot be parted
+    with pytest.raises(RuntimeError, match="does not fit into memory, 4 images a part"):
+        grow(data, out=tmp_path / "small", images=400, settings=settings)
+
+
+def test_other_errors_are_not_taken_for_a_lack_of_memory(
+    data: ImageSet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(*_: Any) -> dict[str, Tensor]:
+        raise RuntimeError("shapes do not match")
+
+    monkeypatch.setattr(stage, "step", broken)
+    with pytest.raises(RuntimeError, match="shapes do not match"):
+        grow(data, out=tmp_path / "run", images=400, settings=searching())

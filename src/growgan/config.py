@@ -81,6 +81,14 @@ class StackSettings(Group):
         width = self.discriminator_width if role == "discriminator" else None
         return self.model_copy(update={"width": width or self.width, "discriminator_width": None})
 
+    def scaled(self, generator: int, discriminator: int) -> StackSettings:
+        """Return the shape with G and D so many times as wide."""
+        widths = {
+            "width": generator * self.width,
+            "discriminator_width": discriminator * self.of("discriminator").width,
+        }
+        return self.model_copy(update=widths)
+
 
 class ActionSettings(Group):
     """Which edits a search may try (DGGAN, section 3.1, and function-preserving ones)."""

@@ -15,7 +15,7 @@ from growgan.growth.history import Proposal
 from growgan.metrics.score import GROUPS, Score, Scorer
 from growgan.objectives.objective import Objective
 from growgan.training.gan import Gan, even_latents, to_uint8
-from growgan.training.runtime import Runtime
+from growgan.training.runtime import Runtime, out_of_memory
 from growgan.training.stage import Diverged, Mark, Progress, Slice, train
 
 SCORE_SEED = 0x5C04E  # all candidates are scored on the same latents
@@ -61,6 +61,9 @@ class Keeper(Protocol):
     def keep(self, task: Task, gan: Gan, mark: Mark) -> None:
         """Save the child, if it is time to; called between steps, which it may end by raising."""
 
+    def out_of_memory(self, task: Task, parts: int) -> None:
+        """Write down that batches go through in so many parts from now on."""
+
     def begun(self, task: Task) -> tuple[Gan, Mark] | None:
         """Return what an earlier process kept of ``task``, if anything."""
 
@@ -75,6 +78,7 @@ class Trainer:
     runtime: Runtime
     scorer: Scorer
     keeper: Keeper
+    parts: int = 1  # in which a batch goes through: more where memory has run out
 
     def make(self, task: Task, parent: Gan | None) -> Outcome:
         """Return the outcome of ``task``; a divergence is an outcome, not an error."""
@@ -83,18 +87,8 @@ class Trainer:
         outcome.costs["branch"] = clock.lap()
         first = mark or Mark(gan.images, gan.alpha)
         try:
-            train(
-                gan,
-                self.batches,
-                self.objective,
-                self.settings,
-                self.runtime,
-                task.piece,
-                lambda progress: self.keeper.report(task, gan, progress),
-                lambda mark: self.keeper.keep(task, gan, mark),
-                first,
-            )
-        except (Diverged, torch.OutOfMemoryError) as error:
+            self._train(task, gan, first)
+        except (Diverged, MemoryError) as error:
             outcome.error = str(error)
         outcome.images = gan.images - first.images
         outcome.trained = outcome.costs["train"] = first.seconds + clock.lap()
@@ -103,6 +97,43 @@ class Trainer:
             outcome.gan, outcome.score = gan, self.score(gan)
         outcome.costs["score"] = clock.lap()
         return outcome
+
+    def _train(self, task: Task, gan: Gan, mark: Mark) -> None:
+        """Train a slice; where the memory runs out go on with batches in twice as many parts.
+
+        Raises:
+            MemoryError: not even the smallest part fits.
+        """
+
+        def keep(now: Mark) -> None:
+            nonlocal mark
+            mark = now
+            self.keeper.keep(task, gan, now)
+
+        fixed = (self.batches, self.objective, self.settings, self.runtime, task.piece)
+        while True:
+            try:
+                train(
+                    gan,
+                    *fixed,
+                    lambda progress: self.keeper.report(task, gan, progress),
+                    keep,
+                    mark,
+                    self.parts,
+                )
+                return
+            except (RuntimeError, MemoryError) as error:
+                if not out_of_memory(error):
+                    raise
+                self._halve(task)
+
+    def _halve(self, task: Task) -> None:
+        """Put batches through in twice as many parts from now on, each of whole groups."""
+        size = self.settings.batch // self.parts
+        if size % (2 * max(1, self.settings.stack.deviation_group)):
+            raise MemoryError(f"candidate {task.id} does not fit into memory, {size} images a part")
+        self.parts *= 2
+        self.keeper.out_of_memory(task, self.parts)
 
     def _begin(self, task: Task, parent: Gan | None) -> Gan:
         proposal = task.proposal
@@ -121,7 +152,7 @@ class Trainer:
         def generate(count: int) -> torch.Tensor:
             z = even_latents(count, gan.average.spec.latent, SCORE_SEED, GROUPS)
             with self.runtime.autocast():
-                return to_uint8(gan.average, z)
+                return to_uint8(gan.average, z, min(256, 8 * self.settings.batch // self.parts))
 
         return self.scorer.score(generate, gan.resolution)
 

@@ -324,7 +324,7 @@ def _search(
         meter.charge("data", clock.lap())
         batches = Batches(data, settings.batch, settings.seed)
         objective = make_objective(settings)
-        trainer = Trainer(settings, batches, objective, runtime, scorer, search)
+        trainer = Trainer(settings, batches, objective, runtime, scorer, search, search.parts)
         if search.run(SerialExecutor(trainer, search.parent)) is None:
             tried = search.history.candidates
             raise RuntimeError(f"no candidate could be trained: {tried[-1].error if tried else ''}")

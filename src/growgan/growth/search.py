@@ -66,6 +66,7 @@ class Search:
         self.history = History(space, budget, settings.seed)
         self._gans: dict[str, Gan] = {}
         self._unselected: list[Candidate] = []
+        self.parts = 1  # in which a batch goes through; more once memory has run out
         self._overhead = 1.0
         self._keep_at = 0.0
         self._replay()
@@ -157,6 +158,12 @@ class Search:
         self._keep_at = now + took + max(KEEP_EVERY, took / KEEP_SHARE)
         if asked:
             raise KeyboardInterrupt
+
+    def out_of_memory(self, task: Task, parts: int) -> None:
+        """Write down, and say, that batches go through in parts from now on."""
+        self.ledger.append({"event": "memory", "candidate": task.id, "parts": parts})
+        size = self.settings.batch // parts
+        self.display.message(f"out of memory: each batch now goes through {size} images at a time")
 
     def begun(self, task: Task) -> tuple[Gan, Mark] | None:
         """Return the newest whole save of ``task`` in training, and where that stood."""
@@ -312,6 +319,8 @@ class Search:
             elif event["event"] == "select":
                 known = self.history.with_round(tuple(self._unselected), tuple(event["alive"]))
                 self.history, self._unselected = known, []
+            elif event["event"] == "memory":
+                self.parts = event["parts"]
         for folder in (self.out / "candidates").iterdir():
             ours = re.fullmatch(r"\.*(\d{4,})(\.at-\d+)?(\.partial)?", folder.name)
             # Only a finished child's folder and an unfinished one's saves are of use.

@@ -104,6 +104,13 @@ def _time_convolution(threads: int) -> float:
     return min(times)
 
 
+def out_of_memory(error: Exception) -> bool:
+    """Return whether ``error`` says that a device, or the machine, has no memory left."""
+    words = ("can't allocate memory", "not enough memory", "out of memory")
+    named = isinstance(error, (torch.OutOfMemoryError, MemoryError))
+    return named or any(each in str(error).lower() for each in words)
+
+
 def keep_freed_memory() -> None:
     """Tell glibc to keep large freed blocks instead of handing them back to the kernel.
 

@@ -86,11 +86,13 @@ def train(
     report: Callable[[Progress], None] = lambda progress: None,
     keep: Callable[[Mark], None] = lambda mark: None,
     mark: Mark | None = None,
+    parts: int = 1,
 ) -> None:
     """Train ``gan`` for one slice, or for the rest of one from ``mark`` on, in place.
 
-    ``report`` gets the points of the log. ``keep`` is called between any two steps: it may save the
-    pair with the mark that it is given, and it may raise, to stop here.
+    Each batch goes through in so many ``parts``. ``report`` gets the points of the log. ``keep`` is
+    called between any two steps: it may save the pair with the mark that it is given, and it may
+    raise, to stop here.
 
     Everything random is a function of the seed and of the images seen so far, so that a run needs
     no random state to be resumed, and siblings see the same batches and latents.
@@ -118,7 +120,7 @@ def train(
         gan.set_alpha(min(1.0, alpha + share / piece.fade) if piece.fade else 1.0)
         set_rates(gan, settings, piece.begin + share * (piece.end - piece.begin))
 
-        terms |= step(gan, batches, objective, settings, runtime)
+        terms |= step(gan, batches, objective, settings, runtime, parts)
 
         now = time.perf_counter()
         due = now - logged >= LOG_EVERY

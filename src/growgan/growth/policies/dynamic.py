@@ -5,11 +5,10 @@ history, each legal growth of each parent is a candidate with probability p, eac
 for a fixed slice and is scored, and the scores decide. This policy keeps that and makes it pay on
 a small budget:
 
-1. *Race.* A few stacks, unlike in the sizes of G and D, each train for a few per cent of the
-   budget at a low resolution, where a step is cheap. The root is the largest that is not far
-   behind the fastest: small stacks learn fastest at first, and flatten first. By default the
-   shape in the settings runs alone: in short budgets the heats cost more than they find.
-2. *Climb.* The winner doubles its resolution as soon as its score stops falling fast, at the
+1. *Size.* The shape in the settings trains for a short slice, which shows how fast this machine is.
+   If the budget can feed a larger pair, with ``shown`` images for each of its parameters, the run
+   begins anew with the largest such: what starts wide learns better than what was widened.
+2. *Climb.* The pair doubles its resolution as soon as its score stops falling fast, at the
    latest after a small share of the budget, so that most of it is left for the target.
 3. *Grow when it pays.* When the score has flattened, a round of trials opens: the unchanged child,
    which is always there, and growths drawn from the legal ones. All trials take equal time (or
@@ -30,6 +29,7 @@ from dataclasses import dataclass
 from itertools import islice
 from math import sqrt
 
+from growgan.config import StackSettings
 from growgan.growth.actions import UNCHANGED, Growth
 from growgan.growth.history import Candidate, History, Proposal, Space
 from growgan.growth.policies.base import (
@@ -44,24 +44,24 @@ from growgan.growth.policies.base import (
 )
 from growgan.nets.cost import parameters, step_cost
 from growgan.nets.edits import Widen
+from growgan.nets.spec import StackSpec
 
 WIDENINGS = (Growth((Widen(),), ()), EVERYTHING)
 
-# Widths of G and D in the race, relative to the shape in the settings.
-HEATS = ((1.0, 1.0), (0.5, 0.5), (2.0, 2.0), (2.0, 1.0), (1.0, 2.0), (1.0, 0.5))
+# Widths of G and D that a run may begin anew with, relative to the shape in the settings.
+SIZES = ((2, 1), (2, 2), (4, 2), (4, 4), (8, 4), (8, 8))
 
 
 @POLICIES.register("dynamic", "search for the growth while training", "Liu et al. 2021, 2106.08505")
 @dataclass(frozen=True)
 class Dynamic:
-    """Top-K greedy pruning with a race, trials on demand, and a budget planner.
+    """Top-K greedy pruning from a planned size, trials on demand, and a budget planner.
 
     Attributes:
         top_k: how many of the best pairs in the history are parents in a round of trials.
         keep: probability with which each legal growth becomes a candidate.
-        race: number of stacks in the race, 1 to 6.
-        heat: share of the budget that each of them gets.
-        handicap: a larger stack wins the race if its score is at most so many times the best.
+        probe: share of the budget of the first slice.
+        anew: begin again with a larger pair where the budget can feed one.
         start: side in pixels at which the run starts, or the next larger that doublings reach.
         step: share of the budget that each slice below the target gets.
         steep: relative gain a slice below which a resolution is left for the next.
@@ -71,16 +71,15 @@ class Dynamic:
         tries: growths tried in one round, beside the unchanged child.
         search: share of the budget that tried growths may take together.
         images: a trial that would see fewer is not begun; the running average halves in 10,000.
-        shown: images that a grown pair must still see for each of its parameters.
+        shown: images that a larger pair must still see for each of its parameters.
         calm: last share of the budget, in which nothing grows.
         fade: share of a slice over which a growth fades in.
     """
 
     top_k: int = 3
     keep: float = 0.25
-    race: int = 1
-    heat: float = 0.03
-    handicap: float = 1.3
+    probe: float = 0.02
+    anew: bool = True
     start: int = 32
     step: float = 0.03
     steep: float = 0.3
@@ -95,17 +94,20 @@ class Dynamic:
     fade: float = 0.8
 
     def __post_init__(self) -> None:
-        check_range(self, 0, 1, "keep", "heat", "step", "trial", "reach", "fade")
+        check_range(self, 0, 1, "keep", "probe", "step", "trial", "reach", "fade")
         check_range(self, 0, 1, "search", "calm", closed=True)
         check_range(self, 0, 8192, "start")
-        check_range(self, 0, 100, "top_k", "handicap", "tries", "shown", "steep", "threshold")
-        check_range(self, 0, len(HEATS), "race")
+        check_range(self, 0, 100, "top_k", "tries", "shown", "steep", "threshold")
 
     def propose(self, alive: Sequence[Candidate], history: History) -> Sequence[Proposal]:
         space = history.space
+        level = self._first_level(space)
         if not alive:
-            return self._heats(history)
+            return [Proposal(None, self.probe, stacks=space.stacks(level))]
         leader = alive[0]
+        larger = self._larger(leader, history)
+        if larger is not None:
+            return [Proposal(None, self.step, stacks=space.stacks(level, larger))]
         if leader.resolution != space.target:
             if not self._climbs(leader, history):
                 return [Proposal(leader.id, self.step)]
@@ -130,18 +132,19 @@ class Dynamic:
         kept = [leader.id, *same_size[: self.top_k - 1], *([before.id] if before else [])]
         return Selection(tuple(dict.fromkeys(kept)), reason)
 
-    def _heats(self, history: History) -> list[Proposal]:
-        space = history.space
-        level, shape = self._first_level(space), space.shape
-        proposals = []
-        for g_scale, d_scale in HEATS[: max(1, self.race)]:
-            widths = {
-                "width": max(8, round(shape.width * g_scale)),
-                "discriminator_width": max(8, round(shape.of("discriminator").width * d_scale)),
-            }
-            stacks = space.stacks(level, shape.model_copy(update=widths))
-            proposals.append(Proposal(None, self.heat, stacks=stacks))
-        return proposals
+    def _larger(self, leader: Candidate, history: History) -> StackSettings | None:
+        """Return the largest shape that the budget can feed, once the first slice is done."""
+        if not self.anew or len(history.candidates) != 1:
+            return None
+        space, largest = history.space, None
+        for g_scale, d_scale in SIZES:
+            shape = space.shape.scaled(g_scale, d_scale)
+            pair = space.stacks(space.levels, shape)
+            if max(spec.stem for spec in pair) > space.actions.widest:
+                break
+            if self._feeds(leader, pair, history):
+                largest = shape
+        return largest
 
     def _first_level(self, space: Space) -> int:
         sides = [min(space.resolution(level)) for level in range(space.levels)]
@@ -193,7 +196,8 @@ class Dynamic:
         kept.sort(key=lambda pair: pair[1].fades())
         ranked = first + [pair for pair in kept if pair not in first]
         room = max(0, min(self._affordable(history), self.tries))
-        tried = list(islice((pair for pair in ranked if self._teachable(*pair, history)), room))
+        fed = (c for c in ranked if self._feeds(c[0], c[1].specs(*c[0].specs), history))
+        tried = list(islice(fed, room))
         share = self.trial if tried else portion(history, usual_slice(history))
         return [
             Proposal(leader.id, share),
@@ -207,24 +211,19 @@ class Dynamic:
         rivals = [c for c in alive[1:] if c.resolution == leader.resolution and c.id not in line]
         return [leader, *rivals][: self.top_k]
 
-    def _teachable(self, parent: Candidate, growth: Growth, history: History) -> bool:
-        """Return whether enough images are left for each parameter of the grown pair."""
-        pair = growth.specs(*parent.specs)
-        images = outlook(parent, history, history.left)
+    def _feeds(self, known: Candidate, pair: tuple[StackSpec, StackSpec], history: History) -> bool:
+        """Return whether enough images are left for each parameter of ``pair``.
+
+        Its speed is that of a ``known`` one, at the relative cost of their steps.
+        """
+        images = outlook(known, history, history.left)
         if history.budget.seconds is not None:
-            images *= step_cost(*parent.specs) / step_cost(*pair)
+            images *= step_cost(*known.specs) / step_cost(*pair)
         return images >= self.shown * sum(map(parameters, pair))
 
     def _winner(self, ranked: Sequence[Candidate], *, early: bool) -> tuple[Candidate, str]:
-        """Return the winner of a race, or of trials, where the noise speaks for the parent later.
-
-        In a race it is the largest stack that is near enough to the best.
-        """
+        """Return the winner of a round; later in the run, noise speaks for the unchanged child."""
         best = ranked[0]
-        if best.parent is None:
-            near = [c for c in ranked if _score(c) <= self.handicap * _score(best)]
-            largest = max(near, key=lambda c: step_cost(*c.specs))
-            return largest, f"{largest.id} is the largest of {len(near)} near the best"
         unchanged = next((c for c in ranked if c.growth == UNCHANGED), None)
         grown = next((c for c in ranked if c.growth), None)
         if unchanged is None or grown is None:
