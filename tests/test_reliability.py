@@ -17,8 +17,10 @@ from torch import Tensor
 
 from growgan.config import Settings, make_settings
 from growgan.data import ImageSet
-from growgan.growth import Run, grow, search
+from growgan.errors import UserError
+from growgan.growth import Run, grow, keeper
 from growgan.training import stage
+from growgan.training.progress import SilentDisplay
 
 IMAGES = 1600
 TIMES = {"seconds", "trained", "rate", "elapsed", "cost", "time"}  # what no two runs share
@@ -53,7 +55,7 @@ def searching() -> Settings:
 
 def run_to_the_end(data: ImageSet, out: Path, pause: float = 1e9) -> None:
     """Start the run in ``out``, or go on with it, saving every ``pause`` seconds."""
-    search.KEEP_EVERY, search.KEEP_SHARE = pause, 1e9
+    keeper.KEEP_EVERY, keeper.KEEP_SHARE = pause, 1e9
     resume = (out / "ledger.jsonl").exists() and bool(Run.open(out).events)
     grow(data, out=out, images=IMAGES, settings=searching(), resume=resume)
 
@@ -175,3 +177,56 @@ def test_other_errors_are_not_taken_for_a_lack_of_memory(
     monkeypatch.setattr(stage, "step", broken)
     with pytest.raises(RuntimeError, match="shapes do not match"):
         grow(data, out=tmp_path / "run", images=400, settings=searching())
+
+
+def flip(file: Path) -> None:
+    data = bytearray(file.read_bytes())
+    data[len(data) // 2] ^= 1
+    file.write_bytes(data)
+
+
+def cut(file: Path) -> None:
+    file.write_bytes(file.read_bytes()[:-100])
+
+
+def swap(file: Path) -> None:
+    other = next(f for f in file.parents[1].glob(f"*/{file.name}") if f != file)
+    file.write_bytes(other.read_bytes())
+
+
+@pytest.mark.parametrize(
+    ("harm", "name"),
+    [
+        *((harm, "weights.safetensors") for harm in (flip, cut, swap, Path.unlink)),
+        *((flip, name) for name in ("state.safetensors", "state.json", "manifest.json")),
+    ],
+)
+def test_what_is_damaged_is_noticed_named_and_done_without(
+    harm: Callable[[Path], None], name: str, data: ImageSet, tmp_path: Path
+) -> None:
+    settings = searching().model_copy(update={"policy": "fixed", "growth": {}})
+    run = grow(data, out=tmp_path / "run", images=400, settings=settings)
+    last = next(e["alive"][0] for e in reversed(run.events) if e["event"] == "select")
+    before = next(e["parent"] for e in run.events if e.get("id") == last)
+    harm(run.path / "candidates" / last / name)
+    told: list[str] = []
+    shown = SilentDisplay()
+    shown.message = told.append  # type: ignore[method-assign]
+    again = grow(data, out=run.path, images=800, resume=True, display=shown)
+    (event,) = (e for e in again.events if e["event"] == "damage")
+    assert last in event["lost"] and event["alive"] == [before]
+    assert any(f"{last}/" in text and before in text for text in told)
+    after = again.events[again.events.index(event) :]
+    assert next(e for e in after if e["event"] == "candidate")["parent"] == before
+    assert again.best.sample(2).shape == (2, 16, 16, 1)
+
+
+def test_a_damaged_generator_is_not_sampled(data: ImageSet, tmp_path: Path) -> None:
+    settings = searching().model_copy(update={"policy": "fixed", "growth": {}})
+    run = grow(data, out=tmp_path / "run", images=80, settings=settings)
+    for file in run.path.glob("candidates/*/weights.safetensors"):
+        flip(file)
+    with pytest.raises(UserError, match=r"weights.safetensors' is damaged"):
+        run.best.sample(2)
+    with pytest.raises(UserError, match=r"the run cannot go on: .*weights.safetensors' is damaged"):
+        grow(data, out=run.path, images=160, resume=True)

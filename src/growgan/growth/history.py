@@ -144,6 +144,12 @@ class Proposal:
     fade: float = 0.0
     stacks: tuple[StackSpec, StackSpec] | None = None
 
+    def specs(self, history: History) -> tuple[StackSpec, StackSpec]:
+        """Return the child's stacks as its training begins."""
+        if self.stacks is not None:
+            return self.stacks
+        return self.growth.specs(*history[self.parent or ""].specs)
+
 
 @dataclass(frozen=True)
 class History:
@@ -154,6 +160,7 @@ class History:
         alive: ids of the newest frontier, the best first.
         round: number of the round to be proposed.
         spent: share of the budget used so far.
+        lost: ids whose weights a damaged disk has taken; they are nobody's best.
     """
 
     space: Space
@@ -163,6 +170,7 @@ class History:
     alive: tuple[str, ...] = ()
     round: int = 0
     spent: float = 0.0
+    lost: frozenset[str] = frozenset()
 
     def __getitem__(self, candidate_id: str) -> Candidate:
         for candidate in self.candidates:
@@ -178,7 +186,7 @@ class History:
     @property
     def best(self) -> Candidate | None:
         """The lowest score at the highest resolution reached."""
-        scored = [c for c in self.candidates if c.score is not None]
+        scored = [c for c in self.candidates if c.score is not None and c.id not in self.lost]
         return min(scored, key=lambda c: (-c.resolution[0], c.score), default=None)
 
     def lineage(self, candidate: Candidate) -> list[Candidate]:

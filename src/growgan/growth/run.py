@@ -105,7 +105,7 @@ class Run:
     @property
     def best_id(self) -> str:
         """Id of the best candidate so far."""
-        named = [e["best"] for e in self.events if e["event"] in ("select", "end") and e["best"]]
+        named = [e["best"] for e in self.events if e.get("best")]
         if not named:
             raise UserError(f"run '{self.path}' has no finished candidate yet")
         return str(named[-1])
@@ -324,7 +324,9 @@ def _search(
         meter.charge("data", clock.lap())
         batches = Batches(data, settings.batch, settings.seed)
         objective = make_objective(settings)
-        trainer = Trainer(settings, batches, objective, runtime, scorer, search, search.parts)
+        trainer = Trainer(
+            settings, batches, objective, runtime, scorer, search.keeper, search.parts
+        )
         if search.run(SerialExecutor(trainer, search.parent)) is None:
             tried = search.history.candidates
             raise RuntimeError(f"no candidate could be trained: {tried[-1].error if tried else ''}")

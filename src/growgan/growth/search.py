@@ -6,7 +6,6 @@ reading them. Each policy, fixed stacks included, goes through here.
 
 from __future__ import annotations
 
-import json
 import re
 import shutil
 import time
@@ -20,21 +19,25 @@ from growgan.errors import UserError
 from growgan.growth.budget import Budget, Meter
 from growgan.growth.executor import Clock, Executor, Outcome, Task
 from growgan.growth.history import Candidate, History, Proposal, Space
+from growgan.growth.keeper import RunKeeper
 from growgan.growth.ledger import Ledger, candidate_from_event, candidate_to_event
 from growgan.growth.policies import GrowthPolicy
 from growgan.growth.stop import Stop
-from growgan.nets.spec import StackSpec, without_fade
 from growgan.report.sheet import save_sheet
-from growgan.training.checkpoint import FILES, MANIFEST, load_gan, load_mark, save_gan
+from growgan.training.checkpoint import (
+    FILES,
+    MANIFEST,
+    check_files,
+    load_gan,
+    save_gan,
+)
 from growgan.training.gan import Gan
-from growgan.training.progress import Display, Status
-from growgan.training.stage import Mark, Progress, Slice
+from growgan.training.progress import Display
+from growgan.training.stage import Slice
 
 FAILURES = 3  # rounds in a row without a sound candidate, and the run ends
 SHEET = 64  # images on a candidate's sample sheet
 SHEET_SEED = 1  # the same latents for every candidate
-KEEP_EVERY = 30.0  # seconds between two saves of a child in training
-KEEP_SHARE = 0.05  # of the time, that these saves may take
 
 
 class Search:
@@ -60,15 +63,16 @@ class Search:
         stop: Stop | None = None,
     ) -> None:
         self.out, self.settings, self.policy = out, settings, policy
-        self.stop = stop or Stop()
         self.meter, self.display, self.device = meter, display, device
         self.ledger = Ledger(out / "ledger.jsonl")
         self.history = History(space, budget, settings.seed)
+        self.keeper = RunKeeper(
+            out, settings.batch, meter, display, stop or Stop(), device, lambda: self.history
+        )
         self._gans: dict[str, Gan] = {}
         self._unselected: list[Candidate] = []
         self.parts = 1  # in which a batch goes through; more once memory has run out
         self._overhead = 1.0
-        self._keep_at = 0.0
         self._replay()
 
     def run(self, executor: Executor) -> Candidate | None:
@@ -107,88 +111,6 @@ class Search:
     def folder(self, candidate_id: str) -> Path:
         """Return a candidate's folder."""
         return self.out / "candidates" / candidate_id
-
-    def report(self, task: Task, gan: Gan, progress: Progress | None) -> None:
-        """Show and log a point of a child's training (None: it is being scored)."""
-        size = f"{gan.resolution[1]}x{gan.resolution[0]}"
-        fading = "fade in" if gan.alpha < 1 else "train"
-        best = self.history.best
-        last = self.history.candidates[-1].score if self.history.candidates else None
-        status = Status(
-            candidate=task.id,
-            stage=f"{fading} {size}" if progress else f"score {size}",
-            resolution=gan.resolution,
-            alpha=gan.alpha,
-            images=gan.images,
-            images_per_second=progress.rate if progress else 0.0,
-            losses=progress.terms if progress else {},
-            score=last,
-            best=best.score if best else None,
-            spent=self._spent_within(task, progress),
-            elapsed=self.meter.elapsed,
-            left=self.meter.left,
-        )
-        self.display.progress(status)
-        if progress:
-            line = {
-                "candidate": task.id,
-                "elapsed": round(status.elapsed, 3),
-                "images": gan.images,
-                "resolution": list(gan.resolution),
-                "alpha": round(gan.alpha, 4),
-                "images_per_second": round(progress.rate, 1),
-                **progress.terms,
-            }
-            with (self.out / "stats.jsonl").open("a") as file:
-                file.write(json.dumps(line) + "\n")
-
-    def keep(self, task: Task, gan: Gan, mark: Mark) -> None:
-        """Save a child in training now and then, and before the run is stopped here.
-
-        Raises:
-            KeyboardInterrupt: the run shall stop, and nothing is lost by it.
-        """
-        asked, now = self.stop.between_steps(), time.perf_counter()
-        if now < self._keep_at and not asked:
-            return
-        save_gan(gan, self.out / "candidates" / f".{task.id}.at-{gan.images:012d}", mark)
-        for older in self._kept(task.id)[1:]:
-            shutil.rmtree(older)
-        took = time.perf_counter() - now
-        self._keep_at = now + took + max(KEEP_EVERY, took / KEEP_SHARE)
-        if asked:
-            raise KeyboardInterrupt
-
-    def out_of_memory(self, task: Task, parts: int) -> None:
-        """Write down, and say, that batches go through in parts from now on."""
-        self.ledger.append({"event": "memory", "candidate": task.id, "parts": parts})
-        size = self.settings.batch // parts
-        self.display.message(f"out of memory: each batch now goes through {size} images at a time")
-
-    def begun(self, task: Task) -> tuple[Gan, Mark] | None:
-        """Return the newest whole save of ``task`` in training, and where that stood."""
-        self._keep_at = time.perf_counter() + KEEP_EVERY
-        expected = tuple(without_fade(spec) for spec in self._specs_of(task.proposal))
-        for folder in self._kept(task.id):
-            try:
-                gan, mark = load_gan(folder, self.device), load_mark(folder)
-            except UserError as error:
-                self.display.message(f"{error}; going on without it")
-                continue
-            specs = tuple(without_fade(each.spec) for each in (gan.generator, gan.discriminator))
-            if mark is not None and specs == expected:  # another budget may ask for another growth
-                self.meter.advance(mark.seconds)
-                return gan, mark
-        return None
-
-    def _kept(self, candidate_id: str) -> list[Path]:
-        """Return what is saved of a child in training, the newest first."""
-        return sorted((self.out / "candidates").glob(f".{candidate_id}.at-*[0-9]"), reverse=True)
-
-    def _spent_within(self, task: Task, progress: Progress | None) -> float:
-        if self.meter.budget.seconds is not None:
-            return self.meter.spent
-        return self.meter.spent + task.proposal.share * (progress.share if progress else 1.0)
 
     def _room(self) -> bool:
         """Return whether there is budget for another slice; the first one always has some."""
@@ -245,8 +167,7 @@ class Search:
         sizes = tuple(player.parameter_count() for player in players) or (0, 0)
         event = candidate_to_event(candidate, (sizes[0], sizes[1]))
         self.ledger.append(event)
-        for folder in self._kept(task.id):
-            shutil.rmtree(folder)
+        self.keeper.drop(task.id)
         self.display.candidate(event)
         self._unselected.append(candidate)
         return candidate
@@ -256,7 +177,9 @@ class Search:
         parent = task.proposal.parent
         before = self.history[parent].images if parent else 0
         specs = (
-            (gan.generator.spec, gan.discriminator.spec) if gan else self._specs_of(task.proposal)
+            (gan.generator.spec, gan.discriminator.spec)
+            if gan
+            else task.proposal.specs(self.history)
         )
         return Candidate(
             id=task.id,
@@ -277,12 +200,6 @@ class Search:
             error=outcome.error,
         )
 
-    def _specs_of(self, proposal: Proposal) -> tuple[StackSpec, StackSpec]:
-        """Return what a child's stacks are when its training begins."""
-        if proposal.stacks is not None:
-            return proposal.stacks
-        return proposal.growth.specs(*self.history[proposal.parent or ""].specs)
-
     def _select(self, children: list[Candidate]) -> None:
         """Let the policy choose, write the choice down, and drop the losers' weights."""
         known = self.history.with_round(tuple(children), self.history.alive)
@@ -301,6 +218,8 @@ class Search:
         self.display.select(event)
         keep = {*choice.alive, *([best.id] if best else [])}
         self._gans = {name: gan for name, gan in self._gans.items() if name in keep}
+        # Their parents are what is left where a file turns out to be damaged.
+        keep |= {self.history[name].parent or name for name in keep}
         for candidate in self.history.candidates:
             if candidate.id not in keep:
                 for name in (MANIFEST, *FILES[1:]):
@@ -321,11 +240,46 @@ class Search:
                 self.history, self._unselected = known, []
             elif event["event"] == "memory":
                 self.parts = event["parts"]
+            elif event["event"] == "damage":
+                lost, alive = frozenset(event["lost"]), tuple(event["alive"])
+                self.history = replace(self.history, lost=lost, alive=alive)
         for folder in (self.out / "candidates").iterdir():
             ours = re.fullmatch(r"\.*(\d{4,})(\.at-\d+)?(\.partial)?", folder.name)
             # Only a finished child's folder and an unfinished one's saves are of use.
             if ours and (ours[3] or (ours[1] in tried) == bool(ours[2])):
                 shutil.rmtree(folder)
+        self._go_back()
+
+    def _go_back(self) -> None:
+        """Where the files of a living candidate are damaged, go on with its nearest whole ancestor.
+
+        Raises:
+            UserError: there is none.
+        """
+        problems: dict[str, str] = {}
+        for candidate in (*self.history.candidates, *self._unselected):
+            try:
+                check_files(self.folder(candidate.id))
+            except UserError as error:
+                problems[candidate.id] = str(error)
+        self._unselected = [
+            replace(c, score=None, error=problems[c.id]) if c.id in problems else c
+            for c in self._unselected
+        ]
+        needed = {*self.history.alive, *([best.id] if (best := self.history.best) else [])}
+        broken = sorted(needed & set(problems))
+        if not broken:
+            return
+        lines = [self.history.lineage(self.history[name]) for name in self.history.alive]
+        whole = [next((c.id for c in line[::-1] if c.id not in problems), None) for line in lines]
+        alive = tuple(dict.fromkeys(name for name in whole if name is not None))
+        if not alive:
+            raise UserError(f"the run cannot go on: {problems[broken[0]]}")
+        self.history = replace(self.history, lost=frozenset(problems), alive=alive)
+        best = self.history.best
+        event = {"lost": sorted(problems), "alive": list(alive), "best": best and best.id}
+        self.ledger.append({"event": "damage", "reason": problems[broken[0]], **event})
+        self.display.message(f"{problems[broken[0]]}; going back to {', '.join(alive)}")
 
     def _counted(self, candidate: Candidate, tried: Mapping[str, Candidate]) -> Candidate:
         """Book a candidate of the ledger; its share is of the budget as it is now."""
