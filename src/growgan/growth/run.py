@@ -323,10 +323,8 @@ def _search(
         keep_protocol(search.ledger, replace(scorer.protocol, preparation=drawn))
         meter.charge("data", clock.lap())
         batches = Batches(data, settings.batch, settings.seed)
-        objective = make_objective(settings)
-        trainer = Trainer(
-            settings, batches, objective, runtime, scorer, search.keeper, search.parts
-        )
+        how = (settings, batches, make_objective(settings), runtime, scorer)
+        trainer = Trainer(*how, search.keeper, search.parts)
         if search.run(SerialExecutor(trainer, search.parent)) is None:
             tried = search.history.candidates
             raise RuntimeError(f"no candidate could be trained: {tried[-1].error if tried else ''}")
