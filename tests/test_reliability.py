@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import errno
 import multiprocessing
 import os
 import random
+import resource
 import signal
 import time
 from collections.abc import Callable
@@ -19,7 +21,7 @@ from growgan.config import Settings, make_settings
 from growgan.data import ImageSet
 from growgan.errors import UserError
 from growgan.growth import Run, grow, keeper
-from growgan.training import stage
+from growgan.training import checkpoint, stage
 from growgan.training.progress import SilentDisplay
 
 IMAGES = 1600
@@ -60,6 +62,14 @@ def run_to_the_end(data: ImageSet, out: Path, pause: float = 1e9) -> None:
     grow(data, out=out, images=IMAGES, settings=searching(), resume=resume)
 
 
+@pytest.fixture(scope="module")
+def whole(data: ImageSet, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return the directory of a run that nothing happened to."""
+    out = tmp_path_factory.mktemp("whole") / "run"
+    run_to_the_end(data, out)
+    return out
+
+
 def story(out: Path) -> list[dict[str, Any]]:
     """Return the ledger without what is a matter of time."""
     return [
@@ -75,13 +85,10 @@ def weights(out: Path) -> dict[str, bytes]:
     return {str(file.relative_to(out)): file.read_bytes() for file in files}
 
 
-def survive(data: ImageSet, folder: Path, kills: int) -> None:
+def survive(data: ImageSet, whole: Path, folder: Path, kills: int) -> None:
     """Kill runs at random instants until there were so many kills; each must end as if alone."""
     assert fork is not None
-    whole = folder / "whole"
-    begun = time.perf_counter()
-    run_to_the_end(data, whole)
-    seconds = time.perf_counter() - begun
+    seconds = Run.open(whole).events[-1]["elapsed"]
     instants, done, number = random.Random(0), 0, 0
     while done < kills:
         out, number, finished = folder / f"torn-{number}", number + 1, False
@@ -102,25 +109,24 @@ def survive(data: ImageSet, folder: Path, kills: int) -> None:
 
 @pytest.mark.skipif(fork is None, reason="needs fork")
 def test_a_run_killed_at_random_instants_ends_as_one_that_was_not(
-    data: ImageSet, tmp_path: Path
+    data: ImageSet, whole: Path, tmp_path: Path
 ) -> None:
-    survive(data, tmp_path, kills=6)
+    survive(data, whole, tmp_path, kills=6)
 
 
 @pytest.mark.slow
 @pytest.mark.skipif(fork is None, reason="needs fork")
-def test_thirty_kills(data: ImageSet, tmp_path: Path) -> None:
-    survive(data, tmp_path, kills=30)
+def test_thirty_kills(data: ImageSet, whole: Path, tmp_path: Path) -> None:
+    survive(data, whole, tmp_path, kills=30)
 
 
 @pytest.mark.skipif(fork is None, reason="needs fork")
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_signal_saves_what_is_in_training(
-    number: signal.Signals, data: ImageSet, tmp_path: Path
+    number: signal.Signals, data: ImageSet, whole: Path, tmp_path: Path
 ) -> None:
     assert fork is not None
-    whole, out = tmp_path / "whole", tmp_path / "stopped"
-    run_to_the_end(data, whole)
+    out = tmp_path / "stopped"
     child = fork.Process(target=run_to_the_end, args=(data, out))
     child.start()
     while not list(out.glob("candidates/0001")) and child.is_alive():
@@ -230,3 +236,48 @@ def test_a_damaged_generator_is_not_sampled(data: ImageSet, tmp_path: Path) -> N
         run.best.sample(2)
     with pytest.raises(UserError, match=r"the run cannot go on: .*weights.safetensors' is damaged"):
         grow(data, out=run.path, images=160, resume=True)
+
+
+def with_files_of_at_most(size: int, data: ImageSet, out: Path) -> None:
+    """Go on with a run where every file ends at ``size`` bytes, as on a disk that is full."""
+    signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, resource.RLIM_INFINITY))
+    run_to_the_end(data, out)
+
+
+@pytest.mark.skipif(fork is None, reason="needs fork")
+@pytest.mark.parametrize("size", [3_000, 30_000, 60_000])
+def test_a_full_disk_costs_nothing_that_was_written(
+    size: int, data: ImageSet, whole: Path, tmp_path: Path
+) -> None:
+    assert fork is not None
+    out = tmp_path / "full"
+    largest = max(file.stat().st_size for file in whole.rglob("*.safetensors"))
+    assert largest > size
+    child = fork.Process(target=with_files_of_at_most, args=(size, data, out))
+    child.start()
+    child.join()
+    assert child.exitcode == 1
+    run_to_the_end(data, out)
+    assert story(out) == story(whole) and weights(out) == weights(whole)
+
+
+@pytest.mark.parametrize("call", [1, 4, 7])
+def test_a_disk_that_turns_read_only_costs_nothing_that_was_written(
+    call: int, data: ImageSet, whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls, save = 0, checkpoint.save_file
+
+    def refuse(*arguments: Any) -> None:
+        nonlocal calls
+        calls += 1
+        if calls == call:
+            raise OSError(errno.EROFS, os.strerror(errno.EROFS))
+        save(*arguments)
+
+    out = tmp_path / "locked"
+    monkeypatch.setattr(checkpoint, "save_file", refuse)
+    with pytest.raises(OSError, match="Read-only"):
+        run_to_the_end(data, out)
+    run_to_the_end(data, out)
+    assert story(out) == story(whole) and weights(out) == weights(whole)

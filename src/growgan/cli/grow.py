@@ -148,16 +148,21 @@ def _start(
     resume: bool,
     source: str,
 ) -> None:
+    from safetensors import SafetensorError
+
     from growgan.cli.display import make_display
     from growgan.growth.run import grow as run
 
     shown = make_display()
+    size = "x".join(str(side) for side in data.resolution)
+    words = ["growgan", "grow", source, "--resolution", size, "--out", str(out), "--resume"]
+    again = f"go on with: {shlex.join(words)}"
     try:
         run(data, out=out, settings=settings, budget=budget, resume=resume, display=shown)
     except KeyboardInterrupt:
-        size = "x".join(str(side) for side in data.resolution)
-        again = ["growgan", "grow", source, "--resolution", size, "--out", str(out), "--resume"]
-        raise KeyboardInterrupt(f"go on with: {shlex.join(again)}") from None
+        raise KeyboardInterrupt(again) from None
+    except (OSError, SafetensorError) as error:
+        raise RuntimeError(f"{error}; once '{out}' can be written, {again}") from error
 
 
 def _free_folder(name: str) -> Path:
