@@ -55,7 +55,7 @@ DATA = {
 POLICIES = ("dynamic", "progressive", "fixed", "random")
 IDEAS: dict[str, dict[str, Any]] = {
     "dynamic, always the size in the settings": {"anew": False},
-    "dynamic, half as many images a parameter": {"shown": 1.0},
+    "dynamic, three images a parameter": {"shown": 3.0},
     "dynamic, start at the target": {"start": 1024},
     "dynamic, slow climb from 4x4": {"start": 4, "reach": 0.15, "steep": 0.1},
     "dynamic, no trials": {"search": 0.0},

@@ -89,7 +89,7 @@ class Dynamic:
     tries: int = 1
     search: float = 0.08
     images: int = 20_000
-    shown: float = 2.0
+    shown: float = 0.3
     calm: float = 0.4
     fade: float = 0.8
 
