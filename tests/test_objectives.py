@@ -4,17 +4,24 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from dataclasses import replace
 
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from growgan.errors import UserError
 from growgan.nets.spec import StackSpec
 from growgan.nets.stack import Discriminator, build
-from growgan.objectives.losses import LOSSES
-from growgan.objectives.objective import Objective
-from growgan.objectives.regularisers import REGULARISERS, Step
+from growgan.objectives import (
+    LOSSES,
+    REGULARISERS,
+    Objective,
+    Step,
+    make_loss,
+    make_regulariser,
+)
 
 REAL = torch.tensor([0.0, math.log(3.0)])
 FAKE = torch.tensor([math.log(3.0), 0.0])
@@ -27,24 +34,82 @@ EXPECTED = {
     ),
     "wasserstein": (0.0, -math.log(3) / 2),
     "relativistic": ((math.log(4) + math.log(4 / 3)) / 2, (math.log(4 / 3) + math.log(4)) / 2),
+    "minimax": (
+        (math.log(2) + math.log(4 / 3)) / 2 + (math.log(4) + math.log(2)) / 2,
+        -(math.log(4) + math.log(2)) / 2,
+    ),
+    "least-squares": (
+        (1 + (math.log(3) - 1) ** 2 + math.log(3) ** 2) / 4,
+        ((math.log(3) - 1) ** 2 + 1) / 4,
+    ),
+    "hinge": ((1 + 0) / 2 + (1 + math.log(3) + 1) / 2, -math.log(3) / 2),
+    # Energies: k is 0 at first; a margin of 0.5 lies below ln 3 and above 0.
+    "began": (math.log(3) / 2, math.log(3) / 2),
+    "ebgan": (math.log(3) / 2 + 0.5 / 2, math.log(3) / 2),
 }
 
 
 @pytest.mark.parametrize("name", [entry.name for entry in LOSSES])
 def test_each_loss_has_its_closed_form_value(name: str) -> None:
-    loss, (d, g) = LOSSES[name], EXPECTED[name]
-    assert float(loss.discriminator(REAL, FAKE)) == pytest.approx(d, abs=1e-6)
-    assert float(loss.generator(REAL, FAKE)) == pytest.approx(g, abs=1e-6)
+    loss, (d, g) = LOSSES[name](), EXPECTED[name]
+    assert float(loss.discriminator(REAL, FAKE, {})) == pytest.approx(d, abs=1e-6)
+    assert float(loss.generator(REAL, FAKE, {})) == pytest.approx(g, abs=1e-6)
 
 
 @pytest.mark.parametrize("name", [entry.name for entry in LOSSES])
 def test_each_loss_pushes_the_logits_the_right_way(name: str) -> None:
-    real, fake = REAL.clone().requires_grad_(), FAKE.clone().requires_grad_()
-    LOSSES[name].discriminator(real, fake).backward()
-    assert (real.grad < 0).all() and (fake.grad > 0).all()
+    real, fake = torch.tensor([-0.2, 0.3]), torch.tensor([0.1, 0.2])
+    loss, memory = LOSSES[name](), {"began.k": torch.tensor(0.5)}
+    up = -1 if loss.energies else 1  # the energy of a real falls, its logit rises
+    for each in (real, fake):
+        each.requires_grad_()
+    loss.discriminator(real, fake, memory).backward()
+    assert real.grad is not None and fake.grad is not None
+    assert (up * real.grad < 0).all() and (up * fake.grad > 0).all()
     fake.grad = None
-    LOSSES[name].generator(real, fake).backward()
-    assert (fake.grad < 0).all()
+    loss.generator(real, fake, memory).backward()
+    assert fake.grad is not None and (up * fake.grad < 0).all()
+    sure = loss.sure(torch.tensor([2.0]) * up, torch.tensor([-2.0]) * up)
+    assert sure.tolist() == [1.0], "a real far on its own side is known for one"
+
+
+def test_began_follows_its_controller() -> None:
+    """k grows while fakes have less than γ of the reals' energy, and stays in [0, 1]."""
+    loss = make_loss("began", {"gamma": 0.5, "step": 0.1})
+    memory: dict[str, Tensor] = {}
+    real, fake = torch.tensor([2.0, 4.0]), torch.tensor([1.0, 0.0])  # means 3 and 0.5
+    curves = loss.curves(real, fake, memory)
+    assert float(curves["began_k"]) == pytest.approx(0.1 * (0.5 * 3 - 0.5))
+    assert float(curves["began_convergence"]) == pytest.approx(3 + abs(0.5 * 3 - 0.5))
+    k = 0.1
+    assert float(loss.discriminator(real, fake, memory)) == pytest.approx(3 - k * 0.5)
+    for _ in range(30):
+        loss.curves(real, fake, memory)
+    assert float(memory["began.k"]) == 1
+    loss.curves(real * 0, real, memory)
+    assert float(memory["began.k"]) == pytest.approx(1 - 0.1 * 3)
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: make_loss("hing", {}), r"unknown loss 'hing' \(did you mean 'hinge'\?\)"),
+        (lambda: make_loss("ebgan", {"margn": 1.0}), "unknown loss_options setting 'margn'"),
+        (lambda: make_loss("hinge", {"margin": 1.0}), "unknown loss_options setting 'margin'"),
+        (
+            lambda: make_regulariser("r1", {"every": 0.0}),
+            "setting 'regularisers.r1.every' must be at least 1, but got 0",
+        ),
+        (
+            lambda: make_regulariser("gp", {"weight": -1.0}),
+            "setting 'regularisers.gp.weight' must be at least 0",
+        ),
+        (lambda: make_regulariser("r1", {"function": 1.0}), "unknown regularisers.r1 setting"),
+    ],
+)
+def test_options_are_checked(make: Callable[[], object], message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        make()
 
 
 class Linear(nn.Module):
@@ -68,7 +133,9 @@ def a_step(discriminator: nn.Module, channels: int = 1) -> Step:
 
 
 def value(name: str, step: Step) -> float:
-    return float(REGULARISERS[name].term(step).detach())
+    found = REGULARISERS[name].discriminator(step)
+    assert found is not None
+    return float(found.detach())
 
 
 @pytest.mark.parametrize("norm", [0.5, 3.0])
@@ -85,7 +152,9 @@ def test_gradient_penalties_of_a_linear_critic_are_known(norm: float) -> None:
 def test_gradient_penalties_train_the_critic_under_bfloat16_autocast_too(name: str) -> None:
     critic = Linear(2.0)
     with torch.autocast("cpu", torch.bfloat16):
-        REGULARISERS[name].term(a_step(critic)).backward()
+        found = REGULARISERS[name].discriminator(a_step(critic))
+        assert found is not None
+        found.backward()
     # d/dw of ||w||²/2 is w, and of (||w|| - 1)² it is 2 (||w|| - 1) w/||w||: here the same.
     torch.testing.assert_close(critic.w.grad, critic.w.detach(), rtol=1e-4, atol=1e-5)
 
@@ -119,13 +188,9 @@ def _single(step: Step) -> Step:
 
 
 def test_a_lazy_regulariser_acts_every_kth_step_k_times_as_strong() -> None:
-    objective = Objective("wasserstein", {"r1": (0.5, 4)})
-    step = a_step(Linear(3.0))
-    named: list[Callable[[], dict[str, Tensor]]] = [
-        lambda i=i: objective.discriminator(step, i)  # type: ignore[misc]
-        for i in range(5)
-    ]
-    terms = [make() for make in named]
+    r1 = make_regulariser("r1", {"weight": 0.5, "every": 4})
+    objective = Objective(make_loss("wasserstein", {}), {"r1": r1})
+    terms = [objective.discriminator(replace(a_step(Linear(3.0)), index=i)) for i in range(5)]
     assert ["r1" in t for t in terms] == [True, False, False, False, True]
     assert float(terms[0]["r1"].detach()) == pytest.approx(4.5 * 0.5 * 4, rel=1e-5)
     assert set(terms[1]) == {"loss_discriminator"}
@@ -140,6 +205,6 @@ def test_the_usual_gradient_penalty_weighs_a_coarse_image_as_it_weighs_the_fine_
     coarse.real = F.avg_pool2d(fine.real, 2)
     same = (s.discriminator(s.real) for s in (fine, coarse))
     torch.testing.assert_close(*same)
-    objective = Objective("wasserstein", {"r1": (None, 16)})
-    terms = [float(objective.discriminator(s, 0)["r1"].detach()) for s in (fine, coarse)]
+    objective = Objective(make_loss("wasserstein", {}), {"r1": make_regulariser("r1", {})})
+    terms = [float(objective.discriminator(s)["r1"].detach()) for s in (fine, coarse)]
     assert terms[0] == pytest.approx(terms[1], rel=1e-5)

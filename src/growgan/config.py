@@ -23,7 +23,6 @@ from pydantic import (
 from growgan.errors import UserError, unknown
 
 Rate = Literal["plain", "equalised", "transfer"]
-USUAL_REGULARISERS = ("r1", "r2")
 
 
 def _odd(size: int) -> int:
@@ -51,13 +50,6 @@ class OptimiserSettings(Group):
     decay: float | None = Field(
         100_000, gt=0, description="images after which the rate falls as 1 / sqrt(images), or None"
     )
-
-
-class RegulariserSettings(Group):
-    """How strong a regulariser is and how often it acts; None means as registered."""
-
-    weight: float | None = Field(None, ge=0, description="the same at every resolution")
-    every: int | None = Field(None, ge=1)
 
 
 class StackSettings(Group):
@@ -140,9 +132,14 @@ class Settings(Group):
         None, ge=1, le=1024, description="None: measured; torch's own for --images"
     )
     loss: str = "relativistic"
-    regularisers: dict[str, RegulariserSettings] = Field(
-        default_factory=lambda: {name: RegulariserSettings() for name in USUAL_REGULARISERS}
+    loss_options: dict[str, float] = Field(default_factory=dict, description="fields of the loss")
+    regularisers: dict[str, dict[str, float | None]] = Field(
+        default_factory=lambda: dict[str, dict[str, float | None]](r1={}, r2={}),
+        description="fields of each; weight and every belong to all",
     )
+    augment: str = Field("none", description="of all that D sees")
+    augment_options: dict[str, float] = Field(default_factory=dict, description="its fields")
+    critic_steps: int = Field(1, ge=1, le=100, description="steps of D for one of G")
     batch: int = Field(32, ge=1, le=65536)
     mirror: bool = Field(False, description="flip half of the reals left to right")
     anneal: float = Field(0.3, ge=0, le=1, description="last share of the budget: lr falls to 0")
@@ -184,7 +181,7 @@ def make_settings(*layers: Mapping[str, Any], overrides: Iterable[str] = ()) -> 
     for layer in layers:
         merged = _merge(merged, layer)
     # What a preset leaves out it means to leave out; an override changes one thing of many.
-    merged.setdefault("regularisers", {name: {} for name in USUAL_REGULARISERS})
+    merged.setdefault("regularisers", Settings().regularisers)
     for text in overrides:
         merged = _merge(merged, _nested(text))
     try:
@@ -240,6 +237,4 @@ def _keys(path: list[str]) -> list[str]:
         inner = field.annotation if field else None
         if isinstance(inner, type) and issubclass(inner, BaseModel):
             group = inner
-        elif part == "regularisers":
-            group = RegulariserSettings
     return list(group.model_fields)

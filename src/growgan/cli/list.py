@@ -13,8 +13,9 @@ from growgan.registry import Entry, Registry
 REGISTRIES = {
     "presets": "growgan.nets.presets:PRESETS",
     "policies": "growgan.growth.policies:POLICIES",
-    "losses": "growgan.objectives.losses:LOSSES",
-    "regularisers": "growgan.objectives.regularisers:REGULARISERS",
+    "losses": "growgan.objectives:LOSSES",
+    "regularisers": "growgan.objectives:REGULARISERS",
+    "augmentations": "growgan.objectives:AUGMENTATIONS",
     "blocks": "growgan.nets.blocks:BLOCKS",
     "metrics": "growgan.metrics.suite:METRICS",
     "features": "growgan.metrics.networks:FEATURES",

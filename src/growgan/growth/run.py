@@ -35,9 +35,7 @@ from growgan.metrics.score import GROUPS, Scorer
 from growgan.nets.blocks import BLOCKS
 from growgan.nets.presets import PRESETS
 from growgan.nets.stack import Generator
-from growgan.objectives.losses import LOSSES
-from growgan.objectives.objective import Objective
-from growgan.objectives.regularisers import REGULARISERS
+from growgan.objectives import LOSSES, Objective, make_augmentation, make_loss, make_regulariser
 from growgan.registry import Registry
 from growgan.report.page import write_report
 from growgan.training.checkpoint import load_generator
@@ -203,13 +201,12 @@ def check_names(settings: Settings) -> None:
     make_policy(settings.policy, settings.growth)
     named: list[tuple[Registry[Any], list[str]]] = [
         (PRESETS, [settings.preset]),
-        (LOSSES, [settings.loss]),
-        (REGULARISERS, list(settings.regularisers)),
         (BLOCKS, [settings.stack.kind, *settings.actions.kinds]),
     ]
     for registry, names in named:
         for name in names:
             registry[name]
+    make_objective(settings)
     make_runtime(settings.device, settings.precision)
     group = settings.stack.deviation_group
     if group and settings.batch % group:
@@ -220,12 +217,24 @@ def check_names(settings: Settings) -> None:
 
 
 def make_objective(settings: Settings) -> Objective:
-    """Return the objective that ``settings`` name."""
-    terms = {}
-    for name, own in settings.regularisers.items():
-        usual = REGULARISERS[name]
-        terms[name] = (own.weight, own.every or usual.every)
-    return Objective(settings.loss, terms)
+    """Return the objective that ``settings`` name.
+
+    Raises:
+        UserError: an unknown name or option, or a combination that has no meaning.
+    """
+    loss = make_loss(settings.loss, settings.loss_options)
+    regularisers = {
+        name: make_regulariser(name, options) for name, options in settings.regularisers.items()
+    }
+    for name, each in regularisers.items():
+        if each.requires is not None and not getattr(loss, each.requires):
+            fit = [e.name for e in LOSSES if getattr(e.value, each.requires)]
+            raise UserError(
+                f"regulariser '{name}' has no meaning for the loss '{settings.loss}'; "
+                f"it is for: {', '.join(fit)}"
+            )
+    augmentation = make_augmentation(settings.augment, settings.augment_options)
+    return Objective(loss, regularisers, augmentation)
 
 
 def check_out(out: Path, data: ImageSet, *, resume: bool) -> dict[str, Any] | None:

@@ -88,8 +88,16 @@ class Generator(Stack):
         spec = self.spec
         return Conv(width, spec.channels, 1, gain=1.0, rate=spec.rate)
 
+    def embed(self, z: Float[Tensor, "n z"]) -> Float[Tensor, "n z"]:
+        """Return what images are a smooth function of: z on its sphere."""
+        return self.norm_latent(z)
+
     def forward(self, z: Float[Tensor, "n z"]) -> Float[Tensor, "n c h w"]:
-        h = self.stem_norm(self.stem_activation(self.project(self.norm_latent(z))))
+        return self.synthesise(self.embed(z))
+
+    def synthesise(self, w: Float[Tensor, "n z"]) -> Float[Tensor, "n c h w"]:
+        """Return the images of what :meth:`embed` gave."""
+        h = self.stem_norm(self.stem_activation(self.project(w)))
         blocks = self.blocks()
         kept = len(self.spec.kept)
         for block in blocks[:kept]:

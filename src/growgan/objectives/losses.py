@@ -1,88 +1,201 @@
 """Adversarial losses: functions of logits and nothing else.
 
 Notation: real = D(x) and fake = D(G(z)), logits float ``[N]``; softplus(t) = log(1 + exp(t)).
+For the losses of energies D is an autoencoder, and real and fake are its reconstruction errors.
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Protocol
+from typing import ClassVar
 
+import torch
 import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 
+from growgan.objectives.regulariser import with_options
+from growgan.objectives.step import Memory
 from growgan.registry import Registry
 
 Logits = Float[Tensor, " n"]
 
 
-class Loss(Protocol):
-    """What the two players minimise.
+@dataclass(frozen=True)
+class Loss:
+    """What the two players minimise. Fields are options, by ``loss_options.NAME``.
 
     Attributes:
         paired: True if G's loss needs the logits of reals too.
+        energies: True if D must be an autoencoder, whose errors take the place of logits.
+        logistic: True if D's loss is a cross entropy, whose targets can be smoothed.
     """
 
-    paired: bool
+    paired: ClassVar[bool] = False
+    energies: ClassVar[bool] = False
+    logistic: ClassVar[bool] = False
 
-    def discriminator(self, real: Logits, fake: Logits) -> Float[Tensor, ""]:
+    def discriminator(self, real: Logits, fake: Logits, memory: Memory) -> Float[Tensor, ""]:
         """Return D's loss, a batch mean."""
+        raise NotImplementedError
 
-    def generator(self, real: Logits | None, fake: Logits) -> Float[Tensor, ""]:
+    def generator(self, real: Logits | None, fake: Logits, memory: Memory) -> Float[Tensor, ""]:
         """Return G's loss, a batch mean."""
+        raise NotImplementedError
+
+    def curves(self, real: Logits, fake: Logits, memory: Memory) -> dict[str, Tensor]:
+        """Return what is worth a curve beside the loss, after updating what it remembers."""
+        return {}
+
+    def sure(self, real: Logits, fake: Logits) -> Logits:
+        """Return 1 for each real that D takes for one, and -1 for the others, float ``[N]``."""
+        return real.sign()
 
 
-LOSSES: Registry[Loss] = Registry("loss")
+LOSSES: Registry[type[Loss]] = Registry("loss")
 
 
-def _register(name: str, summary: str, paper: str, loss: Loss) -> None:
-    LOSSES.register(name, summary, paper)(loss)
-
-
+@LOSSES.register("minimax", "log D against log (1 - D), as written", "Goodfellow et al. 2014")
 @dataclass(frozen=True)
-class NonSaturating:
-    """L_D = E softplus(-real) + E softplus(fake); L_G = E softplus(-fake)."""
+class Minimax(Loss):
+    """L_D = E softplus(-real) + E softplus(fake); L_G = -E softplus(fake)."""
 
-    paired = False
+    logistic = True
 
-    def discriminator(self, real: Logits, fake: Logits) -> Tensor:
+    def discriminator(self, real: Logits, fake: Logits, memory: Memory) -> Tensor:
         return F.softplus(-real).mean() + F.softplus(fake).mean()
 
-    def generator(self, real: Logits | None, fake: Logits) -> Tensor:
+    def generator(self, real: Logits | None, fake: Logits, memory: Memory) -> Tensor:
+        return -F.softplus(fake).mean()
+
+
+@LOSSES.register("non-saturating", "-log D for both players", "Goodfellow et al. 2014")
+@dataclass(frozen=True)
+class NonSaturating(Minimax):
+    """L_D = E softplus(-real) + E softplus(fake); L_G = E softplus(-fake)."""
+
+    def generator(self, real: Logits | None, fake: Logits, memory: Memory) -> Tensor:
         return F.softplus(-fake).mean()
 
 
+@LOSSES.register("least-squares", "logits drawn to 1 and 0", "Mao et al. 2017, 1611.04076")
 @dataclass(frozen=True)
-class Wasserstein:
+class LeastSquares(Loss):
+    """L_D = ½ E (real - 1)² + ½ E fake²; L_G = ½ E (fake - 1)²."""
+
+    def sure(self, real: Logits, fake: Logits) -> Logits:
+        return (real - 0.5).sign()
+
+    def discriminator(self, real: Logits, fake: Logits, memory: Memory) -> Tensor:
+        return 0.5 * ((real - 1).square().mean() + fake.square().mean())
+
+    def generator(self, real: Logits | None, fake: Logits, memory: Memory) -> Tensor:
+        return 0.5 * (fake - 1).square().mean()
+
+
+@LOSSES.register("wasserstein", "difference of mean critics", "Arjovsky et al. 2017")
+@dataclass(frozen=True)
+class Wasserstein(Loss):
     """L_D = E fake - E real; L_G = -E fake. Needs a gradient penalty or clipping."""
 
-    paired = False
+    def sure(self, real: Logits, fake: Logits) -> Logits:
+        return (real - fake).sign()
 
-    def discriminator(self, real: Logits, fake: Logits) -> Tensor:
+    def discriminator(self, real: Logits, fake: Logits, memory: Memory) -> Tensor:
         return fake.mean() - real.mean()
 
-    def generator(self, real: Logits | None, fake: Logits) -> Tensor:
+    def generator(self, real: Logits | None, fake: Logits, memory: Memory) -> Tensor:
         return -fake.mean()
 
 
+@LOSSES.register("hinge", "margins of 1 on both sides", "Lim & Ye 2017; Miyato et al. 2018")
 @dataclass(frozen=True)
-class Relativistic:
+class Hinge(Loss):
+    """L_D = E relu(1 - real) + E relu(1 + fake); L_G = -E fake."""
+
+    def discriminator(self, real: Logits, fake: Logits, memory: Memory) -> Tensor:
+        return F.relu(1 - real).mean() + F.relu(1 + fake).mean()
+
+    def generator(self, real: Logits | None, fake: Logits, memory: Memory) -> Tensor:
+        return -fake.mean()
+
+
+@LOSSES.register("relativistic", "each fake against a real (RpGAN)", "Jolicoeur-Martineau 2018")
+@dataclass(frozen=True)
+class Relativistic(Loss):
     """L_D = E softplus(-(real - fake)); L_G = E softplus(-(fake - real)), pairs by position."""
 
     paired = True
 
-    def discriminator(self, real: Logits, fake: Logits) -> Tensor:
+    def sure(self, real: Logits, fake: Logits) -> Logits:
+        return (real - fake).sign()
+
+    def discriminator(self, real: Logits, fake: Logits, memory: Memory) -> Tensor:
         return F.softplus(fake - real).mean()
 
-    def generator(self, real: Logits | None, fake: Logits) -> Tensor:
+    def generator(self, real: Logits | None, fake: Logits, memory: Memory) -> Tensor:
         if real is None:
             raise TypeError("the relativistic loss needs the logits of reals for G too")
         return F.softplus(real - fake).mean()
 
 
-_register("non-saturating", "-log D for both players", "Goodfellow et al. 2014", NonSaturating())
-_register("wasserstein", "difference of mean critics", "Arjovsky et al. 2017", Wasserstein())
-_register(
-    "relativistic", "each fake against a real (RpGAN)", "Jolicoeur-Martineau 2018", Relativistic()
-)
+@LOSSES.register("began", "energies in equilibrium", "Berthelot et al. 2017, 1703.10717")
+@dataclass(frozen=True)
+class Equilibrium(Loss):
+    """L_D = E real - k E fake; L_G = E fake; k follows γ E real - E fake.
+
+    Attributes:
+        gamma: γ, the energy of fakes beside that of reals: more of it is more diversity.
+        step: λ_k, by how much k moves.
+    """
+
+    gamma: float = 0.5
+    step: float = 1e-3
+
+    energies = True
+
+    def discriminator(self, real: Logits, fake: Logits, memory: Memory) -> Tensor:
+        k = memory.setdefault("began.k", torch.zeros((), device=real.device))
+        return real.mean() - k * fake.mean()
+
+    def generator(self, real: Logits | None, fake: Logits, memory: Memory) -> Tensor:
+        return fake.mean()
+
+    def curves(self, real: Logits, fake: Logits, memory: Memory) -> dict[str, Tensor]:
+        """Move k, and return it with the measure of convergence E real + |γ E real - E fake|."""
+        balance = (self.gamma * real.mean() - fake.mean()).detach()
+        k = memory.setdefault("began.k", torch.zeros((), device=real.device))
+        k.add_(self.step * balance).clamp_(0, 1)
+        return {"began_k": k.clone(), "began_convergence": real.detach().mean() + balance.abs()}
+
+    def sure(self, real: Logits, fake: Logits) -> Logits:
+        return (fake - real).sign()
+
+
+@LOSSES.register("ebgan", "energies with a margin", "Zhao et al. 2017, 1609.03126")
+@dataclass(frozen=True)
+class EnergyBased(Loss):
+    """L_D = E real + E relu(m - fake); L_G = E fake.
+
+    Attributes:
+        margin: m, the energy beyond which fakes are left alone; energies are mean |x - D(x)|.
+    """
+
+    margin: float = 0.5
+
+    energies = True
+
+    def discriminator(self, real: Logits, fake: Logits, memory: Memory) -> Tensor:
+        return real.mean() + F.relu(self.margin - fake).mean()
+
+    def generator(self, real: Logits | None, fake: Logits, memory: Memory) -> Tensor:
+        return fake.mean()
+
+    def sure(self, real: Logits, fake: Logits) -> Logits:
+        return (fake - real).sign()
+
+
+def make_loss(name: str, options: Mapping[str, float]) -> Loss:
+    """Return the loss ``name`` with ``options``; raise a :class:`UserError` for unknown ones."""
+    return with_options(LOSSES[name](), options, "loss_options")

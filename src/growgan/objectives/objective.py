@@ -1,50 +1,103 @@
-"""The whole objective: an adversarial loss and any set of regularisers, as named terms.
+"""The whole objective: a loss, any set of regularisers and an augmentation, as named terms.
 
 The names of the terms are the names in the log.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from functools import partial
 
-from torch import Tensor
+from torch import Tensor, nn
 
-from growgan.objectives.losses import LOSSES
-from growgan.objectives.regularisers import REGULARISERS, Step
+from growgan.objectives.augment import Adaptive, Augmentation
+from growgan.objectives.losses import Loss
+from growgan.objectives.regulariser import Regulariser
+from growgan.objectives.step import Step
 
 
 @dataclass(frozen=True)
 class Objective:
-    """What each player minimises at each step.
+    """What each player minimises at each step, and what else is done to a step.
 
     Args:
-        loss: a name in ``LOSSES``.
-        regularisers: name in ``REGULARISERS`` to (weight, every); a weight of None is the
-            registered one at the resolution that D judges.
+        loss: what the players play for.
+        regularisers: by name.
+        augmentation: of all that D sees.
     """
 
-    loss: str
-    regularisers: Mapping[str, tuple[float | None, int]]
+    loss: Loss
+    regularisers: Mapping[str, Regulariser] = field(default_factory=dict)
+    augmentation: Augmentation = field(default_factory=Augmentation)
 
     @property
     def paired(self) -> bool:
         """Whether G's loss needs the logits of reals."""
-        return LOSSES[self.loss].paired
+        return self.loss.paired
 
-    def discriminator(self, step: Step, index: int) -> dict[str, Tensor]:
-        """Return D's terms at step ``index``; their sum is its loss."""
-        loss = LOSSES[self.loss]
-        terms = {"loss_discriminator": loss.discriminator(step.real_logits, step.fake_logits)}
-        for name, (weight, every) in self.regularisers.items():
-            # A lazy term acts every k-th step, k times as strong (Karras et al. 2020, section 4).
-            if weight != 0 and index % every == 0:
-                usual = REGULARISERS[name]
-                size = (step.real.shape[2], step.real.shape[3])
-                strength = usual.weight_at(size) if weight is None else weight
-                terms[name] = usual.term(step) * (strength * every)
+    def prepare(self, step: Step) -> None:
+        """Give ``step`` what all its users need: how images are augmented."""
+        if type(self.augmentation) is not Augmentation:
+            step.augment = partial(self.augmentation.images, step=step)
+
+    def latents(self, step: Step) -> Tensor:
+        """Return the latents that both players train on."""
+        for each in self.regularisers.values():
+            step.latents = each.latents(step)
+        return step.latents
+
+    def presented(self, step: Step) -> tuple[Tensor, Tensor]:
+        """Return the reals and fakes that D trains on."""
+        for each in self._hands():
+            step.real, step.fake = each.presented(step)
+        return step.real, step.fake
+
+    def discriminator(self, step: Step) -> dict[str, Tensor]:
+        """Return D's terms; their sum is its loss."""
+        loss = self.loss.discriminator(step.real_logits, step.fake_logits, step.memory)
+        terms = {"loss_discriminator": loss}
+        for name, each, strength in self._due(step):
+            value = each.discriminator(step)
+            if value is not None:
+                terms[name] = value * strength
         return terms
 
-    def generator(self, real_logits: Tensor | None, fake_logits: Tensor) -> dict[str, Tensor]:
+    def generator(self, step: Step) -> dict[str, Tensor]:
         """Return G's terms; their sum is its loss."""
-        return {"loss_generator": LOSSES[self.loss].generator(real_logits, fake_logits)}
+        logits = step.fake_logits
+        for each in self.regularisers.values():
+            logits = each.kept(step, logits)
+        real = step.real_logits if self.loss.paired else None
+        if real is not None and len(real) != len(logits):
+            real = real[: len(logits)]
+        terms = {"loss_generator": self.loss.generator(real, logits, step.memory)}
+        for name, each, strength in self._due(step):
+            value = each.generator(step)
+            if value is not None:
+                terms[f"{name}_generator" if each.both else name] = value * strength
+        return terms
+
+    def after(self, player: nn.Module, step: Step) -> None:
+        """Let everything act on ``player``, which has just moved."""
+        if player is step.discriminator:
+            logits = step.real_logits.detach(), step.fake_logits.detach()
+            step.curves |= self.loss.curves(*logits, step.memory)
+            if isinstance(self.augmentation, Adaptive):
+                step.sure = self.loss.sure(*logits).mean()
+        for each in self._hands():
+            each.after(player, step)
+
+    def _hands(self) -> Iterator[Regulariser]:
+        yield from self.regularisers.values()
+        yield self.augmentation
+
+    def _due(self, step: Step) -> Iterator[tuple[str, Regulariser, float]]:
+        """Yield what acts at this step; a lazy term acts every k-th step, k times as strong.
+
+        Karras et al. 2020, section 4.
+        """
+        size = (step.real.shape[2], step.real.shape[3])
+        for name, each in self.regularisers.items():
+            if each.weight != 0 and step.index % each.every == 0:
+                yield name, each, each.strength(size) * each.every

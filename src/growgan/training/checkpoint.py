@@ -2,7 +2,7 @@
 
 spec.json              both specs
 weights.safetensors    G, D and the running average, by player and parameter name
-state.safetensors      optimiser step counts and moments
+state.safetensors      optimiser step counts and moments; what the objective remembers
 state.json             images and steps seen, optimiser settings; the mark of a slice in training
 manifest.json          SHA-256 of each of these, so that nothing damaged is ever loaded
 """
@@ -54,6 +54,7 @@ def save_gan(gan: Gan, folder: Path, mark: Mark | None = None) -> None:
         for key, tensors in moments.items()
         for name, tensor in tensors.items()
     }
+    state |= {f"memory.{name}": t.detach().cpu().contiguous() for name, t in gan.memory.items()}
     counts = {
         "images": gan.images,
         "steps": gan.steps,
@@ -132,6 +133,7 @@ def load_gan(folder: Path, device: str = "cpu") -> Gan:
         optimiser = OptimiserSettings(**counts["optimiser"])
         gan = Gan(cast(Generator, g), cast(Discriminator, d), optimiser, cast(Generator, average))
         gan.images, gan.steps = int(counts["images"]), int(counts["steps"])
+        gan.memory = {name: value.to(device) for name, value in _under(state, "memory").items()}
     except (OSError, ValueError, KeyError, TypeError, RuntimeError, SafetensorError) as error:
         raise UserError(f"candidate '{folder}' cannot be loaded: {error}") from error
     gan.restore_moments(*(_by_key(_under(state, player)) for player in PLAYERS[:2]))

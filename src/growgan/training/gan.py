@@ -15,6 +15,7 @@ from growgan.config import OptimiserSettings
 from growgan.nets.edits import Append, Edit, apply, inherit
 from growgan.nets.spec import StackSpec
 from growgan.nets.stack import Discriminator, Generator, build
+from growgan.objectives.step import Memory
 from growgan.training.optimisers import MOMENTS, make_optimiser, moments, restore_moments
 
 
@@ -26,6 +27,7 @@ class Gan:
         average: exponential moving average of G; what :meth:`generate` samples from.
         images: real images seen so far along the whole lineage.
         steps: training steps so far along the whole lineage.
+        memory: what the objective remembers from step to step, by name.
     """
 
     def __init__(
@@ -43,6 +45,7 @@ class Gan:
         self.discriminator_optimiser = make_optimiser(discriminator, optimiser)
         self.images = 0
         self.steps = 0
+        self.memory: Memory = {}
 
     @classmethod
     def create(
@@ -160,6 +163,7 @@ class Gan:
         )
         copy.restore_moments(*self.moments())
         copy.images, copy.steps = self.images, self.steps
+        copy.memory = {name: value.clone() for name, value in self.memory.items()}
         return copy
 
     @torch.no_grad()

@@ -14,7 +14,7 @@ from growgan.config import Settings
 from growgan.data.batches import Batches
 from growgan.nets.layers import downsample, upsample
 from growgan.objectives.objective import Objective
-from growgan.objectives.regularisers import Step
+from growgan.objectives.step import Step
 from growgan.training.gan import Gan
 from growgan.training.runtime import Runtime
 
@@ -153,37 +153,86 @@ def step(
     up before the players move: the step is that of the whole batch, but for terms that look at
     several samples together.
     """
-    g, d = gan.generator, gan.discriminator
     real, z, rng = _inputs(gan, batches, settings, runtime)
-    pieces = list(zip(real.chunk(parts), z.chunk(parts), strict=True))
-    terms: dict[str, Tensor] = {}
-
-    gan.discriminator_optimiser.zero_grad()
-    for x, latents in pieces:
-        with runtime.autocast(), torch.set_grad_enabled(len(pieces) == 1):
-            fake = g(latents)  # a batch in one piece keeps it for G's own step
-        # One forward of reals and fakes together.
-        with runtime.autocast():
-            logits = d(torch.cat([x, fake.detach()]))
-        view = Step(g, d, x, fake.detach(), latents, rng, *logits.split(len(x)))
-        _descend(objective.discriminator(view, gan.steps), len(x) / len(real), terms)
-    gan.discriminator_optimiser.step()
-
-    # D's weights need no gradients here.
-    d.requires_grad_(False)
-    gan.generator_optimiser.zero_grad()
-    for x, latents in pieces:
-        with runtime.autocast():
-            fake_logits = d(fake if len(pieces) == 1 else g(latents))
-            paired = d(x).detach() if objective.paired else None
-        _descend(objective.generator(paired, fake_logits), len(x) / len(real), terms)
-    gan.generator_optimiser.step()
-    d.requires_grad_(True)
-
+    views = [
+        _view(gan, x, latents, rng, objective)
+        for x, latents in zip(real.chunk(parts), z.chunk(parts), strict=True)
+    ]
+    terms = _step_discriminator(gan, views, objective, runtime)
+    if (gan.steps + 1) % settings.critic_steps == 0:
+        terms |= _step_generator(gan, views, objective, runtime)
     gan.images += len(real)
     gan.steps += 1
     half_life = min(settings.average.half_life, settings.average.ramp * gan.images)
     gan.update_average(0.5 ** (len(real) / max(half_life, 1e-9)))
+    return terms | views[-1].curves
+
+
+def _view(
+    gan: Gan, real: Tensor, latents: Tensor, rng: torch.Generator, objective: Objective
+) -> Step:
+    """Return the step before anything is computed."""
+    nothing = latents.new_empty(0)
+    view = Step(
+        gan.generator,
+        gan.discriminator,
+        real,
+        real,
+        latents,
+        rng,
+        nothing,
+        nothing,
+        index=gan.steps,
+        images=gan.images,
+        memory=gan.memory,
+    )
+    objective.prepare(view)
+    return view
+
+
+def _step_discriminator(
+    gan: Gan, views: list[Step], objective: Objective, runtime: Runtime
+) -> dict[str, Tensor]:
+    terms: dict[str, Tensor] = {}
+    gan.discriminator_optimiser.zero_grad()
+    for view in views:
+        real = view.real
+        with runtime.autocast():
+            objective.latents(view)
+            # A batch in one piece keeps G's forward for its own step.
+            with torch.set_grad_enabled(len(views) == 1):
+                fake = gan.generator(view.latents)
+            view.fake = fake.detach()
+            objective.presented(view)
+            # One forward of reals and fakes together.
+            logits = view.judge(torch.cat([view.real, view.fake]))
+            view.real_logits, view.fake_logits = logits.split(len(real))
+            losses = objective.discriminator(view)
+        _descend(losses, len(views), terms)
+        view.real, view.fake = real, fake
+    gan.discriminator_optimiser.step()
+    objective.after(gan.discriminator, views[-1])
+    return terms
+
+
+def _step_generator(
+    gan: Gan, views: list[Step], objective: Objective, runtime: Runtime
+) -> dict[str, Tensor]:
+    terms: dict[str, Tensor] = {}
+    gan.discriminator.requires_grad_(False)  # its weights need no gradients here
+    gan.generator_optimiser.zero_grad()
+    for view in views:
+        with runtime.autocast():
+            if len(views) > 1:
+                view.fake = gan.generator(view.latents)
+            view.fake_logits = view.judge(view.fake)
+            if objective.paired:
+                view.real_logits = view.judge(view.real).detach()
+            losses = objective.generator(view)
+        _descend(losses, len(views), terms)
+    gan.generator_optimiser.step()
+    gan.discriminator.requires_grad_(True)
+    objective.after(gan.generator, views[-1])
     return terms
 
 
@@ -199,13 +248,12 @@ def _inputs(
     return real, z, rng
 
 
-def _descend(losses: dict[str, Tensor], share: float, terms: dict[str, Tensor]) -> None:
-    """Add the gradients of ``share`` of the losses' sum, and their values to ``terms``."""
+def _descend(losses: dict[str, Tensor], parts: int, terms: dict[str, Tensor]) -> None:
+    """Add the gradients of one of so many parts of a batch, and its losses to ``terms``."""
     total = torch.stack(list(losses.values())).sum()
-    (total if share == 1 else total * share).backward()
+    (total if parts == 1 else total / parts).backward()
     for name, value in losses.items():
-        value = value.detach() * share if share != 1 else value.detach()
-        terms[name] = terms[name] + value if name in terms else value
+        terms[name] = terms.get(name, 0) + value.detach() / parts
 
 
 def _reals(gan: Gan, full: Tensor, rng: torch.Generator, mirror: bool) -> Tensor:

@@ -1,0 +1,81 @@
+"""D should not care about what does not matter: consistency under small changes of its inputs."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from growgan.objectives.regulariser import Regulariser, regulariser, term
+from growgan.objectives.step import Step
+
+SHIFT = 0.125  # of the image, at most: 4 pixels at 32x32
+
+
+def moved(images: Tensor, rng: torch.Generator) -> Tensor:
+    """Return each image flipped by chance and shifted by up to an eighth, its border mirrored."""
+    n, _, h, w = images.shape
+    device = images.device
+    flip = torch.rand(n, 1, 1, 1, generator=rng, device=device) < 0.5
+    images = torch.where(flip, images.flip(3), images)
+    dy, dx = max(1, round(SHIFT * h)), max(1, round(SHIFT * w))
+    padded = F.pad(
+        images, (dx, dx, dy, dy), mode="reflect" if min(h, w) > max(dy, dx) else "replicate"
+    )
+    top = torch.randint(2 * dy + 1, (n, 1), generator=rng, device=device)
+    left = torch.randint(2 * dx + 1, (n, 1), generator=rng, device=device)
+    rows = (top + torch.arange(h, device=device))[:, None, :, None]
+    columns = (left + torch.arange(w, device=device))[:, None, None, :]
+    each = torch.arange(n, device=device)[:, None, None, None]
+    channels = torch.arange(images.shape[1], device=device)[None, :, None, None]
+    return padded[each, channels, rows, columns]
+
+
+def _disagreement(step: Step, images: Tensor, logits: Tensor) -> Tensor:
+    return (logits - step.discriminator(moved(images, step.rng))).square().mean()
+
+
+@term("cr", "D agrees on a real and its shifted copy", "Zhang et al. 2020, 1910.12027", weight=10.0)
+def consistency(step: Step) -> Tensor:
+    """E |D(x) - D(T(x))|² on reals, T a flip and a shift."""
+    return _disagreement(step, step.real, step.discriminator(step.real))
+
+
+@term("bcr", "as cr, on fakes too", "Zhao et al. 2021, 2002.04724", weight=10.0)
+def balanced_consistency(step: Step) -> Tensor:
+    """E |D(x) - D(T(x))|² on reals plus the same on fakes."""
+    fake = step.fake.detach()
+    on_fakes = _disagreement(step, fake, step.discriminator(fake))
+    return consistency(step) + on_fakes
+
+
+@regulariser("zcr", "D ignores small steps of z, G does not", "Zhao et al. 2021")
+@dataclass(frozen=True)
+class LatentConsistency(Regulariser):
+    """D: E |D(G(z)) - D(G(z + σ ε))|²; G: -E |G(z) - G(z + σ ε)|², per pixel.
+
+    Attributes:
+        weight: of D's term; ``generator_weight`` of G's, relative to that.
+        noise: σ.
+    """
+
+    weight: float = 5.0
+    generator_weight: float = 0.1
+    noise: float = 0.07
+
+    both = True
+
+    def discriminator(self, step: Step) -> Tensor:
+        with torch.no_grad():
+            near = step.generator(self._near(step))
+        return (step.judge(step.fake.detach()) - step.judge(near)).square().mean()
+
+    def generator(self, step: Step) -> Tensor:
+        near = step.generator(self._near(step))
+        return -self.generator_weight * (step.fake - near).square().mean()
+
+    def _near(self, step: Step) -> Tensor:
+        z = step.latents
+        return z + self.noise * torch.randn(z.shape, generator=step.rng, device=z.device)

@@ -1,0 +1,158 @@
+"""What a regulariser is: a term of a loss, or a hand on what the players see, or on their weights.
+
+A new one is one function under :func:`term`, or one class under ``REGULARISERS.register``; it is
+then listed, configured, combined with every loss and covered by the matrix test.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, fields, replace
+from math import prod
+from typing import Any, ClassVar, TypeVar
+
+import torch
+from torch import Tensor, nn
+
+from growgan.errors import UserError, unknown
+from growgan.objectives.step import Step
+from growgan.registry import Registry
+
+
+@dataclass(frozen=True)
+class Regulariser:
+    """Does nothing; override what it shall do. Fields are options, ``regularisers.NAME.FIELD``.
+
+    Attributes:
+        weight: what its terms are multiplied by.
+        every: take its terms at every k-th step, k times as strong (lazily).
+        requires: the attribute that a loss must have for it, if any.
+        both: True if it has a term for either player; G's is then logged apart.
+    """
+
+    weight: float = 1.0
+    every: int = 1
+
+    requires: ClassVar[str | None] = None
+    both: ClassVar[bool] = False
+
+    def strength(self, resolution: tuple[int, int]) -> float:
+        """Return the weight for images of this height and width."""
+        return self.weight
+
+    def latents(self, step: Step) -> Tensor:
+        """Return the latents that both players train on, in place of ``step.latents``."""
+        return step.latents
+
+    def presented(self, step: Step) -> tuple[Tensor, Tensor]:
+        """Return the reals and the fakes that D trains on, in place of ``step``'s."""
+        return step.real, step.fake
+
+    def discriminator(self, step: Step) -> Tensor | None:
+        """Return a term of D's loss, unweighted."""
+        return None
+
+    def kept(self, step: Step, logits: Tensor) -> Tensor:
+        """Return those of the fakes' ``logits`` that G learns from."""
+        return logits
+
+    def generator(self, step: Step) -> Tensor | None:
+        """Return a term of G's loss, unweighted."""
+        return None
+
+    def after(self, player: nn.Module, step: Step) -> None:
+        """Change ``player`` in place, or what is remembered, after it has moved."""
+
+
+REGULARISERS: Registry[Regulariser] = Registry("regulariser")
+
+R = TypeVar("R", bound=Regulariser)
+Options = TypeVar("Options")
+
+
+def regulariser(name: str, summary: str, paper: str = "") -> Callable[[type[R]], type[R]]:
+    """Return a decorator that enters a class, with its usual options, under ``name``."""
+
+    def enter(kind: type[R]) -> type[R]:
+        REGULARISERS.register(name, summary, paper)(kind())
+        return kind
+
+    return enter
+
+
+@dataclass(frozen=True)
+class Term(Regulariser):
+    """A term of one player's loss that is a function of the step.
+
+    Attributes:
+        function: the unweighted term, a scalar.
+        player: whose loss it belongs to.
+        per_pixel: True if the weight is for an image of one pixel, and grows with their number.
+    """
+
+    function: Callable[[Step], Tensor] = lambda step: step.real.sum() * 0
+    player: str = "discriminator"
+    per_pixel: bool = False
+
+    def strength(self, resolution: tuple[int, int]) -> float:
+        return self.weight * (prod(resolution) if self.per_pixel else 1)
+
+    def discriminator(self, step: Step) -> Tensor | None:
+        return self.function(step) if self.player == "discriminator" else None
+
+    def generator(self, step: Step) -> Tensor | None:
+        return self.function(step) if self.player == "generator" else None
+
+
+def term(
+    name: str, summary: str, paper: str, **how: Any
+) -> Callable[[Callable[[Step], Tensor]], Callable[[Step], Tensor]]:
+    """Return a decorator that enters a function of a step as the regulariser ``name``."""
+
+    def enter(function: Callable[[Step], Tensor]) -> Callable[[Step], Tensor]:
+        REGULARISERS.register(name, summary, paper)(Term(function=function, **how))
+        return function
+
+    return enter
+
+
+def make_regulariser(name: str, options: Mapping[str, float | None]) -> Regulariser:
+    """Return the regulariser ``name`` with ``options``; None means as registered.
+
+    Raises:
+        UserError: an unknown name or option, or a value out of range.
+    """
+    usual = REGULARISERS[name]
+    if options.get("weight") is not None and isinstance(usual, Term):
+        usual = replace(usual, per_pixel=False)  # a given weight is the same at every resolution
+    given = {key: value for key, value in options.items() if value is not None}
+    return with_options(usual, given, f"regularisers.{name}")
+
+
+def with_options(usual: Options, options: Mapping[str, float], key: str) -> Options:
+    """Return the dataclass ``usual`` with some of its numbers changed; ``key`` names it.
+
+    Raises:
+        UserError: an unknown option, or a value that is not finite or below its least.
+    """
+    kinds = {f.name: type(getattr(usual, f.name)) for f in fields(usual)}  # type: ignore[arg-type]
+    numbers = {name: kind for name, kind in kinds.items() if kind in (int, float)}
+    for name, value in options.items():
+        if name not in numbers:
+            raise unknown(f"{key} setting", name, numbers)
+        least = 1 if name in ("every", "interval") else 0
+        if not least <= value < float("inf"):
+            raise UserError(f"setting '{key}.{name}' must be at least {least}, but got {value}")
+    given = {name: numbers[name](value) for name, value in options.items()}
+    return replace(usual, **given)  # type: ignore[type-var]
+
+
+def gradient_square(judge: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
+    """Return ||∇_x D(x)||² for each image, float32 ``[N]``, differentiable again.
+
+    It runs outside autocast: it differentiates a gradient, and bfloat16 keeps too few digits.
+    """
+    with torch.autocast(x.device.type, enabled=False):
+        x = x.detach().float().requires_grad_()
+        (gradient,) = torch.autograd.grad(judge(x).sum(), x, create_graph=True)
+        return gradient.square().sum((1, 2, 3))

@@ -1,0 +1,74 @@
+"""One training step, as everything that has a say in it sees it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from growgan.nets.stack import Discriminator, Generator
+
+Memory = dict[str, Tensor]
+
+
+def unchanged(images: Tensor) -> Tensor:
+    """Return ``images`` as they are."""
+    return images
+
+
+@dataclass
+class Step:
+    """One training step of one player.
+
+    Attributes:
+        real: images float ``[N, C, H, W]`` in [-1, 1].
+        fake: G's images for ``latents``, same shape; detached while D trains.
+        latents: float ``[N, latent]``.
+        rng: the step's own random numbers, on the device of the images.
+        real_logits, fake_logits: D's outputs for them, float ``[N]``; while G trains, those of
+            reals are there only for losses that pair.
+        index: steps taken before by this lineage; ``images``: images it has seen.
+        memory: tensors that stay from step to step, are saved with the pair and inherited by its
+            children. A name begins with its owner's ("lecam.real").
+        augment: what images pass before D sees them; differentiable.
+        curves: values for the log that are no terms of a loss, by name.
+        sure: mean sign of D's verdicts on reals, 1 if it knows them all; after D's step alone.
+    """
+
+    generator: Generator
+    discriminator: Discriminator
+    real: Float[Tensor, "n c h w"]
+    fake: Float[Tensor, "n c h w"]
+    latents: Float[Tensor, "n z"]
+    rng: torch.Generator
+    real_logits: Float[Tensor, " n"]
+    fake_logits: Float[Tensor, " n"]
+    index: int = 0
+    images: int = 0
+    memory: Memory = field(default_factory=dict)
+    augment: Callable[[Tensor], Tensor] = unchanged
+    curves: dict[str, Tensor] = field(default_factory=dict)
+    sure: Tensor | None = None
+
+    def judge(self, images: Tensor) -> Float[Tensor, " n"]:
+        """Return D's logits of ``images``, augmented as D sees all images."""
+        return self.discriminator(self.augment(images))
+
+    def recall(self, name: str, default: float = 0.0) -> Tensor:
+        """Return the scalar ``name`` from memory, ``default`` where there is none yet."""
+        if name not in self.memory:
+            self.memory[name] = torch.full((), default, device=self.real.device)
+        return self.memory[name]
+
+    def average(self, name: str, value: Tensor, decay: float) -> Tensor:
+        """Move the running average ``name`` towards ``value`` by 1 - ``decay``; return it.
+
+        The first value is taken as it is.
+        """
+        value = value.detach().float()
+        if name not in self.memory:
+            self.memory[name] = value.clone()
+        return self.memory[name].lerp_(value, 1 - decay)

@@ -1,0 +1,174 @@
+"""Other hands on a step: what D is shown, which latents are drawn, what G learns from."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from math import ceil, prod
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from growgan.objectives.regulariser import Regulariser, regulariser, term
+from growgan.objectives.step import Step
+
+
+@regulariser("top-k", "G learns from its best fakes", "Sinha et al. 2020, 2002.06224")
+@dataclass(frozen=True)
+class TopK(Regulariser):
+    """G's loss sees the k fakes that D scores highest; k falls from the batch to a share of it.
+
+    Attributes:
+        decay: of k, in ``epoch`` images.
+        least: share of the batch below which k does not fall.
+    """
+
+    decay: float = 0.99
+    least: float = 0.5
+    epoch: int = 50_000
+
+    def kept(self, step: Step, logits: Tensor) -> Tensor:
+        share = max(self.decay ** (step.images / self.epoch), self.least)
+        return logits.topk(max(1, ceil(share * len(logits)))).values
+
+
+@term(
+    "feature-matching",
+    "mean features of fakes as of reals",
+    "Salimans et al. 2016, 1606.03498",
+    player="generator",
+)
+def feature_matching(step: Step) -> Tensor:
+    """||E f(x) - E f(G(z))||² / d, f the d features that D's logit is a linear map of."""
+    with torch.no_grad():
+        real = step.discriminator.features(step.augment(step.real)).float().mean(0)
+    fake = step.discriminator.features(step.augment(step.fake)).float().mean(0)
+    return (real - fake).square().mean()
+
+
+@term(
+    "pulling-away",
+    "D's features of fakes unlike each other",
+    "Zhao et al. 2017, 1609.03126",
+    player="generator",
+    weight=0.1,
+)
+def pulling_away(step: Step) -> Tensor:
+    """Mean squared cosine of the features of two different fakes (1609.03126, equation 4)."""
+    features = F.normalize(step.discriminator.features(step.augment(step.fake)).float(), dim=1)
+    cosines = (features @ features.T).square()
+    n = len(features)
+    return (cosines.sum() - cosines.diagonal().sum()) / max(1, n * (n - 1))
+
+
+@regulariser("path-length", "equal steps of z, equal steps of G", "Karras et al. 2020")
+@dataclass(frozen=True)
+class PathLength(Regulariser):
+    """E (||J_wᵀ y|| - a)², y normal images, a its running average (StyleGAN2, section 3.2).
+
+    Attributes:
+        decay: of a, a time that the term is taken.
+        share: of the batch that it is taken on.
+    """
+
+    weight: float = 2.0
+    every: int = 4
+    decay: float = 0.99
+    share: float = 0.5
+
+    def generator(self, step: Step) -> Tensor:
+        z = step.latents[: max(1, round(self.share * len(step.latents)))]
+        with torch.autocast(z.device.type, enabled=False):
+            w = step.generator.embed(z.float())
+            w = w if w.requires_grad else w.requires_grad_()
+            images = step.generator.synthesise(w)
+            y = torch.randn(images.shape, generator=step.rng, device=images.device)
+            y = y / prod(images.shape[2:]) ** 0.5
+            (slope,) = torch.autograd.grad((images * y).sum(), w, create_graph=True)
+            lengths = slope.square().flatten(1).sum(1).sqrt()
+        mean = step.average("path.mean", lengths.mean(), self.decay)
+        step.curves["path_length"] = mean.clone()
+        return (lengths - mean).square().mean()
+
+
+@regulariser("latent", "z moved to what D likes", "Wu et al. 2019, 1912.00953 (LOGAN)")
+@dataclass(frozen=True)
+class LatentOptimisation(Regulariser):
+    """z + α g / (β + ||g||²), g the gradient of D(G(z)) in z, taken as a constant.
+
+    Attributes:
+        rate: α.
+        damping: β.
+    """
+
+    rate: float = 0.9
+    damping: float = 5.0
+
+    def latents(self, step: Step) -> Tensor:
+        with torch.enable_grad(), torch.autocast(step.latents.device.type, enabled=False):
+            z = step.latents.detach().float().requires_grad_()
+            (slope,) = torch.autograd.grad(step.judge(step.generator(z)).sum(), z)
+        length = slope.square().sum(1, keepdim=True)
+        return step.latents + self.rate * slope / (self.damping + length)
+
+
+@regulariser("replay", "half of D's fakes are old ones", "Shrivastava et al. 2017")
+@dataclass(frozen=True)
+class Replay(Regulariser):
+    """D trains on fakes of which a share comes from a buffer of past ones (1612.07828).
+
+    Attributes:
+        size: fakes in the buffer.
+        share: of a batch that comes from there.
+    """
+
+    size: int = 1024
+    share: float = 0.5
+
+    def presented(self, step: Step) -> tuple[Tensor, Tensor]:
+        fake, store = step.fake.detach(), step.memory.get("replay.fakes")
+        if store is None or store.shape[1:] != fake.shape[1:]:
+            store = fake[:0].clone()  # it has grown: its past is of another size
+        shown = fake
+        if len(store):
+            old = self._places(len(store), round(self.share * len(fake)), step)
+            shown = torch.cat([store[old], fake[len(old) :]])
+        room = int(self.size) - len(store)
+        if room > 0:
+            store = torch.cat([store, fake[:room]])
+        else:
+            store = store.index_copy(0, self._places(len(store), len(fake), step), fake)
+        step.memory["replay.fakes"] = store
+        return step.real, shown
+
+    def _places(self, below: int, count: int, step: Step) -> Tensor:
+        return torch.randint(below, (count,), generator=step.rng, device=step.real.device)
+
+
+@regulariser("dat", "D trains on attacked images", "direct adversarial training")
+@dataclass(frozen=True)
+class DirectAdversarialTraining(Regulariser):
+    """x' = x - clip(∇_x |mean D(x) - mean D(G)|, -1, 1), fakes likewise; D sees these alone.
+
+    Both stay in the range of images.
+    """
+
+    def presented(self, step: Step) -> tuple[Tensor, Tensor]:
+        real, fake = step.real.float(), step.fake.detach().float()
+        with torch.autocast(real.device.type, enabled=False):
+            with torch.no_grad():
+                levels = [step.judge(images).mean() for images in (real, fake)]
+            shown = [
+                _attacked(step, images, other)
+                for images, other in zip((real, fake), reversed(levels), strict=True)
+            ]
+        return shown[0], shown[1]
+
+
+def _attacked(step: Step, images: Tensor, other: Tensor) -> Tensor:
+    """Return ``images`` moved so that D's mean logit of them comes nearer to ``other``."""
+    x = images.detach().requires_grad_()
+    with torch.enable_grad():
+        gap = (step.judge(x).mean() - other).abs()
+        (slope,) = torch.autograd.grad(gap, x)
+    return (images - slope.clamp(-1, 1)).clamp(-1, 1)
