@@ -32,11 +32,9 @@ from growgan.config import Settings, make_settings
 from growgan.data import ImageSet
 from growgan.data.batches import Batches
 from growgan.growth.history import Space
-from growgan.growth.run import make_objective
 from growgan.nets.layers import PixelNorm, channels_last
 from growgan.nets.presets import PRESETS
-from growgan.objectives.objective import Objective
-from growgan.objectives.regularisers import Step
+from growgan.objectives import Objective, Step, make_objective
 from growgan.training.gan import Gan
 from growgan.training.runtime import Runtime, best_threads, machine, make_runtime
 from growgan.training.stage import step

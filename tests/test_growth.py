@@ -21,11 +21,11 @@ from growgan.growth.budget import Budget, Meter
 from growgan.growth.history import Candidate, History, Proposal, Space
 from growgan.growth.ledger import Ledger
 from growgan.growth.policies import POLICIES, Dynamic, Progressive, make_policy
-from growgan.growth.run import make_objective
 from growgan.nets.cost import parameters, step_cost
 from growgan.nets.edits import Append, Edit, Insert, Widen
 from growgan.nets.presets import PRESETS
 from growgan.nets.spec import LayerSpec
+from growgan.objectives import make_objective
 from growgan.training.checkpoint import load_gan, save_gan
 from growgan.training.gan import Gan, even_latents
 from growgan.training.progress import SilentDisplay, Status

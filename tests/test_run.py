@@ -21,9 +21,9 @@ from growgan.growth.budget import Budget
 from growgan.growth.executor import Outcome, Task, Trainer
 from growgan.growth.history import Candidate, History, Proposal, Space
 from growgan.growth.policies import Dynamic, Fixed, Progressive, RandomGrowth
-from growgan.growth.run import make_objective
 from growgan.nets.edits import Append, Insert, Widen, apply
 from growgan.nets.spec import LayerSpec
+from growgan.objectives import make_objective
 from growgan.training.gan import Gan
 from growgan.training.runtime import make_runtime
 from growgan.training.stage import Diverged, Slice, step, train

@@ -13,7 +13,7 @@ from growgan.data import ImageSet
 from growgan.data.batches import Batches
 from growgan.growth.budget import Budget
 from growgan.growth.history import Space
-from growgan.growth.run import make_objective
+from growgan.objectives import make_objective
 from growgan.training.gan import Gan
 from growgan.training.runtime import best_threads, machine, make_runtime
 from growgan.training.stage import step

@@ -15,26 +15,33 @@ from growgan.errors import UserError
 
 
 class Batches:
-    """Batches of a set, each epoch in an order of its own drawn from (seed, epoch)."""
+    """Batches of a set, each epoch in an order of its own drawn from (seed, epoch).
 
-    def __init__(self, images: ImageSet, batch: int, seed: int) -> None:
+    Attributes:
+        held_out: which images are in no batch, drawn by the seed.
+    """
+
+    def __init__(self, images: ImageSet, batch: int, seed: int, held_out: int = 0) -> None:
         if batch < 1:
             raise UserError(f"batch must be at least 1, but got {batch}")
-        if not len(images):
+        if len(images) <= held_out:
             raise UserError(f"'{images.name}' holds no images to batch")
         self.batch, self.seed = batch, seed
         self._images = np.asarray(images.images)
         self._labels = images.labels
+        drawn = np.random.default_rng((self.seed, len(images))).permutation(len(images))
+        self.held_out = np.sort(drawn[:held_out])
+        self._rows = np.sort(drawn[held_out:])
         self._order: Callable[[int], NDArray[np.int64]] = lru_cache(maxsize=2)(self._shuffle)
 
     def _shuffle(self, epoch: int) -> NDArray[np.int64]:
-        return np.random.default_rng((self.seed, epoch)).permutation(len(self._images))
+        return np.random.default_rng((self.seed, epoch)).permutation(self._rows)
 
     def rows_at(self, position: int) -> NDArray[np.int64]:
         """Return which images the batch at ``position`` holds: int64 [B]."""
         if position < 0:
             raise ValueError(f"position must be at least 0, but got {position}")
-        count, parts, need = len(self._images), [], self.batch
+        count, parts, need = len(self._rows), [], self.batch
         while need:
             epoch, offset = divmod(position, count)
             part = self._order(epoch)[offset : offset + need]
@@ -53,3 +60,11 @@ class Batches:
         if self._labels is None:
             return images, None
         return images, torch.from_numpy(self._labels[rows])
+
+    def some(self, count: int, held_out: bool = False) -> Tensor | None:
+        """Return the first ``count`` images of those in batches, or of those held out: uint8.
+
+        None where none are held out.
+        """
+        rows = (self.held_out if held_out else self._rows)[:count]
+        return torch.from_numpy(self._images[rows]) if len(rows) else None

@@ -13,7 +13,8 @@ from growgan.config import Settings
 from growgan.data.batches import Batches
 from growgan.growth.history import Proposal
 from growgan.metrics.score import GROUPS, Score, Scorer
-from growgan.objectives.objective import Objective
+from growgan.objectives import make_objective
+from growgan.training.doctor import LOOKED_AT, Vitals, examine
 from growgan.training.gan import Gan, even_latents, to_uint8
 from growgan.training.runtime import Runtime, out_of_memory
 from growgan.training.stage import Diverged, Mark, Progress, Slice, train
@@ -23,22 +24,24 @@ SCORE_SEED = 0x5C04E  # all candidates are scored on the same latents
 
 @dataclass(frozen=True)
 class Task:
-    """One child to make: whom to continue, what to change, how long to train."""
+    """One child to make: whom to continue, what to change, how long to train, and how."""
 
     id: str
     round: int
     proposal: Proposal
     piece: Slice
     seed: int
+    settings: Settings
 
 
 @dataclass
 class Outcome:
-    """What became of a task. ``gan`` and ``score`` are None if it failed."""
+    """What became of a task. ``gan``, ``score`` and ``vitals`` are None if it failed."""
 
     task: Task
     gan: Gan | None = None
     score: Score | None = None
+    vitals: Vitals | None = None
     images: int = 0
     trained: float = 0.0
     costs: dict[str, float] = field(default_factory=dict)
@@ -72,9 +75,7 @@ class Keeper(Protocol):
 class Trainer:
     """Makes one child: branch, train, score. All that is needed for it, and no decisions."""
 
-    settings: Settings
     batches: Batches
-    objective: Objective
     runtime: Runtime
     scorer: Scorer
     keeper: Keeper
@@ -94,7 +95,8 @@ class Trainer:
         outcome.trained = outcome.costs["train"] = first.seconds + clock.lap()
         if not outcome.error:
             self.keeper.report(task, gan, None)
-            outcome.gan, outcome.score = gan, self.score(gan)
+            outcome.gan, outcome.score = gan, self.score(gan, task.settings.batch)
+            outcome.vitals = self.examine(gan, outcome.score)
         outcome.costs["score"] = clock.lap()
         return outcome
 
@@ -110,7 +112,8 @@ class Trainer:
             mark = now
             self.keeper.keep(task, gan, now)
 
-        fixed = (self.batches, self.objective, self.settings, self.runtime, task.piece)
+        objective = make_objective(task.settings)
+        fixed = (self.batches, objective, task.settings, self.runtime, task.piece)
         while True:
             try:
                 train(
@@ -129,8 +132,8 @@ class Trainer:
 
     def _halve(self, task: Task) -> None:
         """Put batches through in twice as many parts from now on, each of whole groups."""
-        size = self.settings.batch // self.parts
-        if size % (2 * max(1, self.settings.stack.deviation_group)):
+        size = task.settings.batch // self.parts
+        if size % (2 * max(1, task.settings.stack.deviation_group)):
             raise MemoryError(f"candidate {task.id} does not fit into memory, {size} images a part")
         self.parts *= 2
         self.keeper.out_of_memory(task, self.parts)
@@ -142,19 +145,30 @@ class Trainer:
             return parent.branch(growth.generator, growth.discriminator, seed=task.seed)
         if proposal.stacks is None:
             raise ValueError(f"proposal {task.id} has neither a parent nor stacks of its own")
-        settings, device = self.settings.optimiser, self.runtime.device
+        settings, device = task.settings.optimiser, self.runtime.device
         return Gan.create(*proposal.stacks, settings, seed=task.seed, device=device)
 
     @torch.no_grad()
-    def score(self, gan: Gan) -> Score:
+    def score(self, gan: Gan, batch: int = 32) -> Score:
         """Score the running average of G."""
 
         def generate(count: int) -> torch.Tensor:
             z = even_latents(count, gan.average.spec.latent, SCORE_SEED, GROUPS)
             with self.runtime.autocast():
-                return to_uint8(gan.average, z, min(256, 8 * self.settings.batch // self.parts))
+                return to_uint8(gan.average, z, min(256, 8 * batch // self.parts))
 
         return self.scorer.score(generate, gan.resolution)
+
+    def examine(self, gan: Gan, score: Score) -> Vitals:
+        """Take what the doctor looks at."""
+        kinds = [self.batches.some(LOOKED_AT, held_out=held) for held in (False, True)]
+        seen, unseen = (
+            None if each is None else gan.shown(self.runtime.images(each)) for each in kinds
+        )
+        if seen is None:
+            raise ValueError("there are no images to train on")
+        with self.runtime.autocast():
+            return examine(gan, seen, unseen, score.value)
 
 
 class Clock:

@@ -35,10 +35,11 @@ from growgan.metrics.score import GROUPS, Scorer
 from growgan.nets.blocks import BLOCKS
 from growgan.nets.presets import PRESETS
 from growgan.nets.stack import Generator
-from growgan.objectives import LOSSES, Objective, make_augmentation, make_loss, make_regulariser
+from growgan.objectives import make_objective
 from growgan.registry import Registry
 from growgan.report.page import write_report
 from growgan.training.checkpoint import load_generator
+from growgan.training.doctor import LOOKED_AT
 from growgan.training.gan import latents, to_uint8
 from growgan.training.progress import Display, SilentDisplay
 from growgan.training.runtime import best_threads, machine, make_runtime
@@ -216,27 +217,6 @@ def check_names(settings: Settings) -> None:
         )
 
 
-def make_objective(settings: Settings) -> Objective:
-    """Return the objective that ``settings`` name.
-
-    Raises:
-        UserError: an unknown name or option, or a combination that has no meaning.
-    """
-    loss = make_loss(settings.loss, settings.loss_options)
-    regularisers = {
-        name: make_regulariser(name, options) for name, options in settings.regularisers.items()
-    }
-    for name, each in regularisers.items():
-        if each.requires is not None and not getattr(loss, each.requires):
-            fit = [e.name for e in LOSSES if getattr(e.value, each.requires)]
-            raise UserError(
-                f"regulariser '{name}' has no meaning for the loss '{settings.loss}'; "
-                f"it is for: {', '.join(fit)}"
-            )
-    augmentation = make_augmentation(settings.augment, settings.augment_options)
-    return Objective(loss, regularisers, augmentation)
-
-
 def check_out(out: Path, data: ImageSet, *, resume: bool) -> dict[str, Any] | None:
     """Return the start event of the run in ``out``, None if it is free for a new one.
 
@@ -331,9 +311,8 @@ def _search(
         drawn = f"latents {SCORE_SEED:#x}, even in {GROUPS} groups"
         keep_protocol(search.ledger, replace(scorer.protocol, preparation=drawn))
         meter.charge("data", clock.lap())
-        batches = Batches(data, settings.batch, settings.seed)
-        how = (settings, batches, make_objective(settings), runtime, scorer)
-        trainer = Trainer(*how, search.keeper, search.parts)
+        batches = Batches(data, settings.batch, settings.seed, held_out(len(data)))
+        trainer = Trainer(batches, runtime, scorer, search.keeper, search.parts)
         if search.run(SerialExecutor(trainer, search.parent)) is None:
             tried = search.history.candidates
             raise RuntimeError(f"no candidate could be trained: {tried[-1].error if tried else ''}")
@@ -343,6 +322,11 @@ def _search(
         if search.history.best:
             write_report(out)
     return Run(out)
+
+
+def held_out(images: int) -> int:
+    """Return how many images are kept from training, for the doctor to try D on."""
+    return min(LOOKED_AT, images // 50) if images >= 2000 else 0
 
 
 def make_scorer(

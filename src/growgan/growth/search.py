@@ -14,7 +14,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from growgan.config import Settings
+from growgan.config import Settings, make_settings
 from growgan.errors import UserError
 from growgan.growth.budget import Budget, Meter
 from growgan.growth.executor import Clock, Executor, Outcome, Task
@@ -31,11 +31,12 @@ from growgan.training.checkpoint import (
     load_gan,
     save_gan,
 )
+from growgan.training.doctor import TREATMENTS, Diagnosis, Vitals, diagnose, remedy
 from growgan.training.gan import Gan
 from growgan.training.progress import Display
 from growgan.training.stage import Slice
 
-FAILURES = 3  # rounds in a row without a sound candidate, and the run ends
+FAILURES = TREATMENTS + 1  # rounds in a row without a sound candidate, and the run ends
 SHEET = 64  # images on a candidate's sample sheet
 SHEET_SEED = 1  # the same latents for every candidate
 
@@ -73,11 +74,13 @@ class Search:
         self._unselected: list[Candidate] = []
         self.parts = 1  # in which a batch goes through; more once memory has run out
         self._overhead = 1.0
+        self._vitals: dict[str, Vitals] = {}  # of those that are healthy
+        self._treatments, self._given_up = 0, ""
         self._replay()
 
     def run(self, executor: Executor) -> Candidate | None:
         """Go on until the budget is spent or nothing trains any more; return the best candidate."""
-        while self._room() and not self._hopeless():
+        while self._room() and not self._hopeless() and not self._given_up:
             alive = [self.history[name] for name in self.history.alive]
             proposals = list(self.policy.propose(alive, self.history))
             children = list(self._unselected)
@@ -91,8 +94,8 @@ class Search:
         elapsed = self.meter.elapsed
         costs["other"] = round(max(0.0, elapsed - sum(costs.values())), 2)
         event = {"best": best and best.id, "elapsed": round(elapsed, 3), "cost": costs}
-        if self._hopeless():
-            event["stopped"] = self.history.candidates[-1].error
+        if self._hopeless() or self._given_up:
+            event["stopped"] = self._given_up or self.history.candidates[-1].error
         self.ledger.append({"event": "end", **event})
         return best
 
@@ -132,7 +135,8 @@ class Search:
                 self._piece(proposal, overhead), begin=begin, end=begin + proposal.share
             )
             seed = (self.settings.seed * 1_000_003 + number) & 0x7FFFFFFF
-            yield Task(f"{number:04d}", self.history.round, proposal, piece, seed)
+            name = f"{number:04d}"
+            yield Task(name, self.history.round, proposal, piece, seed, self.settings)
 
     def _piece(self, proposal: Proposal, overhead: float) -> Slice:
         """Turn a share of the budget into seconds, scoring included, or into whole batches.
@@ -161,16 +165,51 @@ class Search:
         for kind, seconds in {**outcome.costs, "save": clock.lap()}.items():
             self.meter.charge(kind, seconds)
             outcome.costs[kind] = seconds
+        diagnosis = self._diagnose(outcome)
         candidate = self._candidate(outcome)
         self._overhead = 0.5 * (self._overhead + candidate.seconds - candidate.trained)
         players = (gan.generator, gan.discriminator) if gan else ()
         sizes = tuple(player.parameter_count() for player in players) or (0, 0)
         event = candidate_to_event(candidate, (sizes[0], sizes[1]))
-        self.ledger.append(event)
+        self.ledger.append({**event, "vitals": outcome.vitals and outcome.vitals.to_json()})
         self.keeper.drop(task.id)
         self.display.candidate(event)
         self._unselected.append(candidate)
+        # A growth that ails was a bad one; if the pair itself ails, its training must change.
+        if diagnosis is not None and not task.proposal.growth:
+            self._treat(candidate, diagnosis)
         return candidate
+
+    def _diagnose(self, outcome: Outcome) -> Diagnosis | None:
+        """Return what ails a child, which is then a failed one."""
+        proposal, vitals = outcome.task.proposal, outcome.vitals
+        if vitals is None:
+            return Diagnosis("divergence", outcome.error)
+        before = self._vitals.get(proposal.parent or "")
+        diagnosis = diagnose(vitals, before, grew=bool(proposal.growth))
+        if diagnosis is None:
+            self._vitals[outcome.task.id] = vitals
+        else:
+            outcome.error, outcome.score = diagnosis.sentence, None
+        return diagnosis
+
+    def _treat(self, candidate: Candidate, diagnosis: Diagnosis) -> None:
+        """Train otherwise from now on, or give up after some treatments."""
+        found = remedy(diagnosis.name, self.settings) if self._treatments < TREATMENTS else None
+        changes, words = found or ({}, "")
+        event: dict[str, Any] = {"candidate": candidate.id, "ailment": diagnosis.name}
+        event |= {"diagnosis": diagnosis.sentence, "remedy": words, "settings": changes}
+        self.ledger.append({"event": "doctor", **event})
+        self._follow(event)
+        what_now = f"going back, with {words}" if words else "stopping here"
+        self.display.message(f"{candidate.id}: {diagnosis.sentence}; {what_now}")
+
+    def _follow(self, event: Mapping[str, Any]) -> None:
+        """Do what the doctor said."""
+        self._treatments += 1
+        self.settings = make_settings(self.settings.model_dump(), event["settings"])
+        if not event["remedy"]:
+            self._given_up = str(event["diagnosis"])
 
     def _candidate(self, outcome: Outcome) -> Candidate:
         task, gan, score = outcome.task, outcome.gan, outcome.score
@@ -235,9 +274,13 @@ class Search:
                 tried[candidate.id] = candidate
                 self._unselected.append(candidate)
                 self._overhead = candidate.seconds - candidate.trained
+                if event.get("vitals") and not candidate.error:
+                    self._vitals[candidate.id] = Vitals(**event["vitals"])
             elif event["event"] == "select":
                 known = self.history.with_round(tuple(self._unselected), tuple(event["alive"]))
                 self.history, self._unselected = known, []
+            elif event["event"] == "doctor":
+                self._follow(event)
             elif event["event"] == "memory":
                 self.parts = event["parts"]
             elif event["event"] == "damage":

@@ -3,7 +3,7 @@
 from growgan.objectives import consistency, penalties, tricks, weights
 from growgan.objectives.augment import AUGMENTATIONS, Augmentation, make_augmentation
 from growgan.objectives.losses import LOSSES, Loss, make_loss
-from growgan.objectives.objective import Objective
+from growgan.objectives.objective import Objective, make_objective
 from growgan.objectives.regulariser import REGULARISERS, Regulariser, make_regulariser
 from growgan.objectives.step import Memory, Step
 
@@ -20,6 +20,7 @@ __all__ = [
     "consistency",
     "make_augmentation",
     "make_loss",
+    "make_objective",
     "make_regulariser",
     "penalties",
     "tricks",

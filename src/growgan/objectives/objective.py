@@ -11,9 +11,11 @@ from functools import partial
 
 from torch import Tensor, nn
 
-from growgan.objectives.augment import Adaptive, Augmentation
-from growgan.objectives.losses import Loss
-from growgan.objectives.regulariser import Regulariser
+from growgan.config import Settings
+from growgan.errors import UserError
+from growgan.objectives.augment import Adaptive, Augmentation, make_augmentation
+from growgan.objectives.losses import LOSSES, Loss, make_loss
+from growgan.objectives.regulariser import Regulariser, make_regulariser
 from growgan.objectives.step import Step
 
 
@@ -101,3 +103,24 @@ class Objective:
         for name, each in self.regularisers.items():
             if each.weight != 0 and step.index % each.every == 0:
                 yield name, each, each.strength(size) * each.every
+
+
+def make_objective(settings: Settings) -> Objective:
+    """Return the objective that ``settings`` name.
+
+    Raises:
+        UserError: an unknown name or option, or a combination that has no meaning.
+    """
+    loss = make_loss(settings.loss, settings.loss_options)
+    regularisers = {
+        name: make_regulariser(name, options) for name, options in settings.regularisers.items()
+    }
+    for name, each in regularisers.items():
+        if each.requires is not None and not getattr(loss, each.requires):
+            fit = [e.name for e in LOSSES if getattr(e.value, each.requires)]
+            raise UserError(
+                f"regulariser '{name}' has no meaning for the loss '{settings.loss}'; "
+                f"it is for: {', '.join(fit)}"
+            )
+    augmentation = make_augmentation(settings.augment, settings.augment_options)
+    return Objective(loss, regularisers, augmentation)

@@ -25,12 +25,14 @@ class Regulariser:
 
     Attributes:
         weight: what its terms are multiplied by.
+        scale: this too, whatever the weight: 4 is four times as strong as usual.
         every: take its terms at every k-th step, k times as strong (lazily).
         requires: the attribute that a loss must have for it, if any.
         both: True if it has a term for either player; G's is then logged apart.
     """
 
     weight: float = 1.0
+    scale: float = 1.0
     every: int = 1
 
     requires: ClassVar[str | None] = None
@@ -38,7 +40,7 @@ class Regulariser:
 
     def strength(self, resolution: tuple[int, int]) -> float:
         """Return the weight for images of this height and width."""
-        return self.weight
+        return self.scale * self.weight
 
     def latents(self, step: Step) -> Tensor:
         """Return the latents that both players train on, in place of ``step.latents``."""
@@ -95,7 +97,7 @@ class Term(Regulariser):
     per_pixel: bool = False
 
     def strength(self, resolution: tuple[int, int]) -> float:
-        return self.weight * (prod(resolution) if self.per_pixel else 1)
+        return self.scale * self.weight * (prod(resolution) if self.per_pixel else 1)
 
     def discriminator(self, step: Step) -> Tensor | None:
         return self.function(step) if self.player == "discriminator" else None

@@ -13,6 +13,7 @@ from torch.quasirandom import SobolEngine
 
 from growgan.config import OptimiserSettings
 from growgan.nets.edits import Append, Edit, apply, inherit
+from growgan.nets.layers import downsample
 from growgan.nets.spec import StackSpec
 from growgan.nets.stack import Discriminator, Generator, build
 from growgan.objectives.step import Memory
@@ -165,6 +166,10 @@ class Gan:
         copy.images, copy.steps = self.images, self.steps
         copy.memory = {name: value.clone() for name, value in self.memory.items()}
         return copy
+
+    def shown(self, images: Tensor) -> Tensor:
+        """Return ``images`` [N, C, H, W], at the target resolution or this, at the pair's own."""
+        return downsample(images, images.shape[-1] // self.resolution[1])
 
     @torch.no_grad()
     def update_average(self, decay: float) -> None:

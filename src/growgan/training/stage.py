@@ -258,7 +258,7 @@ def _descend(losses: dict[str, Tensor], parts: int, terms: dict[str, Tensor]) ->
 
 def _reals(gan: Gan, full: Tensor, rng: torch.Generator, mirror: bool) -> Tensor:
     """Return reals at the pair's resolution, blended as the fakes are while a size fades in."""
-    real = downsample(full, full.shape[-1] // gan.resolution[1])
+    real = gan.shown(full)
     factor = max(gan.generator.fade_factor, gan.discriminator.fade_factor)
     if factor > 1:
         real = torch.lerp(upsample(downsample(real, factor), factor), real, gan.generator.alpha)

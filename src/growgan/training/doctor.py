@@ -1,0 +1,216 @@
+"""Is a pair healthy? What ails it is said in one sentence, with what may help."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from growgan.config import Settings
+from growgan.training.gan import Gan
+
+TREATMENTS = 3  # at most; then the run stops with the diagnosis
+LOOKED_AT = 512  # images of each kind
+SETTLED = 5_000  # images before collapse and a winning D mean anything
+
+
+@dataclass(frozen=True)
+class Vitals:
+    """What was measured of a pair at the end of a slice.
+
+    Attributes:
+        images: that it has seen.
+        finite: whether every weight is a number.
+        score: lower is better; None if it could not be taken.
+        diversity: deviation of fakes, pixel by pixel, beside that of reals: 1 is as varied.
+        variety: the reals' own deviation, of the range of a pixel.
+        wins_seen: chance that D puts a real that it trains on above a fake.
+        wins_unseen: the same for reals that it has never seen; None where none are held out.
+        singular: the largest singular value of D's weights in use.
+        copies: share of fakes that are as near to a training image as hardly a new real is.
+    """
+
+    images: int
+    finite: bool
+    score: float | None
+    diversity: float
+    variety: float
+    wins_seen: float
+    wins_unseen: float | None
+    singular: float
+    copies: float | None = None
+
+    def to_json(self) -> dict[str, Any]:
+        """Return plain data that ``Vitals(**data)`` reads back; JSON knows no infinity."""
+        plain = asdict(self)
+        return {
+            key: min(value, 1e30) if isinstance(value, float) else value
+            for key, value in plain.items()
+        }
+
+
+@dataclass(frozen=True)
+class Diagnosis:
+    """What ails a pair.
+
+    Attributes:
+        name: of the ailment, a key of :data:`REMEDIES`.
+        sentence: for people.
+    """
+
+    name: str
+    sentence: str
+
+
+@torch.no_grad()
+def examine(
+    gan: Gan,
+    seen: Tensor,
+    unseen: Tensor | None,
+    score: float | None,
+    copies: float | None = None,
+) -> Vitals:
+    """Measure a pair.
+
+    Args:
+        seen: training images float [N, C, H, W] in [-1, 1] at the pair's resolution.
+        unseen: held-out ones, if there are any.
+        copies: as :class:`Vitals` has it, measured elsewhere.
+    """
+    players = (gan.generator, gan.discriminator, gan.average)
+    finite = all(bool(torch.isfinite(p).all()) for each in players for p in each.parameters())
+    rng = torch.Generator().manual_seed(0)
+    z = torch.randn(len(seen), gan.generator.spec.latent, generator=rng).to(seen.device)
+    fakes = gan.average(z)
+    judged = gan.discriminator(gan.generator(z))
+    kinds = [gan.discriminator(each) for each in (seen, unseen) if each is not None]
+    wins = [_wins(real, judged) for real in kinds]
+    variety = float(seen.std(0).mean()) / 2
+    return Vitals(
+        images=gan.images,
+        finite=finite,
+        score=score,
+        diversity=float(fakes.std(0).mean()) / 2 / max(variety, 1e-6),
+        variety=variety,
+        wins_seen=wins[0],
+        wins_unseen=wins[1] if len(wins) > 1 else None,
+        singular=max(singular_values(gan.discriminator, 1)[0]) if finite else float("inf"),
+        copies=copies,
+    )
+
+
+def _wins(real: Tensor, fake: Tensor) -> float:
+    """Return the chance that a real has the larger logit than a fake, ties counted half."""
+    difference = real[:, None] - fake[None, :]
+    return float((difference > 0).float().mean() + 0.5 * (difference == 0).float().mean())
+
+
+def singular_values(player: torch.nn.Module, count: int = 3) -> list[list[float]]:
+    """Return the largest singular values of each weight in use: ``count`` lists, one value a map.
+
+    BigGAN's monitor (Brock et al. 2019, section 4): a first one that runs away foretells collapse.
+    """
+    rows: list[list[float]] = [[] for _ in range(count)]
+    for module in player.modules():
+        weight = getattr(module, "weight", None)
+        if not isinstance(weight, Tensor) or weight.ndim < 2:
+            continue
+        used = weight.detach().flatten(1).float() * float(getattr(module, "scale", 1.0))
+        gram = used @ used.T if used.shape[0] <= used.shape[1] else used.T @ used
+        values = torch.linalg.eigvalsh(gram).clamp(min=0).sqrt().flip(0)
+        for row, value in zip(rows, [*values[:count].tolist(), *[0.0] * count], strict=False):
+            row.append(value)
+    return rows
+
+
+def diagnose(now: Vitals, before: Vitals | None, *, grew: bool = False) -> Diagnosis | None:
+    """Return what ails a pair, None if nothing does.
+
+    Args:
+        before: the newest healthy vitals of its line.
+        grew: True if it has just grown, which may shake its score.
+    """
+    for name, ailment in AILMENTS.items():
+        sentence = ailment(now, before, grew)
+        if sentence is not None:
+            return Diagnosis(name, sentence)
+    return None
+
+
+def _not_finite(now: Vitals, before: Vitals | None, grew: bool) -> str | None:
+    return None if now.finite else "weights are no longer numbers: the pair diverged"
+
+
+def _lifeless(now: Vitals, before: Vitals | None, grew: bool) -> str | None:
+    if now.variety < 1e-3:
+        return "the training images are all alike: there is nothing to learn but one image"
+    return None
+
+
+def _diverged(now: Vitals, before: Vitals | None, grew: bool) -> str | None:
+    if before is None or now.score is None or before.score is None or grew:
+        return None
+    if now.score > max(4 * before.score, before.score + 0.2):
+        return f"the score went from {before.score:.3g} to {now.score:.3g}: training diverges"
+    return None
+
+
+def _collapsed(now: Vitals, before: Vitals | None, grew: bool) -> str | None:
+    if now.images < SETTLED or now.diversity >= 0.25:
+        return None
+    return f"fakes vary {now.diversity:.0%} as much as reals: G has collapsed to few images"
+
+
+def _outright(now: Vitals, before: Vitals | None, grew: bool) -> str | None:
+    """D tells all apart, and G no longer learns from it."""
+    if now.images < SETTLED or before is None or now.score is None or before.score is None:
+        return None
+    wins = now.wins_seen if now.wins_unseen is None else now.wins_unseen
+    if min(wins, before.wins_seen) > 0.995 and now.score > 0.9 * before.score and not grew:
+        return f"D tells {wins:.1%} of fakes from reals and G no longer gets better: D has won"
+    return None
+
+
+def _memorised(now: Vitals, before: Vitals | None, grew: bool) -> str | None:
+    if now.copies is not None and now.copies > 0.5:
+        return f"{now.copies:.0%} of the fakes are copies of training images"
+    if now.images < SETTLED or now.wins_unseen is None:
+        return None
+    if now.wins_seen - now.wins_unseen > 0.2:
+        return (
+            f"D puts {now.wins_seen:.0%} of the images it trains on above fakes, but "
+            f"{now.wins_unseen:.0%} of others: it knows them by heart"
+        )
+    return None
+
+
+AILMENTS: Mapping[str, Callable[[Vitals, Vitals | None, bool], str | None]] = {
+    "divergence": _not_finite,
+    "no variety": _lifeless,
+    "instability": _diverged,
+    "memorisation": _memorised,
+    "collapse": _collapsed,
+    "winning D": _outright,
+}
+
+
+def remedy(name: str, settings: Settings) -> tuple[dict[str, Any], str] | None:
+    """Return what to change in ``settings`` against the ailment ``name``, and that in words.
+
+    None where nothing helps.
+    """
+    rate, r1 = settings.optimiser.lr, settings.regularisers.get("r1", {})
+    stronger = {"regularisers": {"r1": {"scale": 4 * (r1.get("scale") or 1.0)}}}
+    if name in ("divergence", "instability"):
+        return {"optimiser": {"lr": rate / 3}}, f"a rate of {rate / 3:.2g} in place of {rate:.2g}"
+    if name == "winning D":
+        return stronger, "R1 four times as strong"
+    if name == "collapse":
+        slower = {"optimiser": {"lr": rate / 2}}
+        return {**stronger, **slower}, "R1 four times as strong and half of the rate"
+    if name == "memorisation" and settings.augment == "none":
+        return {"augment": "ada"}, "adaptive augmentation"
+    return (stronger, "R1 four times as strong") if name == "memorisation" else None

@@ -1,0 +1,218 @@
+"""The doctor: what is provoked is caught, named and treated; what is healthy is left alone."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from growgan.config import OptimiserSettings, StackSettings, make_settings
+from growgan.data import ImageSet
+from growgan.growth import Run, grow
+from growgan.growth.executor import Trainer
+from growgan.growth.history import Space
+from growgan.training import stage
+from growgan.training.doctor import SETTLED, Vitals, diagnose, examine, remedy, singular_values
+from growgan.training.gan import Gan
+
+HEALTHY = Vitals(
+    images=50_000,
+    finite=True,
+    score=0.1,
+    diversity=0.9,
+    variety=0.2,
+    wins_seen=0.8,
+    wins_unseen=0.75,
+    singular=3.0,
+)
+
+
+@pytest.fixture(scope="module")
+def data(make_images: Callable[..., ImageSet]) -> ImageSet:
+    return make_images(400, 1, 16, 16)
+
+
+@pytest.fixture(autouse=True)
+def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("GROWGAN_CACHE", str(tmp_path / "cache"))
+
+
+def run(data: ImageSet, out: Path, images: int = 12_000, **values: Any) -> Run:
+    settings = {
+        "policy": "fixed",
+        "batch": 16,
+        "stack": {"latent": 16, "width": 8},
+        "score": {"kind": "swd", "samples": 128},
+    }
+    try:
+        grow(data, out=out, images=images, settings=make_settings(settings, values))
+    except RuntimeError as error:  # the ledger says why
+        assert "no candidate could be trained" in str(error)
+    return Run.open(out)
+
+
+def diagnoses(found: Run) -> list[str]:
+    return [e["ailment"] for e in found.events if e["event"] == "doctor"]
+
+
+@pytest.mark.parametrize(
+    ("changes", "ailment"),
+    [
+        ({"finite": False}, "divergence"),
+        ({"variety": 0.0}, "no variety"),
+        ({"score": 0.5}, "instability"),
+        ({"diversity": 0.1}, "collapse"),
+        ({"wins_seen": 0.99, "wins_unseen": 0.7}, "memorisation"),
+        ({"copies": 0.9}, "memorisation"),
+    ],
+)
+def test_each_ailment_is_known_by_its_signs(changes: dict[str, Any], ailment: str) -> None:
+    assert diagnose(HEALTHY, HEALTHY) is None
+    found = diagnose(replace(HEALTHY, **changes), HEALTHY)
+    assert found is not None and found.name == ailment
+    assert len(found.sentence.split()) > 4
+
+
+def test_a_winning_d_is_one_that_wins_while_g_stands_still() -> None:
+    sure = replace(HEALTHY, wins_seen=0.999, wins_unseen=0.999)
+    better = replace(sure, score=0.05)
+    assert diagnose(better, sure) is None
+    found = diagnose(sure, sure)
+    assert found is not None and found.name == "winning D"
+    assert diagnose(replace(sure, images=SETTLED - 1), sure) is None
+    assert diagnose(sure, HEALTHY) is None, "it has only now begun to win"
+
+
+def test_growth_may_shake_the_score() -> None:
+    assert diagnose(replace(HEALTHY, score=1.0), HEALTHY, grew=True) is None
+
+
+def test_remedies_add_up_and_end() -> None:
+    settings = make_settings({})
+    for _ in range(2):
+        found = remedy("winning D", settings)
+        assert found is not None
+        settings = make_settings(settings.model_dump(), found[0])
+    assert settings.regularisers["r1"]["scale"] == 16
+    found = remedy("divergence", settings)
+    assert found is not None
+    assert make_settings(settings.model_dump(), found[0]).optimiser.lr == pytest.approx(2e-2 / 3)
+    assert remedy("memorisation", settings) == ({"augment": "ada"}, "adaptive augmentation")
+    assert remedy("no variety", settings) is None
+
+
+def test_vitals_of_players_that_are_known() -> None:
+    space = Space("pggan", StackSettings(latent=8, width=8), 1, (8, 8))
+    gan = Gan.create(*space.stacks(1), OptimiserSettings(), seed=0)
+    rng = torch.Generator().manual_seed(0)
+    seen, unseen = (torch.rand(64, 1, 8, 8, generator=rng) * 2 - 1 for _ in range(2))
+    found = examine(gan, seen, unseen, 0.3)
+    assert found.finite and found.score == 0.3
+    assert found.variety == pytest.approx(float(seen.std(0).mean()) / 2)
+    assert found.wins_unseen is not None and abs(found.wins_seen - found.wins_unseen) < 0.2
+    with torch.no_grad():
+        for p in gan.discriminator.parameters():
+            p.zero_()
+        gan.average.head.weight.zero_()  # type: ignore[union-attr]
+    flat = examine(gan, seen, None, None)
+    assert (flat.wins_seen, flat.wins_unseen, flat.singular) == (0.5, None, 0.0)
+    assert flat.diversity == pytest.approx(0, abs=1e-6)
+    assert Vitals(**flat.to_json()) == flat
+
+
+def test_singular_values_are_those_of_the_weights_in_use() -> None:
+    space = Space("pggan", StackSettings(latent=8, width=8), 1, (8, 8))
+    gan = Gan.create(*space.stacks(1), OptimiserSettings(), seed=0)
+    found = singular_values(gan.discriminator, 3)
+    maps = [m for m in gan.discriminator.modules() if hasattr(m, "scale")]
+    for i, module in enumerate(maps):
+        expected = torch.linalg.svdvals((module.weight * module.scale).detach().flatten(1))
+        for row, value in zip(found, expected.tolist(), strict=False):
+            assert row[i] == pytest.approx(value, rel=1e-4)
+
+
+def test_a_rate_a_hundred_times_too_high_is_caught_and_lowered(
+    data: ImageSet, tmp_path: Path
+) -> None:
+    found = run(data, tmp_path / "run", optimiser={"lr": 2.0})
+    assert set(diagnoses(found)) <= {"divergence", "instability", "collapse", "winning D"}
+    assert diagnoses(found)
+    first = next(e for e in found.events if e["event"] == "doctor")
+    assert first["settings"]["optimiser"]["lr"] < 2.0 and "rate" in first["remedy"]
+
+
+def test_one_image_repeated_is_told_to_the_user(tmp_path: Path, data: ImageSet) -> None:
+    one = replace(data, images=np.repeat(np.array(data.images[:1]), 400, 0), fingerprint="one")
+    found = run(one, tmp_path / "run", images=2_000)
+    assert diagnoses(found) == ["no variety"]
+    (event,) = (e for e in found.events if e["event"] == "doctor")
+    assert "all alike" in event["diagnosis"] and event["remedy"] == ""
+    assert found.events[-1]["stopped"] == event["diagnosis"]
+
+
+def test_nan_in_a_weight_is_caught_and_the_run_goes_on_without_it(
+    data: ImageSet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plain, calls = stage.step, 0
+
+    def poisoned(gan: Gan, *rest: Any) -> dict[str, torch.Tensor]:
+        nonlocal calls
+        calls += 1
+        if calls == 30:
+            with torch.no_grad():
+                next(gan.generator.parameters())[0, 0] = float("nan")
+        return plain(gan, *rest)
+
+    monkeypatch.setattr(stage, "step", poisoned)
+    found = run(data, tmp_path / "run", images=3_000)
+    assert diagnoses(found) == ["divergence"]
+    assert found.events[-1]["event"] == "end" and "stopped" not in found.events[-1]
+    statuses = [e["status"] for e in found.events if e["event"] == "candidate"]
+    assert statuses.count("failed") == 1 and statuses[-1] == "scored"
+
+
+def test_a_treated_run_goes_on_as_treated(
+    data: ImageSet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plain = Trainer.examine
+    sick = {"0001"}
+    seen: list[float] = []
+
+    def examined(trainer: Trainer, gan: Gan, score: Any) -> Vitals:
+        vitals = plain(trainer, gan, score)
+        return replace(vitals, finite=not (sick and gan.images > 600 and sick.pop()))
+
+    monkeypatch.setattr(Trainer, "examine", examined)
+    found = run(data, tmp_path / "run", images=3_000)
+    assert diagnoses(found)[0] == "divergence"
+    sick.clear()
+
+    def rates(gan: Gan, settings: Any, progress: float) -> None:
+        seen.append(settings.optimiser.lr)
+
+    monkeypatch.setattr(stage, "set_rates", rates)
+    grow(data, out=found.path, images=4_000, resume=True)
+    treated = 2e-2 / 3 ** len(diagnoses(found))
+    assert seen == pytest.approx([treated] * len(seen)) and seen
+
+
+def test_after_three_treatments_the_run_stops_with_the_diagnosis(
+    data: ImageSet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plain = Trainer.examine
+
+    def examined(trainer: Trainer, gan: Gan, score: Any) -> Vitals:
+        found = plain(trainer, gan, score)
+        return replace(found, diversity=0.0 if gan.images > 1500 else 1.0, images=10_000)
+
+    monkeypatch.setattr(Trainer, "examine", examined)
+    found = run(data, tmp_path / "run", images=12_000)
+    events = [e for e in found.events if e["event"] == "doctor"]
+    assert [bool(e["remedy"]) for e in events] == [True, True, True, False]
+    assert "collapsed" in found.events[-1]["stopped"]
+    assert found.best.sample(2).shape == (2, 16, 16, 1), "what was healthy is kept"
