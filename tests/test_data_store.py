@@ -286,6 +286,24 @@ def test_errors_in_a_worker_are_raised_here() -> None:
         list(_spread(operator.getitem, 4, 1, 0, 2))  # type: ignore[arg-type]
 
 
+def dying(flag: Path, times: int, start: int, stop: int) -> tuple[int, int]:
+    """Return the range, but end the process the first ``times`` times that it holds 4."""
+    if start <= 4 < stop and len(list(flag.parent.glob("died-*"))) < times:
+        (flag.parent / f"died-{os.getpid()}").touch()
+        os._exit(9)
+    return start, stop
+
+
+def test_a_worker_that_dies_is_replaced_once(tmp_path: Path) -> None:
+    blocks = list(_spread(partial(dying, tmp_path / "x", 1), 10, 2, 0, 2))
+    assert blocks == [(0, 2), (2, 4), (4, 6), (6, 8), (8, 10)]
+
+
+def test_images_that_kill_every_worker_are_named(tmp_path: Path) -> None:
+    with pytest.raises(RuntimeError, match=r"end early \(exit code 9\) at images 4 to 5"):
+        list(_spread(partial(dying, tmp_path / "x", 9), 10, 2, 0, 2))
+
+
 def test_the_cache_can_be_chosen(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("GROWGAN_CACHE", str(tmp_path))
     assert default_cache() == tmp_path

@@ -64,7 +64,14 @@ def _spread(
             _send(process, (task, blocks[number::workers]))
         # Worker w does blocks w, w + workers, ...: reading in turn keeps the order.
         for number in range(len(blocks)):
-            yield _receive(processes[number % workers])
+            worker = number % workers
+            try:
+                yield _receive(processes[worker])
+            except EOFError:  # it died, of a lack of memory perhaps: another takes its place, once
+                processes[worker].wait()
+                processes[worker] = _start_worker()
+                _send(processes[worker], (task, blocks[number::workers]))
+                yield _receive_or_fail(processes[worker], blocks[number])
     finally:
         for process in processes:
             process.kill()
@@ -93,15 +100,25 @@ def _send(process: subprocess.Popen[bytes], message: Any) -> None:
 
 
 def _receive(process: subprocess.Popen[bytes]) -> Any:
+    """Return a worker's next result; raise what it raised, or EOFError if it is no more."""
     assert process.stdout is not None
     try:
         good, value = pickle.load(process.stdout)
-    except (EOFError, pickle.UnpicklingError) as error:
-        code = process.wait()
-        raise RuntimeError(f"an image worker ended early (exit code {code})") from error
+    except pickle.UnpicklingError as error:
+        raise EOFError from error
     if not good:
         raise value
     return value
+
+
+def _receive_or_fail(process: subprocess.Popen[bytes], block: tuple[int, int]) -> Any:
+    try:
+        return _receive(process)
+    except EOFError as error:
+        code = process.wait()
+        raise RuntimeError(
+            f"image workers end early (exit code {code}) at images {block[0]} to {block[1] - 1}"
+        ) from error
 
 
 def work() -> None:
