@@ -68,18 +68,22 @@ def _spread(
             try:
                 yield _receive(processes[worker])
             except EOFError:  # it died, of a lack of memory perhaps: another takes its place, once
-                processes[worker].wait()
+                _end(processes[worker])
                 processes[worker] = _start_worker()
                 _send(processes[worker], (task, blocks[number::workers]))
                 yield _receive_or_fail(processes[worker], blocks[number])
     finally:
         for process in processes:
-            process.kill()
-            process.wait()
-            for pipe in (process.stdin, process.stdout):
-                if pipe is not None:
-                    with contextlib.suppress(OSError):
-                        pipe.close()
+            _end(process)
+
+
+def _end(process: subprocess.Popen[bytes]) -> None:
+    process.kill()
+    process.wait()
+    for pipe in (process.stdin, process.stdout):
+        if pipe is not None:
+            with contextlib.suppress(OSError):
+                pipe.close()
 
 
 def _start_worker() -> subprocess.Popen[bytes]:
