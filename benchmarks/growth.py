@@ -33,12 +33,13 @@ from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
 import growgan as gg
 from growgan.config import Settings, make_settings
 from growgan.data import ImageSet, default_cache
 from growgan.growth.budget import Budget
-from growgan.growth.run import make_scorer
+from growgan.growth.run import Model, make_scorer
 from growgan.metrics.distances import Moments, frechet
 from growgan.metrics.features import domain_extractor
 from growgan.metrics.sliced import sliced_wasserstein
@@ -47,6 +48,7 @@ from growgan.training.runtime import machine
 RESULTS = Path(__file__).parent / "results" / "growth.jsonl"
 RUNS = Path("runs/growth")
 SAMPLES = 10_000
+DRAWS = 5  # of so many samples: the distance of one varies by a seventh
 JUDGE_SEED = 7_777
 DATA = {
     "fashion-mnist": ("fashion-mnist", 32),
@@ -146,10 +148,9 @@ def run_cell(cell: Cell, threads: int) -> dict[str, Any]:
     events = run.events
     tried = [e for e in events if e["event"] == "candidate"]
     best = next(e for e in tried if e["id"] == run.best_id)
-    images = torch.from_numpy(run.best.sample(SAMPLES, seed=99).transpose(0, 3, 1, 2).copy())
     return {
         **asdict(cell),
-        **judge(images, data),
+        **judge(run.best, data),
         "images": best["images"],
         "candidates": len(tried),
         "elapsed": events[-1]["elapsed"],
@@ -186,13 +187,24 @@ def _growths(tried: list[dict[str, Any]], best: str) -> list[str]:
     return line
 
 
-def judge(images: torch.Tensor, data: ImageSet) -> dict[str, float]:
-    """Return the judge's Fréchet distance and SWD of ``images`` to the first reals."""
+def judge(model: Model, data: ImageSet) -> dict[str, float]:
+    """Return the judge's Fréchet distance, and SWD, to the reals: means over draws of samples."""
     extractor = _judge(data)
-    real = torch.from_numpy(np.array(data.images[:SAMPLES]))
-    moments = [Moments.of(extractor(each)) for each in (images, real)]
-    swd = sliced_wasserstein(images, real[: len(images)], seed=0)
-    return {"fd": frechet(*moments), "swd": swd.average}
+    chunks = (torch.from_numpy(np.array(part)) for part in _parts(data.images))
+    real = Moments.of_chunks(map(extractor, chunks))
+    some = torch.from_numpy(np.array(data.images[:SAMPLES]))
+    distances, sliced = [], []
+    for seed in range(99, 99 + DRAWS):
+        drawn = model.sample(SAMPLES, seed=seed).transpose(0, 3, 1, 2)
+        images = torch.from_numpy(drawn.copy())
+        distances.append(frechet(Moments.of(extractor(images)), real))
+        sliced.append(sliced_wasserstein(images[: len(some)], some, repeats=1, seed=seed).average)
+    return {"fd": statistics.mean(distances), "swd": statistics.mean(sliced)}
+
+
+def _parts(images: NDArray[np.uint8]) -> Iterator[NDArray[np.uint8]]:
+    for start in range(0, len(images), 1024):
+        yield images[start : start + 1024]
 
 
 def _judge(data: ImageSet) -> Any:

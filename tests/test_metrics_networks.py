@@ -186,7 +186,7 @@ def test_chunks_equal_the_whole(
 
 
 def test_the_fingerprint_names_weights_and_resize(stand_in: Path, tmp_path: Path) -> None:
-    other = save(StandIn(), tmp_path / "other.pt")
+    other = save(Means(), tmp_path / "other.pt")
     prints = [
         inception(cache=tmp_path, path=path, resize=resize).fingerprint
         for path in (stand_in, other)

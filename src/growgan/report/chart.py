@@ -66,7 +66,7 @@ class Range:
     def __call__(self, value: float) -> float:
         """Return the place of ``value``."""
         a, b, v = (self._bend(x) for x in (self.low, self.high, value))
-        return self.start + (self.end - self.start) * (v - a) / (b - a)
+        return self.start + (self.end - self.start) * ((v - a) / (b - a) if b > a else 0.5)
 
     def _bend(self, value: float) -> float:
         if self.scale in ("log", "log2"):
@@ -81,6 +81,8 @@ def nice_ticks(low: float, high: float, most: int = 6) -> list[float]:
     ([0.0, 2.0, 4.0, 6.0, 8.0, 10.0], [0.2, 0.3, 0.4])
     """
     raw = (high - low) / most
+    if raw <= 0:  # no span that a float could tell
+        return [low]
     power = 10.0 ** math.floor(math.log10(raw))
     step = next(m * power for m in (1, 2, 5, 10) if m * power >= raw * (1 - 1e-9))
     first, last = math.ceil(low / step - 1e-9), math.floor(high / step + 1e-9)

@@ -88,7 +88,7 @@ class Dynamic:
     trial: float = 0.04
     tries: int = 1
     search: float = 0.08
-    images: int = 20_000
+    images: int = 50_000
     shown: float = 0.3
     calm: float = 0.4
     fade: float = 0.8
