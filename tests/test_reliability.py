@@ -21,6 +21,7 @@ from growgan.config import Settings, make_settings
 from growgan.data import ImageSet
 from growgan.errors import UserError
 from growgan.growth import Run, grow, keeper
+from growgan.plain import copy_of
 from growgan.training import checkpoint, stage
 from growgan.training.progress import SilentDisplay
 
@@ -281,3 +282,32 @@ def test_a_disk_that_turns_read_only_costs_nothing_that_was_written(
         run_to_the_end(data, out)
     run_to_the_end(data, out)
     assert story(out) == story(whole) and weights(out) == weights(whole)
+
+
+def test_a_flipped_bit_in_the_ledger_is_mended_from_its_copy(
+    data: ImageSet, tmp_path: Path
+) -> None:
+    settings = searching().model_copy(update={"policy": "fixed", "growth": {}})
+    run = grow(data, out=tmp_path / "run", images=400, settings=settings)
+    file, before = run.path / "ledger.jsonl", run.events
+    whole = file.read_bytes()
+    lines = whole.splitlines(keepends=True)
+    number = next(i for i, line in enumerate(lines) if b'"0003"' in line and b"candidate" in line)
+    lines[number] = lines[number].replace(b'"images": ', b'"images":1')  # still JSON
+    file.write_bytes(b"".join(lines))
+    assert run.events == before
+    grow(data, out=run.path, images=480, resume=True)
+    assert file.read_bytes().startswith(whole)
+    # Damaged in both, it is named.
+    for each in (file, copy_of(file)):
+        flip_line(each, number)
+    with pytest.raises(UserError, match=rf"ledger.jsonl' is damaged in line {number + 1}: "):
+        _ = run.events
+    with pytest.raises(UserError, match=rf"damaged in line {number + 1}: its checksum is another"):
+        grow(data, out=run.path, images=560, resume=True)
+
+
+def flip_line(file: Path, number: int) -> None:
+    lines = file.read_bytes().splitlines(keepends=True)
+    lines[number] = lines[number].replace(b'"images": ', b'"images":1')
+    file.write_bytes(b"".join(lines))

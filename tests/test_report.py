@@ -69,7 +69,7 @@ def test_a_torn_last_line_is_ignored_and_a_torn_line_before_it_is_named(tmp_path
     append(folder / "stats.jsonl", '{"candidate": "0004", "ela')
     assert read_run(folder) == whole
     append(folder / "ledger.jsonl", '\n{"event": "resume", "elapsed": 60}\n')
-    with pytest.raises(UserError, match=r"ledger\.jsonl, line 8 is damaged"):
+    with pytest.raises(UserError, match=r"ledger\.jsonl' is damaged in line 8"):
         read_run(folder)
 
 

@@ -167,7 +167,7 @@ class Settings(Group):
         """Read settings from a file; raise a :class:`UserError` if they are not valid."""
         try:
             return make_settings(yaml.safe_load(path.read_text()) or {})
-        except (OSError, yaml.YAMLError, UnicodeDecodeError) as error:
+        except (OSError, yaml.YAMLError, ValueError, RecursionError) as error:
             raise UserError(f"cannot read settings from '{path}': {error}") from error
 
 

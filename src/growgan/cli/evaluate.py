@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from growgan.errors import UserError
+from growgan.plain import parse
 
 if TYPE_CHECKING:
     from growgan.metrics.evaluate import Evaluation
@@ -196,7 +197,7 @@ def _read(path: Path) -> Evaluation:
     from growgan.metrics.evaluate import Evaluation
 
     try:
-        data = json.loads(path.read_text())
+        data = parse(path.read_bytes())
     except (OSError, ValueError) as error:
         raise UserError(f"'{path}' cannot be read as JSON: {error}") from error
     try:

@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
-import json
 import os
+import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from growgan.data.files import replace_file
+from growgan.errors import UserError
 from growgan.growth.actions import Growth
 from growgan.growth.history import Candidate
 from growgan.nets.spec import StackSpec
+from growgan.plain import copy_of, read_lines, to_line
+
+NUMBERS = ("score", "score_stderr")  # that may be missing
 
 
 class Ledger:
@@ -20,33 +25,40 @@ class Ledger:
         self.path = path
 
     def append(self, event: Mapping[str, Any]) -> None:
-        """Write one event and wait until it is on the disk."""
-        line = json.dumps(event, allow_nan=False) + "\n"
-        with self.path.open("a") as file:
-            file.write(line)
-            file.flush()
-            os.fsync(file.fileno())
+        """Write one event, with its checksum, and wait until it is on the disk, and in a copy."""
+        for path in (self.path, copy_of(self.path)):
+            _append(path, to_line(event))
 
     def read(self) -> Iterator[dict[str, Any]]:
-        """Yield the events; a last line that was torn by a crash is passed over."""
-        if not self.path.exists():
-            return
-        for line in self.path.read_text().splitlines():
-            try:
-                yield json.loads(line)
-            except ValueError:
-                return
+        """Yield the events; a last line that was torn by a crash is passed over.
+
+        Raises:
+            UserError: a line before the last is damaged, or no event; it is named.
+        """
+        for number, event in enumerate(read_lines(self.path), 1):
+            if not isinstance(event.get("event"), str):
+                raise UserError(f"'{self.path}' holds something else than events in line {number}")
+            yield event
 
     def mend(self) -> None:
-        """Cut off a torn last line, so that the next event begins a line of its own."""
+        """Cut off a torn last line, and put whole lines of the copy in place of damaged ones.
+
+        Raises:
+            UserError: a line is damaged in the copy, too.
+        """
         if not self.path.exists():
             return
-        data = self.path.read_bytes()
-        whole = data[: data.rfind(b"\n") + 1]
-        if len(whole) < len(data):
-            with self.path.open("r+b") as file:
-                file.truncate(len(whole))
-                os.fsync(file.fileno())
+        whole = b"".join(to_line(event) for event in self.read())
+        for path in (self.path, copy_of(self.path)):
+            if not path.exists() or path.read_bytes() != whole:
+                replace_file(path, whole)
+
+
+def _append(path: Path, line: bytes) -> None:
+    with path.open("ab") as file:
+        file.write(line)
+        file.flush()
+        os.fsync(file.fileno())
 
 
 def candidate_to_event(c: Candidate, sizes: tuple[int, int]) -> dict[str, Any]:
@@ -80,22 +92,32 @@ def candidate_to_event(c: Candidate, sizes: tuple[int, int]) -> dict[str, Any]:
 
 
 def candidate_from_event(event: Mapping[str, Any]) -> Candidate:
-    """Rebuild a candidate from its line in the ledger."""
+    """Rebuild a candidate from its line in the ledger; raise a UserError if that is none."""
+    try:
+        return _candidate(event)
+    except (KeyError, TypeError, ValueError, OverflowError, AttributeError) as error:
+        raise UserError(f"candidate {event.get('id')!r} of the ledger is none: {error}") from error
+
+
+def _candidate(event: Mapping[str, Any]) -> Candidate:
+    if not re.fullmatch(r"\w{1,20}", str(event["id"])):
+        raise ValueError("an id is a short word")  # it names a folder
+    number = {key: None if event[key] is None else float(event[key]) for key in NUMBERS}
     return Candidate(
-        id=event["id"],
-        parent=event["parent"],
-        round=event["round"],
+        id=str(event["id"]),
+        parent=None if event["parent"] is None else str(event["parent"]),
+        round=int(event["round"]),
         growth=Growth.from_json(event["edits"]),
         generator=StackSpec.from_json(event["generator"]),
         discriminator=StackSpec.from_json(event["discriminator"]),
-        images=event["images"],
-        trained=event["trained"],
-        seconds=event["seconds"],
-        rate=event["rate"],
-        score=event["score"],
-        stderr=event["score_stderr"],
-        elapsed=event["elapsed"],
-        spent=event["spent"],
-        parts=event["parts"],
-        error=event["error"],
+        images=int(event["images"]),
+        trained=float(event["trained"]),
+        seconds=float(event["seconds"]),
+        rate=float(event["rate"]),
+        score=number["score"],
+        stderr=number["score_stderr"],
+        elapsed=float(event["elapsed"]),
+        spent=float(event["spent"]),
+        parts={str(key): float(value) for key, value in event["parts"].items()},
+        error=str(event["error"]),
     )

@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from growgan.config import Settings, make_settings
 from growgan.data import ImageSet, default_cache
 from growgan.data.batches import Batches
+from growgan.data.files import replace_file
 from growgan.errors import UserError
 from growgan.growth.budget import Budget, Meter
 from growgan.growth.executor import SCORE_SEED, Clock, SerialExecutor, Trainer
@@ -156,6 +157,8 @@ def grow(
     clock, out = Clock(), Path(out)
     check_out(out, data, resume=resume)
     if resume:
+        with held(out):
+            Ledger(out / "ledger.jsonl").mend()
         settings = Settings.from_yaml(out / "config.yaml")
     chosen = settings if isinstance(settings, Settings) else make_settings(settings or {})
     decided, chosen = _decide(policy, chosen)
@@ -251,14 +254,13 @@ def prepare(
     ledger = Ledger(out / "ledger.jsonl")
     try:
         if began is not None:
-            ledger.mend()
             ledger.append({"event": "resume", "time": time.time(), "budget": budget.to_json()})
             return
         facts = data.describe()
         event = start_event(settings, budget, facts, machine(), version("growgan"))
         (out / "candidates").mkdir(parents=True, exist_ok=True)
-        (out / "config.yaml").write_text(settings.to_yaml())
-        (out / "data.json").write_text(json.dumps(facts, indent=1))
+        replace_file(out / "config.yaml", settings.to_yaml().encode())
+        replace_file(out / "data.json", json.dumps(facts, indent=1).encode())
         ledger.append(event)
     except OSError as error:
         raise UserError(f"cannot write to '{out}': {error.strerror or error}") from error

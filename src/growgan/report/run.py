@@ -6,15 +6,16 @@ was killed leaves at most one torn line at the end of each file, which is ignore
 
 from __future__ import annotations
 
-import json
 import math
-from collections.abc import Iterator, Mapping
+import re
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 from growgan.errors import UserError
+from growgan.plain import read_lines
 
 Event = dict[str, Any]
 STAT_FIELDS = frozenset(
@@ -157,13 +158,13 @@ def read_run(directory: str | Path) -> RunRecord:
     if not (path / "ledger.jsonl").is_file():
         problem = "there is no ledger.jsonl in it" if path.is_dir() else "there is no such folder"
         raise UserError(f"RUN '{path}' is not a run directory: {problem}")
-    events = list(_read_lines(path / "ledger.jsonl", strict=True))
+    events = list(read_lines(path / "ledger.jsonl"))
     start = next((e for e in events if e.get("event") == "start"), None)
     if start is None:
         raise UserError(f"RUN '{path}' is empty: its ledger has no start event")
     try:
         return _assemble(path, start, events)
-    except (KeyError, TypeError, ValueError) as error:
+    except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
         raise UserError(f"RUN '{path}' has a ledger of another kind: {error!r}") from error
 
 
@@ -206,26 +207,9 @@ def _assemble(path: Path, start: Event, events: list[Event]) -> RunRecord:
     )
 
 
-def _read_lines(path: Path, *, strict: bool) -> Iterator[Event]:
-    """Yield the objects of a JSON-lines file; ``strict`` allows a bad line only at the end."""
-    if not path.is_file():
-        return
-    lines = path.read_bytes().split(b"\n")
-    for index, line in enumerate(lines):
-        if not line.strip():
-            continue
-        try:
-            event = json.loads(line)
-            if not isinstance(event, dict):
-                raise ValueError("no object")
-        except ValueError as error:
-            if strict and any(rest.strip() for rest in lines[index + 1 :]):
-                raise UserError(f"{path}, line {index + 1} is damaged: {error}") from error
-            continue
-        yield event
-
-
 def _candidate(path: Path, e: Event) -> CandidateRecord:
+    if not re.fullmatch(r"\w{1,20}", str(e["id"])):  # it names a folder
+        raise ValueError(f"id {e['id']!r}")
     samples = path / "candidates" / str(e["id"]) / "samples.png"
     return CandidateRecord(
         id=str(e["id"]),
@@ -294,10 +278,10 @@ def _cost(
 def _read_stats(path: Path) -> tuple[StatPoint, ...]:
     """Return the curves; points that a resumed run made anew replace their first version."""
     points: dict[str, list[StatPoint]] = {}
-    for e in _read_lines(path, strict=False):
+    for e in read_lines(path, strict=False):
         try:
             point = _stat(e)
-        except (KeyError, TypeError, ValueError):
+        except (KeyError, TypeError, ValueError, OverflowError):
             continue
         line = points.setdefault(point.candidate, [])
         while line and line[-1].images >= point.images:

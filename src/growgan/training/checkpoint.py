@@ -26,6 +26,7 @@ from growgan.config import OptimiserSettings
 from growgan.errors import UserError
 from growgan.nets.spec import StackSpec
 from growgan.nets.stack import Discriminator, Generator, build
+from growgan.plain import parse
 from growgan.training.gan import Gan
 from growgan.training.stage import Mark
 
@@ -86,7 +87,7 @@ def _flush(path: Path) -> None:
 def check_files(folder: Path, names: Sequence[str] = FILES) -> None:
     """Raise a :class:`UserError` that names the first file of ``folder`` that is not as written."""
     try:
-        sums: dict[str, Any] = dict(json.loads((folder / MANIFEST).read_text()))
+        sums: dict[str, Any] = dict(parse((folder / MANIFEST).read_bytes()))
     except (OSError, ValueError, TypeError) as error:
         raise UserError(f"'{folder / MANIFEST}' cannot be read: {error}") from error
     for name in names:
@@ -106,7 +107,7 @@ def _digest(path: Path) -> str:
 def load_specs(folder: Path) -> tuple[StackSpec, StackSpec]:
     """Read G's and D's specs; raise a :class:`UserError` if they cannot be read."""
     try:
-        specs = json.loads((folder / "spec.json").read_text())
+        specs = parse((folder / "spec.json").read_bytes())
         g, d = (StackSpec.from_json(specs[player]) for player in PLAYERS[:2])
         return g, d
     except (OSError, ValueError, KeyError, TypeError) as error:
@@ -122,7 +123,7 @@ def load_gan(folder: Path, device: str = "cpu") -> Gan:
     check_files(folder)
     specs = load_specs(folder)
     try:
-        counts = json.loads((folder / "state.json").read_text())
+        counts = parse((folder / "state.json").read_bytes())
         weights = load_file(folder / "weights.safetensors")
         state = load_file(folder / "state.safetensors")
         stacks = [build(spec) for spec in (*specs, specs[0])]
@@ -142,7 +143,7 @@ def load_gan(folder: Path, device: str = "cpu") -> Gan:
 
 def load_mark(folder: Path) -> Mark | None:
     """Return where in its slice the pair in ``folder`` was saved, None for a finished one."""
-    mark = json.loads((folder / "state.json").read_text())["mark"]
+    mark = parse((folder / "state.json").read_bytes())["mark"]
     return Mark(**mark) if mark else None
 
 
