@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import errno
+import gc
 import multiprocessing
 import os
 import random
 import resource
 import signal
+import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -17,12 +19,22 @@ import pytest
 import torch
 from torch import Tensor
 
-from growgan.config import Settings, make_settings
+from growgan.config import (
+    ActionSettings,
+    OptimiserSettings,
+    Settings,
+    StackSettings,
+    make_settings,
+)
 from growgan.data import ImageSet
 from growgan.errors import UserError
 from growgan.growth import Run, grow, keeper
+from growgan.growth.actions import player_edits
+from growgan.growth.history import Space
 from growgan.plain import copy_of
 from growgan.training import checkpoint, stage
+from growgan.training.checkpoint import load_gan, save_gan
+from growgan.training.gan import Gan
 from growgan.training.progress import SilentDisplay
 
 IMAGES = 1600
@@ -311,3 +323,46 @@ def flip_line(file: Path, number: int) -> None:
     lines = file.read_bytes().splitlines(keepends=True)
     lines[number] = lines[number].replace(b'"images": ', b'"images":1')
     file.write_bytes(b"".join(lines))
+
+
+def alive_tensors() -> int:
+    gc.collect()
+    return sum(isinstance(each, Tensor) for each in gc.get_objects())
+
+
+@pytest.mark.slow
+def test_five_hundred_growths_leave_nothing_behind(tmp_path: Path) -> None:
+    space = Space("pggan", StackSettings(latent=8, width=4), 1, (8, 8), ActionSettings(widest=32))
+    dice = random.Random(0)
+    files = Path("/proc/self/fd")
+
+    def grow_once(seed: int) -> None:
+        gan = Gan.create(*space.stacks(0), OptimiserSettings(), seed=seed)
+        for number in range(10):
+            edits = player_edits(gan.generator.spec, space.actions, 8)
+            edits = [edit for edit in edits if edit.factor == 1]
+            gan = gan.branch((dice.choice(edits),), seed=number)
+            gan.finish_fade()
+        save_gan(gan, tmp_path / "gan")
+        load_gan(tmp_path / "gan")
+
+    for seed in range(5):  # what is made once and stays
+        grow_once(seed)
+    before = alive_tensors(), len(list(files.iterdir())), threading.active_count()
+    for seed in range(50):
+        grow_once(seed)
+    after = alive_tensors(), len(list(files.iterdir())), threading.active_count()
+    assert after == before
+    assert [path.name for path in tmp_path.iterdir()] == ["gan"]
+
+
+def test_a_clock_that_jumps_changes_nothing(
+    data: ImageSet, whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    jumps = random.Random(0)
+    monkeypatch.setattr(time, "time", lambda: jumps.uniform(0, 4e9))
+    out = tmp_path / "run"
+    run_to_the_end(data, out)
+    assert story(out) == story(whole) and weights(out) == weights(whole)
+    elapsed = [e["elapsed"] for e in Run.open(out).events if "elapsed" in e]
+    assert elapsed == sorted(elapsed) and elapsed[-1] < 600
