@@ -22,6 +22,7 @@ from growgan.objectives import (
     make_loss,
     make_regulariser,
 )
+from growgan.objectives.regulariser import Penalty
 
 REAL = torch.tensor([0.0, math.log(3.0)])
 FAKE = torch.tensor([math.log(3.0), 0.0])
@@ -133,7 +134,9 @@ def a_step(discriminator: nn.Module, channels: int = 1) -> Step:
 
 
 def value(name: str, step: Step) -> float:
-    found = REGULARISERS[name].discriminator(step)
+    rule = REGULARISERS[name]
+    assert isinstance(rule, Penalty)
+    found = rule.discriminator(step)
     assert found is not None
     return float(found.detach())
 
@@ -152,7 +155,9 @@ def test_gradient_penalties_of_a_linear_critic_are_known(norm: float) -> None:
 def test_gradient_penalties_train_the_critic_under_bfloat16_autocast_too(name: str) -> None:
     critic = Linear(2.0)
     with torch.autocast("cpu", torch.bfloat16):
-        found = REGULARISERS[name].discriminator(a_step(critic))
+        rule = REGULARISERS[name]
+        assert isinstance(rule, Penalty)
+        found = rule.discriminator(a_step(critic))
         assert found is not None
         found.backward()
     # d/dw of ||w||²/2 is w, and of (||w|| - 1)² it is 2 (||w|| - 1) w/||w||: here the same.

@@ -14,6 +14,7 @@ from growgan.growth.history import Space
 from growgan.nets.stack import Discriminator, Generator, build
 from growgan.objectives import REGULARISERS, Step, make_regulariser
 from growgan.objectives.consistency import moved
+from growgan.objectives.regulariser import Penalty
 
 SPACE = Space("pggan", StackSettings(latent=6, width=8), 3, (8, 8))
 
@@ -76,13 +77,17 @@ def stack_step(count: int = 8) -> Step:
 
 
 def of_discriminator(name: str, step: Step, **options: float) -> Tensor:
-    found = make_regulariser(name, options).discriminator(step)
+    rule = make_regulariser(name, options)
+    assert isinstance(rule, Penalty)
+    found = rule.discriminator(step)
     assert found is not None
     return found
 
 
 def of_generator(name: str, step: Step, **options: float) -> Tensor:
-    found = make_regulariser(name, options).generator(step)
+    rule = make_regulariser(name, options)
+    assert isinstance(rule, Penalty)
+    found = rule.generator(step)
     assert found is not None
     return found
 
@@ -130,6 +135,7 @@ def test_label_smoothing_is_a_cross_entropy_with_a_target_of_nine_tenths() -> No
 def test_lecam_holds_logits_to_averages_once_it_has_begun() -> None:
     step = linear_step()
     lecam = make_regulariser("lecam", {"start": 1, "decay": 0.5})
+    assert isinstance(lecam, Penalty)
     assert lecam.discriminator(step) is None
     real, fake = step.real_logits.mean(), step.fake_logits.mean()
     step = replace(
@@ -245,6 +251,7 @@ def test_the_largest_singular_value_is_clamped_to_the_second() -> None:
 def test_historical_averaging_pulls_to_the_mean_over_time() -> None:
     step = stack_step()
     rule = make_regulariser("historical", {})
+    assert isinstance(rule, Penalty)
     start = [p.detach().clone() for p in step.discriminator.parameters()]
     for shift in (0.0, 1.0, 2.0):
         with torch.no_grad():
@@ -323,9 +330,9 @@ def test_every_regulariser_moves_something_on_a_real_pair(entry: object) -> None
     did |= not torch.equal(rule.presented(step)[1], step.fake)
     did |= len(rule.kept(replace(step, images=10**8), step.fake_logits)) < len(step.fake_logits)
     step.real_logits, step.fake_logits = players[0](step.real), players[0](step.fake)
-    terms = [rule.discriminator(step)]
+    terms = [rule.discriminator(step)] if isinstance(rule, Penalty) else []
     step.fake = players[1](step.latents)
-    terms.append(rule.generator(step))
+    terms += [rule.generator(step)] if isinstance(rule, Penalty) else []
     for found in terms:
         if found is not None:
             assert torch.isfinite(found) and found.ndim == 0

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import MISSING, fields, is_dataclass
 from importlib import import_module
 from typing import Annotated, Any
 
@@ -28,16 +29,42 @@ def list_entries(
         str | None,
         typer.Argument(metavar="KIND", help=f"One of: {', '.join(REGISTRIES)}. [default: all]"),
     ] = None,
+    markdown: Annotated[bool, typer.Option(help="print tables, with every option")] = False,
 ) -> None:
     """List what can be named, a line each: kind, name, what it is, and its paper."""
     if kind is not None and kind not in REGISTRIES:
         raise unknown("kind", kind, REGISTRIES)
     kinds = list(REGISTRIES) if kind is None else [kind]
+    if markdown:
+        typer.echo("\n".join(_table(each) for each in kinds))
+        return
     rows = [(each, entry) for each in kinds for entry in registry(each)]
     kind_width = max((len(each) for each, _ in rows), default=0)
     name_width = max((len(entry.name) for _, entry in rows), default=0)
     for each, entry in rows:
         typer.echo(f"{each:<{kind_width}}  {entry.name:<{name_width}}  {describe(entry)}")
+
+
+def _table(kind: str) -> str:
+    """Return the entries of a kind as a table, with their options and what these are by default."""
+    lines = [f"## {kind}\n", "| name | what it is | source | options |", "|---|---|---|---|"]
+    for entry in registry(kind):
+        cells = (f"`{entry.name}`", entry.summary, entry.paper, options(entry.value))
+        lines.append("| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |")
+    return "\n".join(lines) + "\n"
+
+
+def options(value: Any) -> str:
+    """Return the numbers that can be set of a part, with their defaults."""
+    if not is_dataclass(value):
+        return ""
+    plain = value() if isinstance(value, type) and _needs_nothing(value) else value
+    found = [(f.name, getattr(plain, f.name, None)) for f in fields(value)]
+    return ", ".join(f"`{k}={v:g}`" for k, v in found if type(v) in (int, float))
+
+
+def _needs_nothing(kind: type[Any]) -> bool:
+    return all(f.default is not MISSING or f.default_factory is not MISSING for f in fields(kind))
 
 
 def registry(kind: str) -> Registry[Any]:

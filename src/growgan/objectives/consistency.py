@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from growgan.objectives.regulariser import Regulariser, regulariser, term
+from growgan.objectives.regulariser import Penalty, regulariser, term
 from growgan.objectives.step import Step
 
 SHIFT = 0.125  # of the image, at most: 4 pixels at 32x32
@@ -53,7 +53,7 @@ def balanced_consistency(step: Step) -> Tensor:
 
 @regulariser("zcr", "D ignores small steps of z, G does not", "Zhao et al. 2021")
 @dataclass(frozen=True)
-class LatentConsistency(Regulariser):
+class LatentConsistency(Penalty):
     """D: E |D(G(z)) - D(G(z + σ ε))|²; G: -E |G(z) - G(z + σ ε)|², per pixel.
 
     Attributes:

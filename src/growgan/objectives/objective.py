@@ -15,7 +15,7 @@ from growgan.config import Settings
 from growgan.errors import UserError
 from growgan.objectives.augment import Adaptive, Augmentation, make_augmentation
 from growgan.objectives.losses import LOSSES, Loss, make_loss
-from growgan.objectives.regulariser import Regulariser, make_regulariser
+from growgan.objectives.regulariser import Penalty, Regulariser, make_regulariser
 from growgan.objectives.step import Step
 
 
@@ -94,14 +94,14 @@ class Objective:
         yield from self.regularisers.values()
         yield self.augmentation
 
-    def _due(self, step: Step) -> Iterator[tuple[str, Regulariser, float]]:
+    def _due(self, step: Step) -> Iterator[tuple[str, Penalty, float]]:
         """Yield what acts at this step; a lazy term acts every k-th step, k times as strong.
 
         Karras et al. 2020, section 4.
         """
         size = (step.real.shape[2], step.real.shape[3])
         for name, each in self.regularisers.items():
-            if each.weight != 0 and step.index % each.every == 0:
+            if isinstance(each, Penalty) and each.weight and step.index % each.every == 0:
                 yield name, each, each.strength(size) * each.every
 
 

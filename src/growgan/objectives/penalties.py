@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from growgan.objectives.regulariser import Regulariser, gradient_square, regulariser, term
+from growgan.objectives.regulariser import Penalty, gradient_square, regulariser, term
 from growgan.objectives.step import Step
 
 # Where a pixel is the mean of four finer ones, its gradient is the sum of theirs and the square of
@@ -57,7 +57,7 @@ def drift(step: Step) -> Tensor:
 
 @regulariser("smoothing", "one-sided label smoothing to 0.9", "Salimans et al. 2016, 1606.03498")
 @dataclass(frozen=True)
-class LabelSmoothing(Regulariser):
+class LabelSmoothing(Penalty):
     """E real: added with weight s to a cross entropy, it moves the reals' target from 1 to 1 - s.
 
     (1 - s) softplus(-t) + s softplus(t) = softplus(-t) + s t.
@@ -73,7 +73,7 @@ class LabelSmoothing(Regulariser):
 
 @regulariser("lecam", "logits held to each other's averages", "Tseng et al. 2021")
 @dataclass(frozen=True)
-class LeCam(Regulariser):
+class LeCam(Penalty):
     """E relu(D(x) - ema_fake)² + E relu(ema_real - D(G))² (Tseng et al. 2021, 2104.03310).
 
     Attributes:

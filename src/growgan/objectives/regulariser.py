@@ -24,23 +24,12 @@ class Regulariser:
     """Does nothing; override what it shall do. Fields are options, ``regularisers.NAME.FIELD``.
 
     Attributes:
-        weight: what its terms are multiplied by.
-        scale: this too, whatever the weight: 4 is four times as strong as usual.
-        every: take its terms at every k-th step, k times as strong (lazily).
         requires: the attribute that a loss must have for it, if any.
         both: True if it has a term for either player; G's is then logged apart.
     """
 
-    weight: float = 1.0
-    scale: float = 1.0
-    every: int = 1
-
     requires: ClassVar[str | None] = None
     both: ClassVar[bool] = False
-
-    def strength(self, resolution: tuple[int, int]) -> float:
-        """Return the weight for images of this height and width."""
-        return self.scale * self.weight
 
     def latents(self, step: Step) -> Tensor:
         """Return the latents that both players train on, in place of ``step.latents``."""
@@ -50,20 +39,39 @@ class Regulariser:
         """Return the reals and the fakes that D trains on, in place of ``step``'s."""
         return step.real, step.fake
 
-    def discriminator(self, step: Step) -> Tensor | None:
-        """Return a term of D's loss, unweighted."""
-        return None
-
     def kept(self, step: Step, logits: Tensor) -> Tensor:
         """Return those of the fakes' ``logits`` that G learns from."""
         return logits
 
+    def after(self, player: nn.Module, step: Step) -> None:
+        """Change ``player`` in place, or what is remembered, after it has moved."""
+
+
+@dataclass(frozen=True)
+class Penalty(Regulariser):
+    """A regulariser that adds terms to the players' losses.
+
+    Attributes:
+        weight: what its terms are multiplied by.
+        scale: this too, whatever the weight: 4 is four times as strong as usual.
+        every: take its terms at every k-th step, k times as strong (lazily).
+    """
+
+    weight: float = 1.0
+    scale: float = 1.0
+    every: int = 1
+
+    def strength(self, resolution: tuple[int, int]) -> float:
+        """Return the weight for images of this height and width."""
+        return self.scale * self.weight
+
+    def discriminator(self, step: Step) -> Tensor | None:
+        """Return a term of D's loss, unweighted."""
+        return None
+
     def generator(self, step: Step) -> Tensor | None:
         """Return a term of G's loss, unweighted."""
         return None
-
-    def after(self, player: nn.Module, step: Step) -> None:
-        """Change ``player`` in place, or what is remembered, after it has moved."""
 
 
 REGULARISERS: Registry[Regulariser] = Registry("regulariser")
@@ -83,7 +91,7 @@ def regulariser(name: str, summary: str, paper: str = "") -> Callable[[type[R]],
 
 
 @dataclass(frozen=True)
-class Term(Regulariser):
+class Term(Penalty):
     """A term of one player's loss that is a function of the step.
 
     Attributes:

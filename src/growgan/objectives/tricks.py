@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from growgan.objectives.regulariser import Regulariser, regulariser, term
+from growgan.objectives.regulariser import Penalty, Regulariser, regulariser, term
 from growgan.objectives.step import Step
 
 
@@ -63,7 +63,7 @@ def pulling_away(step: Step) -> Tensor:
 
 @regulariser("path-length", "equal steps of z, equal steps of G", "Karras et al. 2020")
 @dataclass(frozen=True)
-class PathLength(Regulariser):
+class PathLength(Penalty):
     """E (||J_wᵀ y|| - a)², y normal images, a its running average (StyleGAN2, section 3.2).
 
     Attributes:

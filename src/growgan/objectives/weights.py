@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from growgan.objectives.regulariser import Regulariser, regulariser
+from growgan.objectives.regulariser import Penalty, Regulariser, regulariser
 from growgan.objectives.step import Step
 
 
@@ -70,7 +70,7 @@ class SingularClamp(Regulariser):
 
 @regulariser("orthogonal", "G's filters kept apart", "Brock et al. 2019, 1809.11096")
 @dataclass(frozen=True)
-class Orthogonal(Regulariser):
+class Orthogonal(Penalty):
     """Σ ||W Wᵀ ∘ (1 - I)||² over G's weights, one row an output: lengths are left free."""
 
     weight: float = 1e-4
@@ -86,7 +86,7 @@ class Orthogonal(Regulariser):
 
 @regulariser("historical", "weights near their mean over time", "Salimans et al. 2016")
 @dataclass(frozen=True)
-class HistoricalAveraging(Regulariser):
+class HistoricalAveraging(Penalty):
     """||θ - mean over time of θ||² for both players (Salimans et al. 2016, section 3.3)."""
 
     weight: float = 0.01
