@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
+from dataclasses import replace
 
 import pytest
 import torch
@@ -37,6 +39,10 @@ def d_spec(kind: str = "conv", base: tuple[int, int] = (4, 4), channels: int = 1
         LayerSpec("d2", kind, 12, kernel=5, norm="none"),
     )
     return StackSpec("discriminator", base, channels, 16, layers, deviation_group=4)
+
+
+def energy_spec(kind: str = "conv") -> StackSpec:
+    return replace(d_spec(kind), energy=True)
 
 
 def randomised(spec: StackSpec, seed: int = 0) -> Generator | Discriminator:
@@ -161,10 +167,13 @@ def test_an_edit_does_not_change_what_the_generator_computes(kind: str, edit: Ed
     assert float((child(z) - expected).detach().abs().max()) <= 1e-5 * max(1.0, scale)
 
 
+@pytest.mark.parametrize("make", [d_spec, energy_spec])
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("edit", EDITS, ids=str)
-def test_an_edit_does_not_change_what_the_discriminator_computes(kind: str, edit: Edit) -> None:
-    parent = randomised(d_spec(kind))
+def test_an_edit_does_not_change_what_the_discriminator_computes(
+    kind: str, edit: Edit, make: Callable[[str], StackSpec]
+) -> None:
+    parent = randomised(make(kind))
     x = noise(8, 1, 8, 8)
     before = parent(x)
     child = apply(parent, _named(edit, "d"), seed=5)
@@ -202,6 +211,21 @@ def test_fade_follows_the_published_blend_on_both_sides() -> None:
         h = d.layers[name](h)
     features = d.activation(d.collect(d.activation(d.mix(d.deviation(h))))).flatten(1)
     torch.testing.assert_close(at(d, x, 0.25), d.judge(features), rtol=1e-4, atol=1e-4)
+
+
+def test_energies_are_mean_errors_of_reconstruction_and_fade_in_both_halves() -> None:
+    d = apply(randomised(energy_spec()), Append((LayerSpec("x", "conv", 9, 3, 2, "none"),)), 1)
+    assert isinstance(d, Discriminator)
+    x = noise(4, 1, 16, 16)
+    for alpha in (0.0, 0.3, 1.0):
+        d.set_alpha(alpha)
+        assert float(d.decoder.alpha) == float(d.alpha) == pytest.approx(alpha)
+        again = d.decoder(d.features(x))
+        torch.testing.assert_close(d(x), (x - again).abs().mean((1, 2, 3)))
+    energy = d(x)
+    d.finish_fade()
+    torch.testing.assert_close(d(x), energy, rtol=0, atol=0)
+    assert set(d.state_dict()) == set(build(d.spec).state_dict())
 
 
 def test_finish_fade_leaves_the_new_head_alone() -> None:

@@ -24,6 +24,7 @@ from growgan.growth.policies import Dynamic, Fixed, Progressive, RandomGrowth
 from growgan.nets.edits import Append, Insert, Widen, apply
 from growgan.nets.spec import LayerSpec
 from growgan.objectives import make_objective
+from growgan.training.checkpoint import load_gan
 from growgan.training.gan import Gan
 from growgan.training.runtime import make_runtime
 from growgan.training.stage import Diverged, Slice, step, train
@@ -128,6 +129,28 @@ def test_large_seeds_work(seed: int, data: ImageSet) -> None:
     runtime = make_runtime("cpu", "float32")
     terms = step(gan, Batches(data, 8, 0), make_objective(settings), settings, runtime)
     assert all(torch.isfinite(term) for term in terms.values())
+
+
+@pytest.mark.parametrize("loss", ["began", "ebgan"])
+def test_losses_of_energies_bring_their_own_kind_of_d(
+    loss: str, data: ImageSet, tmp_path: Path
+) -> None:
+    growth = {"start": 8, "images": 1, "shown": 1e-6, "threshold": 100.0, "keep": 1.0}
+    settings = tiny(loss=loss, growth=growth, actions={"widest": 16}, regularisers={})
+    run = grow(data, out=tmp_path / "run", images=800, settings=settings)
+    folder = run.best.folder
+    gan = load_gan(folder)
+    assert gan.discriminator.spec.energy and gan.resolution == (16, 16)
+    if loss == "began":
+        assert 0 <= float(gan.memory["began.k"]) <= 1
+        lines = (
+            (run.path / "stats.jsonl").read_text() if (run.path / "stats.jsonl").exists() else ""
+        )
+        assert not lines or "began_convergence" in lines
+    with pytest.raises(UserError, match="regulariser 'smoothing' has no meaning for the loss"):
+        grow(
+            data, out=tmp_path / "x", images=80, settings=tiny(loss=loss, regularisers="smoothing")
+        )
 
 
 def test_a_batch_in_parts_takes_the_same_step(data: ImageSet) -> None:

@@ -67,6 +67,7 @@ class StackSettings(Group):
     )
     rate: Rate = Field("transfer", description="of learning, by width; see nets.layers.Scaled")
     deviation_group: int = Field(4, ge=0, description="minibatch deviation; 0 for none")
+    energy: bool = Field(False, description="D is an autoencoder; set by the loss")
 
     def of(self, role: str) -> StackSettings:
         """Return the shape of one player."""

@@ -123,8 +123,7 @@ def _settings(
         settings = Settings.from_yaml(resumed / "config.yaml")
     else:
         settings = make_settings(published, given, overrides=overrides or ())
-    check_names(settings)
-    return settings
+    return check_names(settings)
 
 
 def _limit(budget: str | None, images: str | None, resume: bool) -> Budget | None:

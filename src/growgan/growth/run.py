@@ -191,17 +191,19 @@ def _limit(budget: str | Budget | None, images: int | None, ledger: Ledger) -> B
 def _decide(policy: GrowthPolicy | str | None, settings: Settings) -> tuple[GrowthPolicy, Settings]:
     """Return the policy itself, and settings that name it."""
     if policy is None or isinstance(policy, str):
-        settings = settings.model_copy(update={"policy": policy or settings.policy})
-        check_names(settings)
+        settings = check_names(settings.model_copy(update={"policy": policy or settings.policy}))
         return make_policy(settings.policy, settings.growth), settings
     names = [entry.name for entry in POLICIES if isinstance(policy, entry.value)]
     known = {"policy": names[0], "growth": dict(vars(policy))} if names else {}
-    check_names(settings)
-    return policy, settings.model_copy(update=known)
+    return policy, check_names(settings).model_copy(update=known)
 
 
-def check_names(settings: Settings) -> None:
-    """Raise a :class:`UserError` unless every name in ``settings`` is known here."""
+def check_names(settings: Settings) -> Settings:
+    """Return ``settings`` with D's kind set as the loss needs it.
+
+    Raises:
+        UserError: a name that is not known here, or options that do not fit each other.
+    """
     make_policy(settings.policy, settings.growth)
     named: list[tuple[Registry[Any], list[str]]] = [
         (PRESETS, [settings.preset]),
@@ -210,7 +212,7 @@ def check_names(settings: Settings) -> None:
     for registry, names in named:
         for name in names:
             registry[name]
-    make_objective(settings)
+    energy = make_objective(settings).loss.energies
     make_runtime(settings.device, settings.precision)
     group = settings.stack.deviation_group
     if group and settings.batch % group:
@@ -218,6 +220,9 @@ def check_names(settings: Settings) -> None:
             f"batch {settings.batch} must be a multiple of stack.deviation_group {group}, "
             "or reals and fakes would share a group; 0 turns the groups off"
         )
+    return settings.model_copy(
+        update={"stack": settings.stack.model_copy(update={"energy": energy})}
+    )
 
 
 def check_out(out: Path, data: ImageSet, *, resume: bool) -> dict[str, Any] | None:

@@ -28,7 +28,8 @@ def multiplications(spec: StackSpec) -> float:
         total += maps * inner * layer.width
         if layer.kind == "residual":
             total += maps * layer.width * (layer.width if generator else inner)
-    return total + height * width * spec.channels * spec.width_before(len(spec.layers))
+    total += height * width * spec.channels * spec.width_before(len(spec.layers))
+    return 2 * total if spec.energy else total
 
 
 def activations(spec: StackSpec) -> float:

@@ -23,8 +23,9 @@ from torch import Tensor
 from growgan.errors import UserError
 from growgan.nets.layers import Scaled
 from growgan.nets.spec import LayerSpec, StackSpec, without_fade
-from growgan.nets.stack import Discriminator, Generator, Stack, build
+from growgan.nets.stack import Decoder, Discriminator, Generator, Stack, build
 
+DECODER = "decoder."  # how the names of an autoencoder's second half begin
 SYMMETRY_BREAK = 0.1  # relative difference between the two readers of a duplicated channel
 
 
@@ -155,7 +156,7 @@ def apply(stack: Generator | Discriminator, edit: Edit, seed: int) -> Generator 
     weights = inherit(stack, child, edit, dict(stack.state_dict()), seed, fresh=child.state_dict())
     child.load_state_dict(weights)
     if isinstance(edit, Append):
-        child.alpha.zero_()
+        child.set_alpha(0.0)
     return child
 
 
@@ -180,8 +181,16 @@ def inherit(
         Copies, by the child's names.
     """
     result = {name: value.clone() for name, value in fresh.items()}
+    if (
+        isinstance(parent, Discriminator)
+        and isinstance(child, Discriminator)
+        and parent.spec.energy
+    ):
+        stacks, new = (parent.decoder, child.decoder), _within(fresh)
+        decoded = inherit(*stacks, edit, _within(tensors), seed, fresh=new, power=power)
+        result |= {f"{DECODER}{name}": value for name, value in decoded.items()}
     for name, value in tensors.items():
-        if name.startswith("old_head.") or name == "alpha":
+        if name.startswith(("old_head.", DECODER)) or name == "alpha":
             continue
         target = name
         if isinstance(edit, Append) and name.startswith("head."):
@@ -190,6 +199,18 @@ def inherit(
             value = _widened(parent, child, edit, name, value, seed, power)
         result[target] = value.to(fresh[target].dtype).clone()
     return result
+
+
+def _part(stack: Stack, name: str) -> Stack:
+    part = stack.get_submodule(name)
+    assert isinstance(part, Stack)
+    return part
+
+
+def _within(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Return the tensors of a D's decoder, by their names there."""
+    found = {name: value for name, value in tensors.items() if name.startswith(DECODER)}
+    return {name.removeprefix(DECODER): value for name, value in found.items()}
 
 
 def _widened(
@@ -239,7 +260,7 @@ def _wires_of(stack: Stack, module: str) -> tuple[str | None, str | None]:
         ends = (inner, own) if generator else (own, inner)
         return {"conv1": (ends[0], own), "conv2": (own, ends[1])}.get(parts[2], ends)
     table: dict[str, tuple[str | None, str | None]] = {
-        "project": (None, "stem"),
+        "project": ("stem" if isinstance(stack, Decoder) else None, "stem"),
         "mix": ("stem", "stem"),
         "collect": ("stem", "stem"),
         "output": ("stem", None),

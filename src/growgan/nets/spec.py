@@ -68,6 +68,7 @@ class StackSpec:
         latent: length of z (G only; 0 for D).
         rate: how weights are scaled, and with them Adam's steps: see ``nets.layers.Scaled``.
         deviation_group: samples a group of the minibatch standard deviation (D only; 0 for none).
+        energy: True if D is an autoencoder, whose errors take the place of logits.
         fading: how many of the outermost layers are still fading in beside the previous head.
     """
 
@@ -79,6 +80,7 @@ class StackSpec:
     latent: int = 0
     rate: Rate = "equalised"
     deviation_group: int = 0
+    energy: bool = False
     fading: int = 0
 
     def __post_init__(self) -> None:

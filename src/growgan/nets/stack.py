@@ -55,6 +55,10 @@ class Stack(nn.Module):
         """How much larger the arriving layers make the image: a power of two."""
         return prod(layer.resample for layer in self.spec.arriving)
 
+    def set_alpha(self, alpha: float) -> None:
+        """Set how far what fades in has come, 0 to 1."""
+        self.alpha.fill_(alpha)
+
     def finish_fade(self) -> None:
         """End the fade-in: drop the old head and set alpha to 1."""
         self.spec = without_fade(self.spec)
@@ -110,6 +114,24 @@ class Generator(Stack):
         return torch.lerp(old, self.head(h).float(), self.alpha)
 
 
+class Decoder(Generator):
+    """The second half of an autoencoder: from the features of a D back to its images."""
+
+    def __init__(self, encoder: StackSpec) -> None:
+        super().__init__(
+            StackSpec(
+                "generator",
+                encoder.base,
+                encoder.channels,
+                encoder.stem,
+                encoder.layers,
+                latent=encoder.stem,
+                rate=encoder.rate,
+                fading=encoder.fading,
+            )
+        )
+
+
 class FromImage(nn.Module):
     """D's head: a 1×1 convolution from image channels to features, and the activation."""
 
@@ -125,6 +147,9 @@ class FromImage(nn.Module):
 class Discriminator(Stack):
     """Images float ``[N, C, H, W]`` in [-1, 1] to logits float ``[N]``.
 
+    With ``spec.energy`` it is an autoencoder instead, and gives the mean |x - decoder(features)| of
+    each image (BEGAN, Berthelot et al. 2017; EBGAN, Zhao et al. 2017).
+
     The stem adds the minibatch deviation, convolves, and maps the base grid to features with a
     valid convolution; :meth:`features` and :meth:`judge` are apart for those who need features.
     """
@@ -137,7 +162,10 @@ class Discriminator(Stack):
         self.mix = Conv(spec.stem + extra, spec.stem, 3, rate=rate)
         self.collect = Conv(spec.stem, spec.stem, spec.base, padding=0, rate=rate)
         self.activation = ACTIVATIONS["leaky_relu"]()
-        self.output = Conv(spec.stem, 1, 1, gain=1.0, rate=rate)
+        if spec.energy:
+            self.decoder = Decoder(spec)
+        else:
+            self.output = Conv(spec.stem, 1, 1, gain=1.0, rate=rate)
 
     def _head(self, width: int) -> nn.Module:
         return FromImage(self.spec.channels, width, self.spec.rate)
@@ -161,7 +189,20 @@ class Discriminator(Stack):
         return self.output(features[:, :, None, None]).float().flatten()
 
     def forward(self, x: Float[Tensor, "n c h w"]) -> Float[Tensor, " n"]:
-        return self.judge(self.features(x))
+        features = self.features(x)
+        if not self.spec.energy:
+            return self.judge(features)
+        return (x - self.decoder(features)).abs().float().mean((1, 2, 3))
+
+    def set_alpha(self, alpha: float) -> None:
+        super().set_alpha(alpha)
+        if self.spec.energy:
+            self.decoder.set_alpha(alpha)
+
+    def finish_fade(self) -> None:
+        super().finish_fade()
+        if self.spec.energy:
+            self.decoder.finish_fade()
 
 
 def build(spec: StackSpec, seed: int | None = None) -> Generator | Discriminator:

@@ -85,8 +85,9 @@ def examine(
     rng = torch.Generator().manual_seed(0)
     z = torch.randn(len(seen), gan.generator.spec.latent, generator=rng).to(seen.device)
     fakes = gan.average(z)
-    judged = gan.discriminator(gan.generator(z))
-    kinds = [gan.discriminator(each) for each in (seen, unseen) if each is not None]
+    sign = -1 if gan.discriminator.spec.energy else 1  # a real has the smaller energy
+    judged = sign * gan.discriminator(gan.generator(z))
+    kinds = [sign * gan.discriminator(each) for each in (seen, unseen) if each is not None]
     wins = [_wins(real, judged) for real in kinds]
     variety = float(seen.std(0).mean()) / 2
     return Vitals(

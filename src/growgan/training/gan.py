@@ -78,7 +78,7 @@ class Gan:
         alpha = min(1.0, max(0.0, alpha))
         for stack in (self.generator, self.discriminator, self.average):
             if stack.spec.fading:
-                stack.alpha.fill_(alpha)
+                stack.set_alpha(alpha)
 
     def finish_fade(self) -> None:
         """Drop the old heads, and their moments with them."""

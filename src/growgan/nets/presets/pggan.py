@@ -29,6 +29,7 @@ class ProgressiveFamily:
             latent=shape.latent if generator else 0,
             rate=shape.rate,
             deviation_group=0 if generator else shape.deviation_group,
+            energy=shape.energy and not generator,
         )
 
     def doubling(self, shape: StackSettings, spec: StackSpec) -> Append:
