@@ -139,8 +139,9 @@ class AdaptiveAugment(Adaptive):
     def images(self, images: Tensor, step: Step) -> Tensor:
         p = self.probability(step)
         dice = _Dice(len(images), images, step.rng)
-        grid = _grid(_geometry(dice, p, images.shape[2:]), images)
-        return _coloured(resample(images.float(), grid).to(images.dtype), dice, p)
+        with torch.autocast(images.device.type, enabled=False):
+            grid = _grid(_geometry(dice, p, images.shape[2:]), images)
+            return _coloured(resample(images, grid), dice, p)
 
 
 @augmentation("apa", "some fakes shown as reals", "Jiang et al. 2021, 2111.06849")
@@ -304,5 +305,6 @@ def resample(images: Tensor, grid: Tensor) -> Tensor:
 
     Linear in the images and differentiable any number of times; the grid is a constant.
     """
-    sampled: Tensor = _Resample.apply(images, grid.detach())  # type: ignore[no-untyped-call]
+    given = images, grid.detach().to(images.dtype)
+    sampled: Tensor = _Resample.apply(*given)  # type: ignore[no-untyped-call]
     return sampled
