@@ -26,7 +26,8 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.utils.flop_counter import FlopCounterMode
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.flop_counter import flop_registry
 
 from growgan.config import Settings, make_settings
 from growgan.data import ImageSet
@@ -74,6 +75,21 @@ def cases(resolution: int, channels: int, batch: int | None, only: str | None) -
             yield Case(name, settings, space, level, batch or settings.batch)
 
 
+class Operations(TorchDispatchMode):
+    """Counts floating-point operations of products and convolutions, two to a multiplication."""
+
+    total = 0
+
+    def __torch_dispatch__(
+        self, function: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
+    ) -> Any:
+        result = function(*args, **(kwargs or {}))
+        count = flop_registry.get(function.overloadpacket)
+        if count is not None:
+            self.total += count(*args, **(kwargs or {}), out_val=result)
+        return result
+
+
 class PublishedNorm(nn.Module):
     """Pixel norm as it is usually written."""
 
@@ -113,13 +129,18 @@ def plain_step(gan: Gan, batches: Batches, objective: Objective, device: torch.d
 
     z = draw()
     fake = g(z).detach()
-    view = Step(g, d, real, fake, z, rng, d(real), d(fake))
-    terms = objective.discriminator(view, gan.steps)
+    view = Step(g, d, real, fake, z, rng, d(real), d(fake), index=gan.steps, memory=gan.memory)
+    terms = objective.discriminator(view)
     gan.discriminator_optimiser.zero_grad()
     torch.stack(list(terms.values())).sum().backward()
     gan.discriminator_optimiser.step()
 
-    terms = objective.generator(d(real) if objective.paired else None, d(g(draw())))
+    view.fake = g(draw())
+    view.fake_logits, view.real_logits = (
+        d(view.fake),
+        d(real) if objective.paired else view.real_logits,
+    )
+    terms = objective.generator(view)
     gan.generator_optimiser.zero_grad()
     torch.stack(list(terms.values())).sum().backward()
     gan.generator_optimiser.step()
@@ -171,9 +192,9 @@ def measure(case: Case, runtime: Runtime, turns: int, peak: float) -> dict[str, 
         for _ in range(CYCLE):
             plain_step(plain, batches, objective, device)
 
-    with FlopCounterMode(display=False) as counter:
+    with Operations() as counter:
         run_ours()
-    operations = counter.get_total_flops() / (CYCLE * case.batch)
+    operations = counter.total / (CYCLE * case.batch)
     run_plain()
     times = [(timed(run_ours, device), timed(run_plain, device)) for _ in range(turns)]
     mine, theirs = (CYCLE * case.batch / statistics.median(t) for t in zip(*times, strict=True))
