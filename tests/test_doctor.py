@@ -66,6 +66,8 @@ def diagnoses(found: Run) -> list[str]:
         ({"finite": False}, "divergence"),
         ({"variety": 0.0}, "no variety"),
         ({"score": 0.5}, "instability"),
+        ({"singular": 60.0}, "instability"),
+        ({"wins_seen": 0.01}, "instability"),
         ({"diversity": 0.1}, "collapse"),
         ({"wins_seen": 0.99, "wins_unseen": 0.7}, "memorisation"),
         ({"copies": 0.9}, "memorisation"),

@@ -167,7 +167,10 @@ class Settings(Group):
     def from_yaml(cls, path: Path) -> Settings:
         """Read settings from a file; raise a :class:`UserError` if they are not valid."""
         try:
-            return make_settings(yaml.safe_load(path.read_text()) or {})
+            values = yaml.safe_load(path.read_text()) or {}
+            if not isinstance(values, dict):
+                raise ValueError("it holds no settings by name")
+            return make_settings(values)
         except (OSError, yaml.YAMLError, ValueError, RecursionError) as error:
             raise UserError(f"cannot read settings from '{path}': {error}") from error
 

@@ -14,6 +14,7 @@ from growgan.training.gan import Gan
 
 TREATMENTS = 3  # at most; then the run stops with the diagnosis
 LOOKED_AT = 512  # images of each kind
+RUNAWAY = 30.0  # a singular value; at birth it is below 3, in healthy runs below 10
 SETTLED = 5_000  # images before collapse and a winning D mean anything
 
 
@@ -152,6 +153,10 @@ def _lifeless(now: Vitals, before: Vitals | None, grew: bool) -> str | None:
 
 
 def _diverged(now: Vitals, before: Vitals | None, grew: bool) -> str | None:
+    if now.singular > RUNAWAY:
+        return f"D's weights have run away: a singular value is {now.singular:.0f}"
+    if now.images >= SETTLED and now.wins_seen < 0.02:
+        return "D puts every fake above the reals that it trains on: it has broken down"
     if before is None or now.score is None or before.score is None or grew:
         return None
     if now.score > max(4 * before.score, before.score + 0.2):
