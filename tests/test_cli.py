@@ -273,3 +273,11 @@ def test_public_names_are_there(name: str) -> None:
 def test_an_unknown_public_name_is_an_attribute_error() -> None:
     with pytest.raises(AttributeError, match="module 'growgan' has no attribute 'graw'"):
         _ = growgan.graw
+
+
+def test_the_toolbox_in_the_docs_is_what_is_registered(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["list", "--markdown"]) == 0
+    tables = capsys.readouterr().out.strip()
+    document = Path(__file__).parent.parent / "docs" / "TOOLBOX.md"
+    remade = "docs/TOOLBOX.md must be made again from: growgan list --markdown"
+    assert document.read_text().strip().endswith(tables), remade
