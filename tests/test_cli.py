@@ -275,9 +275,9 @@ def test_an_unknown_public_name_is_an_attribute_error() -> None:
         _ = growgan.graw
 
 
-def test_the_toolbox_in_the_docs_is_what_is_registered(capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["list", "--markdown"]) == 0
-    tables = capsys.readouterr().out.strip()
+def test_the_toolbox_in_the_docs_is_what_is_registered(run: Run) -> None:
+    code, tables, _ = run("list --markdown")
+    assert code == 0
     document = Path(__file__).parent.parent / "docs" / "TOOLBOX.md"
     remade = "docs/TOOLBOX.md must be made again from: growgan list --markdown"
-    assert document.read_text().strip().endswith(tables), remade
+    assert document.read_text().strip().endswith(tables.strip()), remade
