@@ -11,6 +11,7 @@ import sys
 import types
 from collections.abc import Callable, Iterator
 from enum import Enum
+from pathlib import Path
 from typing import Annotated
 
 import pytest
