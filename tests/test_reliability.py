@@ -38,7 +38,15 @@ from growgan.training.gan import Gan
 from growgan.training.progress import SilentDisplay
 
 IMAGES = 1600
-TIMES = {"seconds", "trained", "rate", "elapsed", "cost", "time"}  # what no two runs share
+TIMES = {
+    "seconds",
+    "trained",
+    "rate",
+    "elapsed",
+    "cost",
+    "time",
+    "memory",
+}  # what no two runs share
 
 fork = multiprocessing.get_context("fork") if hasattr(os, "fork") else None
 

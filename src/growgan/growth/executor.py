@@ -16,7 +16,7 @@ from growgan.metrics.score import GROUPS, Score, Scorer
 from growgan.objectives import make_objective
 from growgan.training.doctor import LOOKED_AT, Vitals, examine
 from growgan.training.gan import Gan, even_latents, to_uint8
-from growgan.training.runtime import Runtime, out_of_memory
+from growgan.training.runtime import PeakMemory, Runtime, out_of_memory
 from growgan.training.stage import Diverged, Mark, Progress, Slice, train
 
 SCORE_SEED = 0x5C04E  # all candidates are scored on the same latents
@@ -36,7 +36,10 @@ class Task:
 
 @dataclass
 class Outcome:
-    """What became of a task. ``gan``, ``score`` and ``vitals`` are None if it failed."""
+    """What became of a task. ``gan``, ``score`` and ``vitals`` are None if it failed.
+
+    ``memory`` is the most that was in use, in MiB, where the system tells.
+    """
 
     task: Task
     gan: Gan | None = None
@@ -44,6 +47,7 @@ class Outcome:
     vitals: Vitals | None = None
     images: int = 0
     trained: float = 0.0
+    memory: float | None = None
     costs: dict[str, float] = field(default_factory=dict)
     error: str = ""
 
@@ -83,7 +87,7 @@ class Trainer:
 
     def make(self, task: Task, parent: Gan | None) -> Outcome:
         """Return the outcome of ``task``; a divergence is an outcome, not an error."""
-        outcome, clock = Outcome(task), Clock()
+        outcome, clock, peak = Outcome(task), Clock(), PeakMemory(self.runtime.device)
         gan, mark = self.keeper.begun(task) or (self._begin(task, parent), None)
         outcome.costs["branch"] = clock.lap()
         first = mark or Mark(gan.images, gan.alpha)
@@ -97,7 +101,7 @@ class Trainer:
             self.keeper.report(task, gan, None)
             outcome.gan, outcome.score = gan, self.score(gan, task.settings.batch)
             outcome.vitals = self.examine(gan, outcome.score)
-        outcome.costs["score"] = clock.lap()
+        outcome.costs["score"], outcome.memory = clock.lap(), peak.mib
         return outcome
 
     def _train(self, task: Task, gan: Gan, mark: Mark) -> None:
