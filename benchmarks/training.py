@@ -35,6 +35,7 @@ from growgan.data.batches import Batches
 from growgan.growth.history import Space
 from growgan.nets.layers import PixelNorm, channels_last
 from growgan.nets.presets import PRESETS
+from growgan.nets.stack import Generator
 from growgan.objectives import Objective, Step, make_objective
 from growgan.training.gan import Gan
 from growgan.training.runtime import Runtime, best_threads, machine, make_runtime
@@ -105,9 +106,8 @@ def plainly(gan: Gan) -> Gan:
             for name, child in module.named_children():
                 if isinstance(child, PixelNorm):
                     setattr(module, name, PublishedNorm())
-        project = getattr(player, "project", None)
-        if project is not None:
-            project.register_forward_hook(lambda *call: call[2].contiguous())
+        if isinstance(player, Generator):
+            player.stem.register_forward_hook(lambda *call: call[2].contiguous())
     s = gan.optimiser_settings
     for side in ("generator", "discriminator"):
         how = {"lr": s.lr, "betas": (s.beta1, s.beta2), "eps": s.epsilon}

@@ -209,8 +209,32 @@ def test_fade_follows_the_published_blend_on_both_sides() -> None:
     h = 0.25 * new + 0.75 * old
     for name in ("d2", "d1", "d0"):
         h = d.layers[name](h)
-    features = d.activation(d.collect(d.activation(d.mix(d.deviation(h))))).flatten(1)
+    features = d.end(h)
     torch.testing.assert_close(at(d, x, 0.25), d.judge(features), rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("edit", EDITS, ids=str)
+@pytest.mark.parametrize("make", [g_spec, d_spec])
+def test_an_edit_keeps_what_normalisation_over_the_batch_has_learnt(
+    make: Callable[[str], StackSpec], edit: Edit, kind: str
+) -> None:
+    plain = make(kind)
+    spec = replace(plain, layers=tuple(replace(each, norm="batch") for each in plain.layers))
+    parent = randomised(spec)
+    rng = torch.Generator().manual_seed(3)
+    for name, value in parent.named_buffers():
+        if "running" in name:
+            value.copy_(torch.rand(value.shape, generator=rng) + 0.5)
+    parent.eval()
+    given = noise(8, 32) if spec.role == "generator" else noise(8, 1, 8, 8)
+    before, child = parent(given), apply(parent, _named(edit, spec.role[0]), seed=5).eval()
+    if spec.role == "generator":
+        after, before = child(given), F.interpolate(before, scale_factor=edit.factor)
+    else:
+        after = child(F.interpolate(given, scale_factor=edit.factor))
+    scale = float(before.abs().max())
+    assert float((after - before).detach().abs().max()) <= 1e-5 * max(1.0, scale)
 
 
 def test_energies_are_mean_errors_of_reconstruction_and_fade_in_both_halves() -> None:

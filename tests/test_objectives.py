@@ -171,7 +171,7 @@ def test_r1_agrees_with_finite_differences_on_a_stack() -> None:
 
     def total(images: Tensor) -> Tensor:
         # D's own logits are rounded to float32, too coarse for differences.
-        return d.output(d.features(images)[:, :, None, None]).sum().detach()
+        return d.end.output(d.features(images)[:, :, None, None]).sum().detach()  # type: ignore[operator,union-attr]
 
     slopes = torch.zeros_like(x)
     for i in range(x.numel()):

@@ -62,6 +62,8 @@ class StackSettings(Group):
     convolutions: int = Field(1, ge=1, le=4, description="layers a resolution")
     kernel: OddKernel = 3
     kind: str = Field("strided", description="block of every layer")
+    norm: str = Field("pixel", description="normalisation in G")
+    discriminator_norm: str = Field("none", description="normalisation in D")
     base: tuple[PositiveInt, PositiveInt] | None = Field(
         None, description="base grid h, w; None: by aspect"
     )

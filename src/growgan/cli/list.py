@@ -18,6 +18,8 @@ REGISTRIES = {
     "regularisers": "growgan.objectives:REGULARISERS",
     "augmentations": "growgan.objectives:AUGMENTATIONS",
     "blocks": "growgan.nets.blocks:BLOCKS",
+    "norms": "growgan.nets.layers:NORMS",
+    "forms": "growgan.nets.forms:FORMS",
     "metrics": "growgan.metrics.suite:METRICS",
     "features": "growgan.metrics.networks:FEATURES",
     "resizes": "growgan.metrics.resize:RESIZES",

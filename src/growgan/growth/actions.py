@@ -74,7 +74,8 @@ UNCHANGED = Growth()
 
 def player_edits(spec: StackSpec, space: ActionSettings, target: int) -> list[Edit]:
     """Return every single edit of one player whose images stay within ``target`` rows."""
-    norm = "pixel" if spec.role == "generator" else "none"
+    usual = "pixel" if spec.role == "generator" else "none"
+    norm = spec.layers[-1].norm if spec.layers else usual
     edge = spec.width_before(len(spec.layers))
     edits: list[Edit] = []
     if space.append:

@@ -34,6 +34,7 @@ from growgan.metrics.features import domain_extractor
 from growgan.metrics.protocol import Protocol
 from growgan.metrics.score import GROUPS, Scorer
 from growgan.nets.blocks import BLOCKS
+from growgan.nets.layers import NORMS
 from growgan.nets.presets import PRESETS
 from growgan.nets.stack import Generator
 from growgan.objectives import make_objective
@@ -208,6 +209,7 @@ def check_names(settings: Settings) -> Settings:
     named: list[tuple[Registry[Any], list[str]]] = [
         (PRESETS, [settings.preset]),
         (BLOCKS, [settings.stack.kind, *settings.actions.kinds]),
+        (NORMS, [settings.stack.norm, settings.stack.discriminator_norm]),
     ]
     for registry, names in named:
         for name in names:

@@ -29,6 +29,11 @@ class Block(nn.Module):
 
     ties = False
 
+    @property
+    def normed(self) -> int:
+        """How many channels are normalised: those of the output, unless a kind says otherwise."""
+        return self.width_out
+
     def __init__(self, layer: LayerSpec, inner: int, *, role: Role, rate: Rate) -> None:
         super().__init__()
         self.layer, self.role, self.rate = layer, role, rate
@@ -37,7 +42,7 @@ class Block(nn.Module):
         sides = (inner, layer.width)
         self.width_in, self.width_out = sides if role == "generator" else sides[::-1]
         self.activation = ACTIVATIONS[layer.activation]()
-        self.norm = NORMS[layer.norm]()
+        self.norm = NORMS[layer.norm](self.normed)
 
 
 @BLOCKS.register("conv", "convolution, activation, norm", "Karras et al. 2018")
@@ -83,6 +88,10 @@ class ResidualBlock(Block):
     "plain"): each layer adds its own to the sum, and a rate that suits one layer is too much for
     six (Yang et al. 2023, 2310.02244).
     """
+
+    @property
+    def normed(self) -> int:
+        return self.layer.width
 
     def __init__(self, layer: LayerSpec, inner: int, *, role: Role, rate: Rate) -> None:
         super().__init__(layer, inner, role=role, rate=rate)

@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 
 from growgan.errors import UserError
-from growgan.nets.layers import Scaled
+from growgan.nets.layers import BatchNorm, Scaled
 from growgan.nets.spec import LayerSpec, StackSpec, without_fade
 from growgan.nets.stack import Decoder, Discriminator, Generator, Stack, build
 
@@ -220,16 +220,17 @@ def _widened(
     wires = edit.wires(without_fade(parent.spec))
     module = name.rpartition(".")[0]
     before, after = parent.get_submodule(module), child.get_submodule(module)
+    inside, outside = _wires_of(parent, module)
+    if isinstance(before, BatchNorm):
+        copies = outside in wires and value.ndim > 0
+        return torch.cat([value, value]) * 0.5**power if copies else value
     if not isinstance(before, Scaled) or not isinstance(after, Scaled):
         return value
-    inside, outside = _wires_of(parent, module)
     if outside in wires:
         # Each copy gets half the gradient, since each is read by half the weight.
         value = torch.cat([value, value]) * 0.5**power
     if name.endswith(".weight") and inside in wires:
-        split = (
-            before.weight.shape[1] if module != "mix" else before.weight.shape[1] - _extra(parent)
-        )
+        split = before.weight.shape[1] - _extra(parent, module)
         ratio = after.scale / before.scale
         if power:
             halves: tuple[Tensor, ...] = (value[:, :split] * ratio**power,) * 2
@@ -244,8 +245,10 @@ def _widened(
     return value
 
 
-def _extra(stack: Stack) -> int:
-    return int(stack.spec.deviation_group > 0)
+def _extra(stack: Stack, module: str) -> int:
+    """Return how many maps a linear map reads beside those of its width."""
+    part, _, name = module.partition(".")
+    return stack.end.extra.get(name, 0) if part == "end" and isinstance(stack, Discriminator) else 0
 
 
 def _wires_of(stack: Stack, module: str) -> tuple[str | None, str | None]:
@@ -258,15 +261,16 @@ def _wires_of(stack: Stack, module: str) -> tuple[str | None, str | None]:
     if parts[0] == "layers":
         inner, own = names[names.index(parts[1]) - 1], parts[1]
         ends = (inner, own) if generator else (own, inner)
-        return {"conv1": (ends[0], own), "conv2": (own, ends[1])}.get(parts[2], ends)
-    table: dict[str, tuple[str | None, str | None]] = {
-        "project": ("stem" if isinstance(stack, Decoder) else None, "stem"),
-        "mix": ("stem", "stem"),
-        "collect": ("stem", "stem"),
-        "output": ("stem", None),
-    }
-    head: tuple[str | None, str | None] = (last, None) if generator else (None, last)
-    return table.get(parts[0], head)
+        residual = spec.layers[names.index(parts[1]) - 1].kind == "residual"
+        inside = (None, own if residual else ends[1])  # of a normalisation, which reads nothing
+        special = {"conv1": (ends[0], own), "conv2": (own, ends[1]), "norm": inside}
+        return special.get(parts[2], ends)
+    if parts[0] == "stem" and isinstance(stack, Generator):
+        reads, writes = stack.stem.ends[parts[1]]
+        return ("stem" if isinstance(stack, Decoder) else reads), writes
+    if parts[0] == "end" and isinstance(stack, Discriminator):
+        return stack.end.ends[parts[1]]
+    return (last, None) if generator else (None, last)
 
 
 def _position(spec: StackSpec, layer_id: str) -> int:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -160,9 +161,19 @@ def channels_last(stack: Any) -> Any:
     return stack.to(memory_format=torch.channels_last)
 
 
-NORMS: Registry[type[nn.Module]] = Registry("norm")
-NORMS.register("pixel", "pixelwise feature normalisation", "Karras et al. 2018")(PixelNorm)
-NORMS.register("none", "no normalisation")(nn.Identity)
+class BatchNorm(nn.BatchNorm2d):
+    """Normalisation over the batch, with a gain and a bias a channel (Ioffe & Szegedy 2015).
+
+    The running averages halve in some seven steps; the average of G takes them over as they are.
+    """
+
+
+NORMS: Registry[Callable[[int], nn.Module]] = Registry("norm")  # made for so many channels
+NORMS.register("pixel", "pixelwise feature normalisation", "Karras et al. 2018")(
+    lambda width: PixelNorm()
+)
+NORMS.register("batch", "normalisation over the batch", "Ioffe & Szegedy 2015")(BatchNorm)
+NORMS.register("none", "no normalisation")(lambda width: nn.Identity())
 
 
 class LeakyReLU(nn.LeakyReLU):

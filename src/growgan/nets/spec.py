@@ -68,6 +68,7 @@ class StackSpec:
         latent: length of z (G only; 0 for D).
         rate: how weights are scaled, and with them Adam's steps: see ``nets.layers.Scaled``.
         deviation_group: samples a group of the minibatch standard deviation (D only; 0 for none).
+        form: name in ``growgan.nets.forms.FORMS``: how the stack begins and ends.
         energy: True if D is an autoencoder, whose errors take the place of logits.
         fading: how many of the outermost layers are still fading in beside the previous head.
     """
@@ -80,6 +81,7 @@ class StackSpec:
     latent: int = 0
     rate: Rate = "equalised"
     deviation_group: int = 0
+    form: str = "progressive"
     energy: bool = False
     fading: int = 0
 

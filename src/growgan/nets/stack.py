@@ -6,24 +6,16 @@ new_head(layers(h)), alpha)``, and D's first features are blended the same way (
 
 from __future__ import annotations
 
+from functools import cached_property
 from math import prod
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from growgan.config import Rate
 from growgan.nets.blocks import BLOCKS, Block
-from growgan.nets.layers import (
-    ACTIVATIONS,
-    Conv,
-    MinibatchDeviation,
-    PixelNorm,
-    Project,
-    channels_last,
-    downsample,
-    upsample,
-)
+from growgan.nets.forms import FORMS, Form, Head
+from growgan.nets.layers import BatchNorm, channels_last, downsample, upsample
 from growgan.nets.spec import StackSpec, without_fade
 
 
@@ -43,12 +35,21 @@ class Stack(nn.Module):
             block = BLOCKS[layer.kind]
             inner = spec.width_before(i)
             self.layers[layer.id] = block(layer, inner, role=spec.role, rate=spec.rate)
-        self.head = self._head(spec.width_before(len(spec.layers)))
-        self.old_head = self._head(spec.width_before(len(spec.kept))) if spec.fading else None
+        head = self.head_kind
+        self.head = head(spec, spec.width_before(len(spec.layers)))
+        self.old_head = head(spec, spec.width_before(len(spec.kept))) if spec.fading else None
         self.register_buffer("alpha", torch.ones(()))
 
-    def _head(self, width: int) -> nn.Module:
-        raise TypeError("a Stack is a Generator or a Discriminator")
+    @property
+    def form(self) -> Form:
+        """How the stack begins and ends."""
+        return FORMS[self.spec.form]
+
+    @property
+    def head_kind(self) -> type[Head]:
+        """What stands at the image end."""
+        generates = self.spec.role == "generator"
+        return self.form.to_image if generates else self.form.from_image
 
     @property
     def fade_factor(self) -> int:
@@ -75,33 +76,22 @@ class Stack(nn.Module):
 
 
 class Generator(Stack):
-    """z float ``[N, latent]`` to images float ``[N, C, H, W]``, about [-1, 1] (linear head).
-
-    z is normalised to length sqrt(latent), then projected to the base grid (PGGAN, appendix A).
-    """
+    """z float ``[N, latent]`` to images float ``[N, C, H, W]``, about [-1, 1]."""
 
     def __init__(self, spec: StackSpec) -> None:
         super().__init__(spec)
-        self.norm_latent = PixelNorm()
-        # sqrt(2)/4: the published gain of the dense stem.
-        self.project = Project(spec.latent, spec.stem, spec.base, gain=2**0.5 / 4, rate=spec.rate)
-        self.stem_activation = ACTIVATIONS["leaky_relu"]()
-        self.stem_norm = PixelNorm()
-
-    def _head(self, width: int) -> nn.Module:
-        spec = self.spec
-        return Conv(width, spec.channels, 1, gain=1.0, rate=spec.rate)
+        self.stem = self.form.stem(spec)
 
     def embed(self, z: Float[Tensor, "n z"]) -> Float[Tensor, "n z"]:
-        """Return what images are a smooth function of: z on its sphere."""
-        return self.norm_latent(z)
+        """Return what images are a smooth function of: z on its sphere, or what is made of it."""
+        return self.stem.embed(z)
 
     def forward(self, z: Float[Tensor, "n z"]) -> Float[Tensor, "n c h w"]:
         return self.synthesise(self.embed(z))
 
     def synthesise(self, w: Float[Tensor, "n z"]) -> Float[Tensor, "n c h w"]:
         """Return the images of what :meth:`embed` gave."""
-        h = self.stem_norm(self.stem_activation(self.project(w)))
+        h = self.stem(w)
         blocks = self.blocks()
         kept = len(self.spec.kept)
         for block in blocks[:kept]:
@@ -127,21 +117,10 @@ class Decoder(Generator):
                 encoder.layers,
                 latent=encoder.stem,
                 rate=encoder.rate,
+                form=encoder.form,
                 fading=encoder.fading,
             )
         )
-
-
-class FromImage(nn.Module):
-    """D's head: a 1×1 convolution from image channels to features, and the activation."""
-
-    def __init__(self, channels: int, width: int, rate: Rate) -> None:
-        super().__init__()
-        self.conv = Conv(channels, width, 1, rate=rate)
-        self.activation = ACTIVATIONS["leaky_relu"]()
-
-    def forward(self, x: Float[Tensor, "n c h w"]) -> Float[Tensor, "n d h w"]:
-        return self.activation(self.conv(x))
 
 
 class Discriminator(Stack):
@@ -150,25 +129,19 @@ class Discriminator(Stack):
     With ``spec.energy`` it is an autoencoder instead, and gives the mean |x - decoder(features)| of
     each image (BEGAN, Berthelot et al. 2017; EBGAN, Zhao et al. 2017).
 
-    The stem adds the minibatch deviation, convolves, and maps the base grid to features with a
-    valid convolution; :meth:`features` and :meth:`judge` are apart for those who need features.
+    :meth:`features` and :meth:`judge` are apart for those who need features.
     """
 
     def __init__(self, spec: StackSpec) -> None:
         super().__init__(spec)
-        group = spec.deviation_group
-        self.deviation = MinibatchDeviation(group) if group else nn.Identity()
-        extra, rate = int(group > 0), spec.rate
-        self.mix = Conv(spec.stem + extra, spec.stem, 3, rate=rate)
-        self.collect = Conv(spec.stem, spec.stem, spec.base, padding=0, rate=rate)
-        self.activation = ACTIVATIONS["leaky_relu"]()
+        self.end = self.form.end(spec)
         if spec.energy:
             self.decoder = Decoder(spec)
-        else:
-            self.output = Conv(spec.stem, 1, 1, gain=1.0, rate=rate)
 
-    def _head(self, width: int) -> nn.Module:
-        return FromImage(self.spec.channels, width, self.spec.rate)
+    @cached_property
+    def mixes(self) -> bool:
+        """Whether samples see each other's statistics, so that reals and fakes must come apart."""
+        return any(isinstance(module, BatchNorm) for module in self.modules())
 
     def features(self, x: Float[Tensor, "n c h w"]) -> Float[Tensor, "n d"]:
         """Return the features that the logit is a linear map of."""
@@ -181,12 +154,11 @@ class Discriminator(Stack):
             h = torch.lerp(old, h, self.alpha.to(h.dtype))
         for block in reversed(blocks[:kept]):
             h = block(h)
-        h = self.activation(self.mix(self.deviation(h)))
-        return self.activation(self.collect(h)).flatten(1)
+        return self.end(h)
 
     def judge(self, features: Float[Tensor, "n d"]) -> Float[Tensor, " n"]:
         """Return the logits of features."""
-        return self.output(features[:, :, None, None]).float().flatten()
+        return self.end.judge(features)
 
     def forward(self, x: Float[Tensor, "n c h w"]) -> Float[Tensor, " n"]:
         features = self.features(x)

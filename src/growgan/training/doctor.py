@@ -87,8 +87,10 @@ def examine(
     z = torch.randn(len(seen), gan.generator.spec.latent, generator=rng).to(seen.device)
     fakes = gan.average(z)
     sign = -1 if gan.discriminator.spec.energy else 1  # a real has the smaller energy
-    judged = sign * gan.discriminator(gan.generator(z))
-    kinds = [sign * gan.discriminator(each) for each in (seen, unseen) if each is not None]
+    judge = gan.discriminator.eval()
+    judged = sign * judge(fakes)
+    kinds = [sign * judge(each) for each in (seen, unseen) if each is not None]
+    judge.train()
     wins = [_wins(real, judged) for real in kinds]
     variety = float(seen.std(0).mean()) / 2
     return Vitals(

@@ -40,7 +40,7 @@ class Gan:
     ) -> None:
         self.generator, self.discriminator = generator, discriminator
         self.average = average if average is not None else deepcopy(generator)
-        self.average.requires_grad_(False)
+        self.average.requires_grad_(False).eval()
         self.optimiser_settings = optimiser
         self.generator_optimiser = make_optimiser(generator, optimiser)
         self.discriminator_optimiser = make_optimiser(discriminator, optimiser)
@@ -138,7 +138,7 @@ class Gan:
         device = next(parent.parameters()).device
         self.generator = cast(Generator, apply(parent, edit, seed).to(device))
         self.average = cast(Generator, apply(self.average, edit, seed).to(device))
-        self.average.requires_grad_(False)
+        self.average.requires_grad_(False).eval()
         self.generator_optimiser = make_optimiser(self.generator, self.optimiser_settings)
         inherited = _inherit_moments(parent, self.generator, edit, state, seed)
         restore_moments(self.generator, self.generator_optimiser, inherited)
@@ -176,6 +176,8 @@ class Gan:
         """Move the running average towards G by ``1 - decay``."""
         own: list[Tensor] = list(self.average.parameters())
         torch._foreach_lerp_(own, list(self.generator.parameters()), 1 - decay)
+        for mine, other in zip(self.average.buffers(), self.generator.buffers(), strict=True):
+            mine.copy_(other)  # running statistics are averages already
 
     @torch.no_grad()
     def generate(self, count: int, *, seed: int = 0, batch: int = 256) -> UInt8[Tensor, "n c h w"]:

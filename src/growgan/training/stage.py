@@ -204,15 +204,21 @@ def _step_discriminator(
                 fake = gan.generator(view.latents)
             view.fake = fake.detach()
             objective.presented(view)
-            # One forward of reals and fakes together.
-            logits = view.judge(torch.cat([view.real, view.fake]))
-            view.real_logits, view.fake_logits = logits.split(len(real))
+            view.real_logits, view.fake_logits = _judged(view)
             losses = objective.discriminator(view)
         _descend(losses, len(views), terms)
         view.real, view.fake = real, fake
     gan.discriminator_optimiser.step()
     objective.after(gan.discriminator, views[-1])
     return terms
+
+
+def _judged(view: Step) -> tuple[Tensor, Tensor]:
+    """Return the logits of reals and of fakes, from one forward where they do not mix."""
+    if view.discriminator.mixes:
+        return view.judge(view.real), view.judge(view.fake)
+    real, fake = view.judge(torch.cat([view.real, view.fake])).split(len(view.real))
+    return real, fake
 
 
 def _step_generator(

@@ -17,7 +17,7 @@ class ProgressiveFamily:
         """Return the base stack: G has all but one of its convolutions there as layers."""
         generator = role == "generator"
         layers = tuple(
-            LayerSpec(f"g{i}", shape.kind, shape.width, shape.kernel)
+            LayerSpec(f"g{i}", shape.kind, shape.width, shape.kernel, norm=shape.norm)
             for i in range(shape.convolutions - 1 if generator else 0)
         )
         return StackSpec(
@@ -35,7 +35,7 @@ class ProgressiveFamily:
     def doubling(self, shape: StackSettings, spec: StackSpec) -> Append:
         """Return ``shape.convolutions`` layers, the first of which doubles."""
         width = stage_width(shape, 2 * spec.resolution[0] // spec.base[0])
-        norm = "pixel" if spec.role == "generator" else "none"
+        norm = shape.norm if spec.role == "generator" else shape.discriminator_norm
         return Append(
             tuple(
                 LayerSpec("x", shape.kind, width, shape.kernel, 1 + (i == 0), norm)

@@ -1,0 +1,80 @@
+"""What a form is: how a stack begins and ends, beside its layers.
+
+A form is four parts: G's stem and head, D's head and end. With the kinds of layers
+(:mod:`growgan.nets.blocks`) forms make up every architecture; a new one is one file here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import ClassVar
+
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from growgan.nets.spec import StackSpec
+from growgan.registry import Registry
+
+Ends = Mapping[str, tuple[str | None, str | None]]
+
+
+class Part(nn.Module):
+    """A part at one end of a stack.
+
+    Attributes:
+        ends: for each of its linear maps the width that it reads and the one that it writes:
+            "stem", or None for one that does not grow.
+        extra: for those that read more maps than their width has, how many more.
+    """
+
+    ends: ClassVar[Ends] = {}
+    extra: Mapping[str, int] = {}
+
+    def __init__(self, spec: StackSpec) -> None:
+        super().__init__()
+        self.spec = spec
+
+
+class Stem(Part):
+    """G's small end."""
+
+    def embed(self, z: Float[Tensor, "n z"]) -> Float[Tensor, "n w"]:
+        """Return what images are a smooth function of."""
+        return z
+
+    def forward(self, w: Float[Tensor, "n w"]) -> Float[Tensor, "n c h w"]:
+        """Return the features at the base grid."""
+        raise NotImplementedError
+
+
+class End(Part):
+    """D's small end."""
+
+    def forward(self, h: Float[Tensor, "n c h w"]) -> Float[Tensor, "n d"]:
+        """Return the features that the logit is a linear map of."""
+        raise NotImplementedError
+
+    def judge(self, features: Float[Tensor, "n d"]) -> Float[Tensor, " n"]:
+        """Return the logits of features."""
+        raise NotImplementedError
+
+
+class Head(nn.Module):
+    """The image end of one player: to ``width`` channels from an image, or back."""
+
+    def __init__(self, spec: StackSpec, width: int) -> None:
+        super().__init__()
+
+
+@dataclass(frozen=True)
+class Form:
+    """The parts of both players' stacks."""
+
+    stem: type[Stem]
+    to_image: type[Head]
+    from_image: type[Head]
+    end: type[End]
+
+
+FORMS: Registry[Form] = Registry("form")

@@ -1,0 +1,88 @@
+"""PGGAN's ends (Karras et al. 2018, appendix A): what growgan's own stacks begin and end with."""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from growgan.nets.forms.base import FORMS, End, Ends, Form, Head, Stem
+from growgan.nets.layers import ACTIVATIONS, Conv, MinibatchDeviation, PixelNorm, Project
+from growgan.nets.spec import StackSpec
+
+
+class ProgressiveStem(Stem):
+    """z, brought to length sqrt(latent), is projected to the base grid."""
+
+    ends: ClassVar[Ends] = {"project": (None, "stem")}
+
+    def __init__(self, spec: StackSpec) -> None:
+        super().__init__(spec)
+        self.norm_latent = PixelNorm()
+        # sqrt(2)/4: the published gain of the dense stem.
+        self.project = Project(spec.latent, spec.stem, spec.base, gain=2**0.5 / 4, rate=spec.rate)
+        self.activation = ACTIVATIONS["leaky_relu"]()
+        self.norm = PixelNorm()
+
+    def embed(self, z: Float[Tensor, "n z"]) -> Float[Tensor, "n w"]:
+        return self.norm_latent(z)
+
+    def forward(self, w: Float[Tensor, "n w"]) -> Float[Tensor, "n c h w"]:
+        return self.norm(self.activation(self.project(w)))
+
+
+class ToImage(Head):
+    """A 1×1 convolution to image channels, linear."""
+
+    def __init__(self, spec: StackSpec, width: int) -> None:
+        super().__init__(spec, width)
+        self.conv = Conv(width, spec.channels, 1, gain=1.0, rate=spec.rate)
+
+    def forward(self, h: Float[Tensor, "n d h w"]) -> Float[Tensor, "n c h w"]:
+        return self.conv(h)
+
+
+class FromImage(Head):
+    """A 1×1 convolution from image channels to features, and the activation."""
+
+    def __init__(self, spec: StackSpec, width: int) -> None:
+        super().__init__(spec, width)
+        self.conv = Conv(spec.channels, width, 1, rate=spec.rate)
+        self.activation = ACTIVATIONS["leaky_relu"]()
+
+    def forward(self, x: Float[Tensor, "n c h w"]) -> Float[Tensor, "n d h w"]:
+        return self.activation(self.conv(x))
+
+
+class ProgressiveEnd(End):
+    """Minibatch deviation, a convolution, and a valid one from the base grid to features."""
+
+    ends: ClassVar[Ends] = {
+        "mix": ("stem", "stem"),
+        "collect": ("stem", "stem"),
+        "output": ("stem", None),
+    }
+
+    def __init__(self, spec: StackSpec) -> None:
+        super().__init__(spec)
+        group = spec.deviation_group
+        self.deviation = MinibatchDeviation(group) if group else nn.Identity()
+        self.extra = {"mix": int(group > 0)}
+        self.mix = Conv(spec.stem + self.extra["mix"], spec.stem, 3, rate=spec.rate)
+        self.collect = Conv(spec.stem, spec.stem, spec.base, padding=0, rate=spec.rate)
+        self.activation = ACTIVATIONS["leaky_relu"]()
+        if not spec.energy:
+            self.output = Conv(spec.stem, 1, 1, gain=1.0, rate=spec.rate)
+
+    def forward(self, h: Float[Tensor, "n c h w"]) -> Float[Tensor, "n d"]:
+        h = self.activation(self.mix(self.deviation(h)))
+        return self.activation(self.collect(h)).flatten(1)
+
+    def judge(self, features: Float[Tensor, "n d"]) -> Float[Tensor, " n"]:
+        return self.output(features[:, :, None, None]).float().flatten()
+
+
+FORMS.register("progressive", "dense stem, linear 1x1 heads, minibatch deviation", "Karras 2018")(
+    Form(ProgressiveStem, ToImage, FromImage, ProgressiveEnd)
+)
