@@ -22,8 +22,11 @@ from growgan.errors import UserError
 from growgan.growth.history import Space
 from growgan.growth.run import check_names
 from growgan.nets.blocks import BLOCKS
+from growgan.nets.cost import parameters as parameters_of
+from growgan.nets.edits import Append
 from growgan.nets.layers import NORMS
 from growgan.nets.presets import PRESETS
+from growgan.nets.spec import LayerSpec, StackSpec
 from growgan.objectives import AUGMENTATIONS, LOSSES, REGULARISERS, make_objective
 from growgan.training.gan import Gan
 from growgan.training.runtime import make_runtime
@@ -38,7 +41,7 @@ AXES = {
     "norm": [entry.name for entry in NORMS],
     "channels": [1, 3, 4],
 }
-SIZE = (16, 8)
+SIZE = (32, 16)
 
 Case = tuple[Any, ...]
 
@@ -108,13 +111,18 @@ def check(case: Case) -> None:
         assert "has no meaning for" in str(error), "what is refused says why"
         return
     space = Space(settings.preset, settings.stack, case[-1], SIZE)
-    gan = Gan.create(*space.stacks(0), settings.optimiser, seed=0)
+    try:
+        stacks = space.stacks(0)
+        parameters_of(edit_of(space, "generator", stacks[0]).spec(stacks[0]))
+    except UserError as error:
+        assert "a dense layer has no grid to double" in str(error)
+        return
+    gan = Gan.create(*stacks, settings.optimiser, seed=0)
     batches, objective = Batches(images(case[-1]), 8, 0), make_objective(settings)
     runtime = make_runtime("cpu", "bfloat16")
     for doubled in (False, True):
         if doubled:
-            family = PRESETS[settings.preset].family
-            edits = [family.doubling(space.shape.of(role), spec) for role, spec in roles(gan)]
+            edits = [edit_of(space, role, spec) for role, spec in roles(gan)]
             gan = gan.branch((edits[0],), (edits[1],), seed=1)
             gan.set_alpha(0.5)
         before = {n: p.detach().clone() for n, p in parameters(gan)}
@@ -128,6 +136,13 @@ def check(case: Case) -> None:
             still = [n for n in still if not n.startswith("D.")]
         assert still == []
         assert all(bool(torch.isfinite(p).all()) for _, p in parameters(gan))
+
+
+def edit_of(space: Space, role: str, spec: StackSpec) -> Append:
+    """Return what doubles a stack, or a layer of its own size where it cannot be doubled."""
+    if space.levels:
+        return PRESETS[space.preset].family.doubling(space.shape.of(role), spec)
+    return Append((LayerSpec("x", space.shape.kind, 8, norm=space.shape.norm),))
 
 
 def roles(gan: Gan) -> list[tuple[str, Any]]:

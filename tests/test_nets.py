@@ -11,8 +11,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from growgan.config import StackSettings
+from growgan.config import StackSettings, make_settings
 from growgan.errors import UserError
+from growgan.nets.cost import parameters
 from growgan.nets.edits import Append, Edit, Insert, Widen, apply, edit_from_json, edit_to_json
 from growgan.nets.layers import Conv, MinibatchDeviation, PixelNorm, Project
 from growgan.nets.presets import PRESETS
@@ -310,3 +311,40 @@ def test_a_target_that_doubling_cannot_reach_is_refused_with_choices() -> None:
         base_grid((37, 37))
     with pytest.raises(UserError, match=r"from base grid 5x5 by doubling; it may be: 5x5, 10x10"):
         base_grid((32, 32), (5, 5))
+
+
+def published(name: str, channels: int, size: int) -> tuple[StackSpec, StackSpec]:
+    """Return the stacks of a preset as its paper has them."""
+    preset = PRESETS[name]
+    shape = make_settings(preset.published).stack
+    g, d = (
+        preset.stack(role, shape, channels, (size, size)) for role in ("generator", "discriminator")
+    )
+    return g, d
+
+
+def test_dcgan_is_the_published_one() -> None:
+    """Radford et al. 2016, figure 1: 4x4x1024, 8x8x512, 16x16x256, 32x32x128, 64x64x3."""
+    g, d = published("dcgan", 3, 64)
+    assert [g.stem, *(layer.width for layer in g.layers)] == [1024, 512, 256, 128]
+    assert [layer.width for layer in d.layers][::-1] == [128, 256, 512] and d.stem == 1024
+    maps = [(1024, 512), (512, 256), (256, 128)]
+    # Each map has a bias a channel, and a gain and a bias of its normalisation.
+    inner = sum(16 * a * b + 3 * b for a, b in maps)
+    expected = 100 * 1024 * 16 + 3 * 1024 + inner + 16 * 128 * 3 + 3
+    assert parameters(g) == expected == 12_660_995
+    z, x = noise(2, 100), noise(2, 3, 64, 64)
+    assert build(g, 0)(z).shape == x.shape and build(d, 0)(x).shape == (2,)
+    assert float(build(g, 0)(z).abs().max()) <= 1
+    first = build(d, 0).head.conv.weight  # type: ignore[union-attr]
+    assert float(first.detach().std()) == pytest.approx(0.02, rel=0.05)  # type: ignore[operator]
+
+
+def test_the_first_gan_is_dense_at_one_resolution() -> None:
+    g, d = published("gan", 1, 28)
+    assert g.resolution == d.resolution == (28, 28)
+    assert parameters(g) == 100 * 1200 + 1200 + 1200 * 1200 + 1200 + 1200 * 784 + 784
+    z, x = noise(2, 100), noise(2, 1, 28, 28)
+    assert build(g, 0)(z).shape == x.shape and build(d, 0)(x).shape == (2,)
+    with pytest.raises(UserError, match="a dense layer has no grid to double"):
+        build(Append((LayerSpec("x", "dense", resample=2),)).spec(g))

@@ -22,7 +22,7 @@ from pydantic import (
 
 from growgan.errors import UserError, unknown
 
-Rate = Literal["plain", "equalised", "transfer"]
+Rate = Literal["plain", "equalised", "transfer", "normal"]
 
 
 def _odd(size: int) -> int:

@@ -88,7 +88,7 @@ def _run(
 ) -> None:
     """Check everything that can be checked, then load the data, then start."""
     from growgan.data import load_images, parse_resolution
-    from growgan.nets.presets.base import base_grid
+    from growgan.nets.presets import PRESETS
 
     if resume and out is None:
         raise UserError("--resume needs --out RUN, the run to go on with")
@@ -98,7 +98,8 @@ def _run(
     limit = _limit(budget, images, resume)
     size = parse_resolution(resolution) or settings.resolution
     if size is not None:
-        base_grid(size, settings.stack.base)  # say so before any image is read
+        # Say what cannot be reached before any image is read.
+        PRESETS[settings.preset].family.base(settings.stack, size)
     prepared: dict[str, Any] = settings.data.model_dump()
     found = load_images(source, resolution=size, max_broken=max_broken, **prepared)
     if dry_run:

@@ -9,7 +9,6 @@ from growgan.config import ActionSettings, StackSettings
 from growgan.growth.actions import UNCHANGED, Growth, legal_growths
 from growgan.growth.budget import Budget
 from growgan.nets.presets import PRESETS
-from growgan.nets.presets.base import base_grid
 from growgan.nets.spec import Role, StackSpec
 
 
@@ -81,19 +80,24 @@ class Space:
     actions: ActionSettings = ActionSettings()
 
     @property
+    def smallest(self) -> tuple[int, int]:
+        """Height and width of the images of a stack without layers."""
+        family = PRESETS[self.preset].family
+        height, width = family.base(self.shape, self.target)
+        return height * family.head_factor, width * family.head_factor
+
+    @property
     def levels(self) -> int:
-        """Number of doublings from the base grid to the target."""
+        """Number of doublings from the smallest images to the target."""
         return self.level(self.target)
 
     def level(self, resolution: tuple[int, int]) -> int:
-        """Return the number of doublings from the base grid to ``resolution``."""
-        base = base_grid(self.target, self.shape.base)
-        return (resolution[0] // base[0]).bit_length() - 1
+        """Return the number of doublings from the smallest images to ``resolution``."""
+        return (resolution[0] // self.smallest[0]).bit_length() - 1
 
     def resolution(self, level: int) -> tuple[int, int]:
         """Return height and width after ``level`` doublings."""
-        base = base_grid(self.target, self.shape.base)
-        return base[0] << level, base[1] << level
+        return self.smallest[0] << level, self.smallest[1] << level
 
     def stacks(self, level: int, shape: StackSettings | None = None) -> tuple[StackSpec, StackSpec]:
         """Return complete stacks of G and D after ``level`` doublings."""

@@ -10,6 +10,7 @@ from __future__ import annotations
 from torch import Tensor, nn
 
 from growgan.config import Rate
+from growgan.errors import UserError
 from growgan.nets.layers import ACTIVATIONS, NORMS, Conv, StridedConv, downsample, upsample
 from growgan.nets.spec import LayerSpec, Role
 from growgan.registry import Registry
@@ -109,3 +110,17 @@ class ResidualBlock(Block):
         branch = self.conv2(self.norm(self.activation(self.conv1(upsample(x, self.up)))))
         shortcut = upsample(self.skip(x), self.up)
         return downsample(shortcut + branch, self.down)
+
+
+@BLOCKS.register("dense", "a linear map of vectors", "Goodfellow et al. 2014")
+class DenseBlock(Block):
+    """linear map → activation → norm, of features [N, width, 1, 1]."""
+
+    def __init__(self, layer: LayerSpec, inner: int, *, role: Role, rate: Rate) -> None:
+        super().__init__(layer, inner, role=role, rate=rate)
+        if layer.resample != 1:
+            raise UserError("a dense layer has no grid to double: resample must be 1")
+        self.conv = Conv(self.width_in, self.width_out, 1, rate=rate)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.norm(self.activation(self.conv(x)))

@@ -25,6 +25,7 @@ class Scaled(nn.Module):
     and so how large one of Adam's steps, which know no scale, is beside it:
 
     - "plain": all of it, as usual.
+    - "normal": all of it, and it starts as N(0, 0.02²) whatever the inputs (Radford et al. 2016).
     - "equalised": nothing. The stored weight is N(0, 1) and multiplied by ``gain/sqrt(fan_in)`` in
       every forward (Karras et al. 2018, section 4.1).
     - "transfer": as equalised, but beyond ``REFERENCE`` inputs the steps shrink as 1/sqrt(fan_in),
@@ -35,12 +36,13 @@ class Scaled(nn.Module):
     def __init__(self, shape: tuple[int, ...], fan_in: int, gain: float, rate: Rate) -> None:
         super().__init__()
         self.fan_in, self.gain, self.rate = fan_in, gain, rate
-        self.weight = nn.Parameter(torch.randn(shape) * (gain / math.sqrt(fan_in) / self.scale))
+        deviation = 0.02 if rate == "normal" else gain / math.sqrt(fan_in) / self.scale
+        self.weight = nn.Parameter(torch.randn(shape) * deviation)
 
     @property
     def scale(self) -> float:
         """The factor from the stored weight to the one in use."""
-        if self.rate == "plain":
+        if self.rate in ("plain", "normal"):
             return 1.0
         factor = self.gain / math.sqrt(self.fan_in)
         excess = self.fan_in / REFERENCE if self.rate == "transfer" else 1.0

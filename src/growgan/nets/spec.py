@@ -18,6 +18,7 @@ from growgan.errors import UserError
 Role = Literal["generator", "discriminator"]
 
 # Bounds that are checked before anything is allocated: a spec may come from a stranger's file.
+HEAD_FACTORS = {"dcgan": 2}  # by how much a form's heads resample, where they do
 LIMITS = {"width": 8192, "kernel": 15, "latent": 8192, "base": 1024, "side": 8192, "layers": 512}
 
 
@@ -103,7 +104,7 @@ class StackSpec:
     @property
     def resolution(self) -> tuple[int, int]:
         """Height and width of the images, in pixels."""
-        factor = prod(layer.resample for layer in self.layers)
+        factor = prod(layer.resample for layer in self.layers) * HEAD_FACTORS.get(self.form, 1)
         return self.base[0] * factor, self.base[1] * factor
 
     @property

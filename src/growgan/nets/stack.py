@@ -115,7 +115,7 @@ class Decoder(Generator):
                 encoder.channels,
                 encoder.stem,
                 encoder.layers,
-                latent=encoder.stem,
+                latent=FORMS[encoder.form].end.width(encoder),
                 rate=encoder.rate,
                 form=encoder.form,
                 fading=encoder.fading,

@@ -55,6 +55,11 @@ class End(Part):
         """Return the features that the logit is a linear map of."""
         raise NotImplementedError
 
+    @staticmethod
+    def width(spec: StackSpec) -> int:
+        """Return how many features there are."""
+        return spec.stem
+
     def judge(self, features: Float[Tensor, "n d"]) -> Float[Tensor, " n"]:
         """Return the logits of features."""
         raise NotImplementedError

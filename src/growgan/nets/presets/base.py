@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any
 
 from growgan.config import StackSettings
 from growgan.errors import UserError
@@ -15,16 +15,28 @@ from growgan.registry import Registry
 LARGEST_BASE = 16
 
 
-class Family(Protocol):
-    """How a preset's stacks begin and how they double."""
+class Family:
+    """How a preset's stacks begin and how they double.
+
+    Attributes:
+        head_factor: how much the heads at the image end resample.
+    """
+
+    head_factor = 1
+
+    def base(self, shape: StackSettings, target: tuple[int, int]) -> tuple[int, int]:
+        """Return the grid that a stack on the way to ``target`` begins with."""
+        return base_grid(target, shape.base)
 
     def stem(
         self, role: Role, shape: StackSettings, base: tuple[int, int], channels: int
     ) -> StackSpec:
         """Return the stack at the base grid."""
+        raise NotImplementedError
 
     def doubling(self, shape: StackSettings, spec: StackSpec) -> Append:
         """Return the layers that double ``spec``'s resolution."""
+        raise NotImplementedError
 
 
 @dataclass(frozen=True)
@@ -43,7 +55,7 @@ class Preset:
         resolution: tuple[int, int] | None = None,
     ) -> StackSpec:
         """Return a complete stack at ``resolution`` on the way to ``target`` (None: there)."""
-        base, shape = base_grid(target, shape.base), shape.of(role)
+        base, shape = self.family.base(shape, target), shape.of(role)
         spec = self.family.stem(role, shape, base, channels)
         while spec.resolution != (resolution or target):
             spec = without_fade(self.family.doubling(shape, spec).spec(spec))

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from growgan.config import StackSettings
 from growgan.nets.edits import Append
-from growgan.nets.presets.base import PRESETS, Preset, stage_width
+from growgan.nets.presets.base import PRESETS, Family, Preset, stage_width
 from growgan.nets.spec import LayerSpec, Role, StackSpec
 
 
-class ProgressiveFamily:
+class ProgressiveFamily(Family):
     """Plain convolutions, pixel norm in G, minibatch deviation in D, equalised rates."""
 
     def stem(

@@ -1,0 +1,82 @@
+"""DCGAN's ends (Radford et al. 2016, 1511.06434): strided convolutions to and from the image."""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from growgan.nets.forms.base import FORMS, End, Ends, Form, Head, Stem
+from growgan.nets.layers import ACTIVATIONS, BatchNorm, Conv, Project, StridedConv
+from growgan.nets.spec import StackSpec
+
+
+class DcganStem(Stem):
+    """z projected to the base grid, normalised over the batch, rectified."""
+
+    ends: ClassVar[Ends] = {"project": (None, "stem"), "norm": (None, "stem")}
+
+    def __init__(self, spec: StackSpec) -> None:
+        super().__init__(spec)
+        self.project = Project(spec.latent, spec.stem, spec.base, gain=2**0.5, rate=spec.rate)
+        self.norm = BatchNorm(spec.stem)
+        self.activation = nn.ReLU()
+
+    def forward(self, w: Float[Tensor, "n w"]) -> Float[Tensor, "n c h w"]:
+        return self.activation(self.norm(self.project(w)))
+
+
+class StridedToImage(Head):
+    """A transposed convolution that doubles the size, and tanh."""
+
+    factor = 2
+
+    def __init__(self, spec: StackSpec, width: int) -> None:
+        super().__init__(spec, width)
+        self.conv = StridedConv(width, spec.channels, 4, doubles=True, rate=spec.rate)
+
+    def forward(self, h: Float[Tensor, "n d h w"]) -> Float[Tensor, "n c h2 w2"]:
+        return torch.tanh(self.conv(h))
+
+
+class StridedFromImage(Head):
+    """A convolution that halves the size, and a leaky rectifier."""
+
+    factor = 2
+
+    def __init__(self, spec: StackSpec, width: int) -> None:
+        super().__init__(spec, width)
+        self.conv = StridedConv(spec.channels, width, 4, doubles=False, rate=spec.rate)
+        self.activation = ACTIVATIONS["leaky_relu"]()
+
+    def forward(self, x: Float[Tensor, "n c h2 w2"]) -> Float[Tensor, "n d h w"]:
+        return self.activation(self.conv(x))
+
+
+class DcganEnd(End):
+    """One valid convolution from the base grid to the logit."""
+
+    ends: ClassVar[Ends] = {"output": ("stem", None)}
+
+    def __init__(self, spec: StackSpec) -> None:
+        super().__init__(spec)
+        if not spec.energy:
+            self.output = Conv(spec.stem, 1, spec.base, gain=1.0, rate=spec.rate, padding=0)
+
+    @staticmethod
+    def width(spec: StackSpec) -> int:
+        return spec.stem * spec.base[0] * spec.base[1]
+
+    def forward(self, h: Float[Tensor, "n c h w"]) -> Float[Tensor, "n d"]:
+        return h.flatten(1)
+
+    def judge(self, features: Float[Tensor, "n d"]) -> Float[Tensor, " n"]:
+        grid = features.view(len(features), self.spec.stem, *self.spec.base)
+        return self.output(grid).float().flatten()
+
+
+FORMS.register("dcgan", "strided heads, tanh, one convolution to the logit", "Radford et al. 2016")(
+    Form(DcganStem, StridedToImage, StridedFromImage, DcganEnd)
+)
