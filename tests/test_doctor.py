@@ -120,7 +120,7 @@ def test_vitals_of_players_that_are_known() -> None:
     with torch.no_grad():
         for p in gan.discriminator.parameters():
             p.zero_()
-        gan.average.head.weight.zero_()  # type: ignore[union-attr]
+        gan.average.head.conv.weight.zero_()  # type: ignore[union-attr]
     flat = examine(gan, seen, None, None)
     assert (flat.wins_seen, flat.wins_unseen, flat.singular) == (0.5, None, 0.0)
     assert flat.diversity == pytest.approx(0, abs=1e-6)

@@ -81,7 +81,7 @@ def open_zip(path: Path, cache: Path) -> ZipSource:
     try:
         with zipfile.ZipFile(path) as archive:
             found = {entry.filename: entry for entry in archive.infolist() if not entry.is_dir()}
-    except (OSError, zipfile.BadZipFile, ValueError) as error:
+    except Exception as error:  # zipfile raises many kinds for damaged data
         raise UserError(f"'{path}' cannot be read as a zip ({error})") from error
     names = sorted(name for name in found if is_image_name(name) and "__MACOSX/" not in name)
     if not names:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import zipfile
-import zlib
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
@@ -41,7 +40,9 @@ def read_npz(path: Path) -> Arrays:
             raise UserError(f"'{path}' unpacks to over 200 times its size; it is not trusted")
         with np.load(path, allow_pickle=False) as file:
             picked = {key: file[key] for key in _wanted(file.files)}
-    except (OSError, ValueError, zipfile.BadZipFile, zlib.error) as error:
+    except UserError:
+        raise
+    except Exception as error:  # zipfile, zlib and numpy raise many kinds for damaged data
         raise UserError(f"'{path}' cannot be read as an .npz ({error})") from error
     keys = list(picked)
     image_key = _first(keys, IMAGE_KEYS)
