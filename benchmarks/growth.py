@@ -33,7 +33,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 
 import growgan as gg
 from growgan.config import Settings, make_settings
@@ -42,6 +41,7 @@ from growgan.growth.budget import Budget
 from growgan.growth.run import Model, make_scorer
 from growgan.metrics.distances import Moments, frechet
 from growgan.metrics.features import domain_extractor
+from growgan.metrics.side import Stored
 from growgan.metrics.sliced import sliced_wasserstein
 from growgan.training.runtime import machine
 
@@ -190,8 +190,8 @@ def _growths(tried: list[dict[str, Any]], best: str) -> list[str]:
 def judge(model: Model, data: ImageSet) -> dict[str, float]:
     """Return the judge's Fréchet distance, and SWD, to the reals: means over draws of samples."""
     extractor = _judge(data)
-    chunks = (torch.from_numpy(np.array(part)) for part in _parts(data.images))
-    real = Moments.of_chunks(map(extractor, chunks))
+    kept = {"identity": data.fingerprint, "cache": default_cache()}
+    real = Stored(data.images, name="reals", extractor=lambda: extractor, **kept).moments
     some = torch.from_numpy(np.array(data.images[:SAMPLES]))
     distances, sliced = [], []
     for seed in range(99, 99 + DRAWS):
@@ -200,11 +200,6 @@ def judge(model: Model, data: ImageSet) -> dict[str, float]:
         distances.append(frechet(Moments.of(extractor(images)), real))
         sliced.append(sliced_wasserstein(images[: len(some)], some, repeats=1, seed=seed).average)
     return {"fd": statistics.mean(distances), "swd": statistics.mean(sliced)}
-
-
-def _parts(images: NDArray[np.uint8]) -> Iterator[NDArray[np.uint8]]:
-    for start in range(0, len(images), 1024):
-        yield images[start : start + 1024]
 
 
 def _judge(data: ImageSet) -> Any:

@@ -20,6 +20,12 @@ def one_thread() -> None:
     torch.set_num_threads(1)
 
 
+@pytest.fixture
+def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Keep what is made for the cache in the test's own folder."""
+    monkeypatch.setenv("GROWGAN_CACHE", str(tmp_path / "cache"))
+
+
 @pytest.fixture(scope="session")
 def make_images() -> Callable[..., ImageSet]:
     """Return a maker of sets of soft random blobs, each class at a place of its own."""

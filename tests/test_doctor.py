@@ -32,14 +32,12 @@ HEALTHY = Vitals(
 )
 
 
+pytestmark = pytest.mark.usefixtures("own_cache")
+
+
 @pytest.fixture(scope="module")
 def data(make_images: Callable[..., ImageSet]) -> ImageSet:
     return make_images(400, 1, 16, 16)
-
-
-@pytest.fixture(autouse=True)
-def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("GROWGAN_CACHE", str(tmp_path / "cache"))
 
 
 def run(data: ImageSet, out: Path, images: int = 12_000, **values: Any) -> Run:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from functools import partial
 
 import pytest
 import torch
@@ -76,20 +77,16 @@ def stack_step(count: int = 8) -> Step:
     return Step(g, d, real, fake, z, rng, d(real), d(fake))
 
 
-def of_discriminator(name: str, step: Step, **options: float) -> Tensor:
+def term_of(player: str, name: str, step: Step, **options: float) -> Tensor:
     rule = make_regulariser(name, options)
     assert isinstance(rule, Penalty)
-    found = rule.discriminator(step)
+    found = rule.discriminator(step) if player == "discriminator" else rule.generator(step)
     assert found is not None
     return found
 
 
-def of_generator(name: str, step: Step, **options: float) -> Tensor:
-    rule = make_regulariser(name, options)
-    assert isinstance(rule, Penalty)
-    found = rule.generator(step)
-    assert found is not None
-    return found
+of_discriminator = partial(term_of, "discriminator")
+of_generator = partial(term_of, "generator")
 
 
 @pytest.mark.parametrize("norm", [0.5, 3.0])

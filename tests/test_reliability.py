@@ -51,14 +51,12 @@ TIMES = {
 fork = multiprocessing.get_context("fork") if hasattr(os, "fork") else None
 
 
+pytestmark = pytest.mark.usefixtures("own_cache")
+
+
 @pytest.fixture(scope="module")
 def data(make_images: Callable[..., ImageSet]) -> ImageSet:
     return make_images(128, 1, 16, 16)
-
-
-@pytest.fixture(autouse=True)
-def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("GROWGAN_CACHE", str(tmp_path / "cache"))
 
 
 def searching() -> Settings:

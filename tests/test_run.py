@@ -32,14 +32,12 @@ from growgan.training.stage import Diverged, Slice, step, train
 SPACE = Space("pggan", StackSettings(latent=16, width=8), 1, (32, 32))
 
 
+pytestmark = pytest.mark.usefixtures("own_cache")
+
+
 @pytest.fixture(scope="module")
 def data(make_images: Callable[..., ImageSet]) -> ImageSet:
     return make_images(128, 1, 16, 16)
-
-
-@pytest.fixture(autouse=True)
-def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("GROWGAN_CACHE", str(tmp_path / "cache"))
 
 
 def tiny(**values: Any) -> Settings:

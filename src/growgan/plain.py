@@ -22,6 +22,13 @@ def parse(data: bytes | str) -> Any:
         raise ValueError("it nests too deep") from None
 
 
+def folder_name(value: object) -> str:
+    """Return an id that may name a folder, a short word; raise ValueError for anything else."""
+    if not re.fullmatch(r"\w{1,20}", str(value)):
+        raise ValueError(f"an id is a short word, not {value!r}")
+    return str(value)
+
+
 def to_line(event: Mapping[str, Any]) -> bytes:
     """Return ``event`` as one line of JSON that ends with the checksum of what is before it."""
     text = json.dumps(event, allow_nan=False).encode()

@@ -83,8 +83,8 @@ class Space:
     def smallest(self) -> tuple[int, int]:
         """Height and width of the images of a stack without layers."""
         family = PRESETS[self.preset].family
-        height, width = family.base(self.shape, self.target)
-        return height * family.head_factor, width * family.head_factor
+        base = family.base(self.shape, self.target)
+        return family.stem("generator", self.shape, base, self.channels).resolution
 
     @property
     def levels(self) -> int:

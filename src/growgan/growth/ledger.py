@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -13,7 +12,7 @@ from growgan.errors import UserError
 from growgan.growth.actions import Growth
 from growgan.growth.history import Candidate
 from growgan.nets.spec import StackSpec
-from growgan.plain import copy_of, read_lines, to_line
+from growgan.plain import copy_of, folder_name, read_lines, to_line
 
 NUMBERS = ("score", "score_stderr")  # that may be missing
 
@@ -26,8 +25,9 @@ class Ledger:
 
     def append(self, event: Mapping[str, Any]) -> None:
         """Write one event, with its checksum, and wait until it is on the disk, and in a copy."""
+        line = to_line(event)
         for path in (self.path, copy_of(self.path)):
-            _append(path, to_line(event))
+            _append(path, line)
 
     def read(self) -> Iterator[dict[str, Any]]:
         """Yield the events; a last line that was torn by a crash is passed over.
@@ -100,11 +100,9 @@ def candidate_from_event(event: Mapping[str, Any]) -> Candidate:
 
 
 def _candidate(event: Mapping[str, Any]) -> Candidate:
-    if not re.fullmatch(r"\w{1,20}", str(event["id"])):
-        raise ValueError("an id is a short word")  # it names a folder
     number = {key: None if event[key] is None else float(event[key]) for key in NUMBERS}
     return Candidate(
-        id=str(event["id"]),
+        id=folder_name(event["id"]),
         parent=None if event["parent"] is None else str(event["parent"]),
         round=int(event["round"]),
         growth=Growth.from_json(event["edits"]),

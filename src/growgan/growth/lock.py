@@ -13,6 +13,7 @@ from pathlib import Path
 from filelock import FileLock, Timeout
 
 from growgan.errors import UserError
+from growgan.plain import parse
 
 LOCK, OWNER = ".lock", ".owner"  # what is held, and who holds it
 
@@ -47,7 +48,7 @@ def held(out: Path) -> Iterator[None]:
 
 def _owner(out: Path) -> str:
     try:
-        owner = json.loads((out / OWNER).read_text())
+        owner = parse((out / OWNER).read_bytes())
         since = time.strftime("%Y-%m-%d %H:%M", time.localtime(owner["since"]))
         return f"process {owner['process']} on {owner['host']} since {since}"
     except (OSError, ValueError, KeyError, TypeError):

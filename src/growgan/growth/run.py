@@ -158,8 +158,6 @@ def grow(
     clock, out = Clock(), Path(out)
     check_out(out, data, resume=resume)
     if resume:
-        with held(out):
-            Ledger(out / "ledger.jsonl").mend()
         settings = Settings.from_yaml(out / "config.yaml")
     chosen = settings if isinstance(settings, Settings) else make_settings(settings or {})
     decided, chosen = _decide(policy, chosen)
@@ -261,6 +259,7 @@ def prepare(
     ledger = Ledger(out / "ledger.jsonl")
     try:
         if began is not None:
+            ledger.mend()
             ledger.append({"event": "resume", "time": time.time(), "budget": budget.to_json()})
             return
         facts = data.describe()

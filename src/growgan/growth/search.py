@@ -267,7 +267,6 @@ class Search:
 
     def _replay(self) -> None:
         """Rebuild the history from the ledger, and forget what was never written down."""
-        self.ledger.mend()
         tried: dict[str, Candidate] = {}
         for event in self.ledger.read():
             if event["event"] == "candidate":

@@ -25,7 +25,7 @@ from growgan.nets.layers import BatchNorm, Scaled
 from growgan.nets.spec import LayerSpec, StackSpec, without_fade
 from growgan.nets.stack import Decoder, Discriminator, Generator, Stack, build
 
-DECODER = "decoder."  # how the names of an autoencoder's second half begin
+DECODER = "decoder"  # an autoencoder's second half
 SYMMETRY_BREAK = 0.1  # relative difference between the two readers of a duplicated channel
 
 
@@ -186,11 +186,11 @@ def inherit(
         and isinstance(child, Discriminator)
         and parent.spec.energy
     ):
-        stacks, new = (parent.decoder, child.decoder), _within(fresh)
-        decoded = inherit(*stacks, edit, _within(tensors), seed, fresh=new, power=power)
-        result |= {f"{DECODER}{name}": value for name, value in decoded.items()}
+        stacks, new = (parent.decoder, child.decoder), under(fresh, DECODER)
+        decoded = inherit(*stacks, edit, under(tensors, DECODER), seed, fresh=new, power=power)
+        result |= {f"{DECODER}.{name}": value for name, value in decoded.items()}
     for name, value in tensors.items():
-        if name.startswith(("old_head.", DECODER)) or name == "alpha":
+        if name.startswith(("old_head.", f"{DECODER}.")) or name == "alpha":
             continue
         target = name
         if isinstance(edit, Append) and name.startswith("head."):
@@ -207,10 +207,10 @@ def _part(stack: Stack, name: str) -> Stack:
     return part
 
 
-def _within(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Return the tensors of a D's decoder, by their names there."""
-    found = {name: value for name, value in tensors.items() if name.startswith(DECODER)}
-    return {name.removeprefix(DECODER): value for name, value in found.items()}
+def under(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    """Return the entries below ``prefix``, without it."""
+    start = f"{prefix}."
+    return {name[len(start) :]: t for name, t in tensors.items() if name.startswith(start)}
 
 
 def _widened(

@@ -51,6 +51,11 @@ class Stack(nn.Module):
         generates = self.spec.role == "generator"
         return self.form.to_image if generates else self.form.from_image
 
+    @cached_property
+    def mixes(self) -> bool:
+        """Whether samples see each other's statistics: D gets reals and fakes apart then."""
+        return any(isinstance(module, BatchNorm) for module in self.modules())
+
     @property
     def fade_factor(self) -> int:
         """How much larger the arriving layers make the image: a power of two."""
@@ -137,11 +142,6 @@ class Discriminator(Stack):
         self.end = self.form.end(spec)
         if spec.energy:
             self.decoder = Decoder(spec)
-
-    @cached_property
-    def mixes(self) -> bool:
-        """Whether samples see each other's statistics, so that reals and fakes must come apart."""
-        return any(isinstance(module, BatchNorm) for module in self.modules())
 
     def features(self, x: Float[Tensor, "n c h w"]) -> Float[Tensor, "n d"]:
         """Return the features that the logit is a linear map of."""

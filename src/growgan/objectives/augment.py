@@ -80,7 +80,7 @@ class DiffAugment(Augmentation):
             images = torch.cat([rgb, rest], 1) if c > 3 else rgb
         if self.translation:
             dy, dx = round(self.translation * h), round(self.translation * w)
-            images = _shifted(images, dice.integers(-dy, dy), dice.integers(-dx, dx))
+            images = shifted(images, dice.integers(-dy, dy), dice.integers(-dx, dx))
         if self.cutout:
             images = images * _hole(images, self.cutout, dice)
         return images
@@ -176,7 +176,7 @@ class _Dice:
         return torch.where(self.uniform() < p, value, torch.full_like(value, otherwise))
 
 
-def _shifted(images: Tensor, dy: Tensor, dx: Tensor) -> Tensor:
+def shifted(images: Tensor, dy: Tensor, dx: Tensor) -> Tensor:
     """Return the images moved by whole pixels, zeros where nothing was."""
     n, c, h, w = images.shape
     rows = torch.arange(h, device=images.device).view(1, 1, h, 1) - dy

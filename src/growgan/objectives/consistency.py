@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from growgan.objectives.augment import shifted
 from growgan.objectives.regulariser import Penalty, regulariser, term
 from growgan.objectives.step import Step
 
@@ -24,13 +25,11 @@ def moved(images: Tensor, rng: torch.Generator) -> Tensor:
     padded = F.pad(
         images, (dx, dx, dy, dy), mode="reflect" if min(h, w) > max(dy, dx) else "replicate"
     )
-    top = torch.randint(2 * dy + 1, (n, 1), generator=rng, device=device)
-    left = torch.randint(2 * dx + 1, (n, 1), generator=rng, device=device)
-    rows = (top + torch.arange(h, device=device))[:, None, :, None]
-    columns = (left + torch.arange(w, device=device))[:, None, None, :]
-    each = torch.arange(n, device=device)[:, None, None, None]
-    channels = torch.arange(images.shape[1], device=device)[None, :, None, None]
-    return padded[each, channels, rows, columns]
+    down, right = (
+        most - torch.randint(2 * most + 1, (n, 1, 1, 1), generator=rng, device=device)
+        for most in (dy, dx)
+    )
+    return shifted(padded, down, right)[:, :, dy : dy + h, dx : dx + w]
 
 
 def _disagreement(step: Step, images: Tensor, logits: Tensor) -> Tensor:

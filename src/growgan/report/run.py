@@ -7,7 +7,6 @@ was killed leaves at most one torn line at the end of each file, which is ignore
 from __future__ import annotations
 
 import math
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -15,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from growgan.errors import UserError
-from growgan.plain import read_lines
+from growgan.plain import folder_name, read_lines
 
 Event = dict[str, Any]
 STAT_FIELDS = frozenset(
@@ -208,9 +207,7 @@ def _assemble(path: Path, start: Event, events: list[Event]) -> RunRecord:
 
 
 def _candidate(path: Path, e: Event) -> CandidateRecord:
-    if not re.fullmatch(r"\w{1,20}", str(e["id"])):  # it names a folder
-        raise ValueError(f"id {e['id']!r}")
-    samples = path / "candidates" / str(e["id"]) / "samples.png"
+    samples = path / "candidates" / folder_name(e["id"]) / "samples.png"
     return CandidateRecord(
         id=str(e["id"]),
         parent=None if e.get("parent") is None else str(e["parent"]),

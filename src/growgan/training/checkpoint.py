@@ -24,6 +24,7 @@ from torch import Tensor
 
 from growgan.config import OptimiserSettings
 from growgan.errors import UserError
+from growgan.nets.edits import under
 from growgan.nets.spec import StackSpec
 from growgan.nets.stack import Discriminator, Generator, build
 from growgan.plain import parse
@@ -128,16 +129,16 @@ def load_gan(folder: Path, device: str = "cpu") -> Gan:
         state = load_file(folder / "state.safetensors")
         stacks = [build(spec) for spec in (*specs, specs[0])]
         for player, stack in zip(PLAYERS, stacks, strict=True):
-            stack.load_state_dict(_under(weights, player))
+            stack.load_state_dict(under(weights, player))
             stack.to(device)
         g, d, average = stacks
         optimiser = OptimiserSettings(**counts["optimiser"])
         gan = Gan(cast(Generator, g), cast(Discriminator, d), optimiser, cast(Generator, average))
         gan.images, gan.steps = int(counts["images"]), int(counts["steps"])
-        gan.memory = {name: value.to(device) for name, value in _under(state, "memory").items()}
+        gan.memory = {name: value.to(device) for name, value in under(state, "memory").items()}
     except (OSError, ValueError, KeyError, TypeError, RuntimeError, SafetensorError) as error:
         raise UserError(f"candidate '{folder}' cannot be loaded: {error}") from error
-    gan.restore_moments(*(_by_key(_under(state, player)) for player in PLAYERS[:2]))
+    gan.restore_moments(*(_by_key(under(state, player)) for player in PLAYERS[:2]))
     return gan
 
 
@@ -153,18 +154,12 @@ def load_generator(folder: Path, device: str = "cpu") -> Generator:
     try:
         generator = build(load_specs(folder)[0])
         weights = load_file(folder / "weights.safetensors")
-        generator.load_state_dict(_under(weights, "average"))
+        generator.load_state_dict(under(weights, "average"))
     except (OSError, RuntimeError, SafetensorError) as error:
         raise UserError(f"candidate '{folder}' cannot be loaded: {error}") from error
     return cast(Generator, generator.to(device).eval())
 
 
-def _under(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
-    """Return the entries below ``prefix``, without it."""
-    start = f"{prefix}."
-    return {name[len(start) :]: t for name, t in tensors.items() if name.startswith(start)}
-
-
 def _by_key(state: dict[str, Tensor]) -> dict[str, dict[str, Tensor]]:
     keys = {name.partition(".")[0] for name in state}
-    return {key: _under(state, key) for key in keys}
+    return {key: under(state, key) for key in keys}

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from growgan.config import Settings
+from growgan.objectives.weights import matrices
 from growgan.training.gan import Gan
 
 TREATMENTS = 3  # at most; then the run stops with the diagnosis
@@ -58,7 +59,7 @@ class Diagnosis:
     """What ails a pair.
 
     Attributes:
-        name: of the ailment, a key of :data:`REMEDIES`.
+        name: of the ailment, a key of :data:`AILMENTS`.
         sentence: for people.
     """
 
@@ -118,11 +119,8 @@ def singular_values(player: torch.nn.Module, count: int = 3) -> list[list[float]
     BigGAN's monitor (Brock et al. 2019, section 4): a first one that runs away foretells collapse.
     """
     rows: list[list[float]] = [[] for _ in range(count)]
-    for module in player.modules():
-        weight = getattr(module, "weight", None)
-        if not isinstance(weight, Tensor) or weight.ndim < 2:
-            continue
-        used = weight.detach().flatten(1).float() * float(getattr(module, "scale", 1.0))
+    for _, weight, scale in matrices(player):
+        used = weight.detach().flatten(1).float() * scale
         gram = used @ used.T if used.shape[0] <= used.shape[1] else used.T @ used
         values = torch.linalg.eigvalsh(gram).clamp(min=0).sqrt().flip(0)
         for row, value in zip(rows, [*values[:count].tolist(), *[0.0] * count], strict=False):

@@ -176,8 +176,9 @@ class Gan:
         """Move the running average towards G by ``1 - decay``."""
         own: list[Tensor] = list(self.average.parameters())
         torch._foreach_lerp_(own, list(self.generator.parameters()), 1 - decay)
-        for mine, other in zip(self.average.buffers(), self.generator.buffers(), strict=True):
-            mine.copy_(other)  # running statistics are averages already
+        if self.generator.mixes:  # running statistics are averages already
+            for mine, other in zip(self.average.buffers(), self.generator.buffers(), strict=True):
+                mine.copy_(other)
 
     @torch.no_grad()
     def generate(self, count: int, *, seed: int = 0, batch: int = 256) -> UInt8[Tensor, "n c h w"]:

@@ -109,12 +109,7 @@ def train(
     seen, alpha = gan.images, first.alpha
     terms: dict[str, Tensor] = {}
     while True:
-        # Decide by time or by images, never by both, or a run could not be repeated exactly.
-        now = time.perf_counter()
-        if piece.seconds is not None:
-            share = min(1.0, (now - begun) / piece.seconds)
-        else:
-            share = min(1.0, (gan.images - first.images) / (piece.images or 1))
+        share = _share(piece, time.perf_counter() - begun, gan.images - first.images)
         if share >= 1:
             break
         gan.set_alpha(min(1.0, alpha + share / piece.fade) if piece.fade else 1.0)
@@ -137,6 +132,16 @@ def train(
         gan.finish_fade()
     else:
         gan.set_alpha(alpha + 1 / piece.fade)
+
+
+def _share(piece: Slice, seconds: float, images: int) -> float:
+    """Return how much of a slice is done: by time or by images, never by both.
+
+    Otherwise a run could not be repeated exactly.
+    """
+    if piece.seconds is not None:
+        return min(1.0, seconds / piece.seconds)
+    return min(1.0, images / (piece.images or 1))
 
 
 def step(

@@ -31,8 +31,6 @@ class DcganStem(Stem):
 class StridedToImage(Head):
     """A transposed convolution that doubles the size, and tanh."""
 
-    factor = 2
-
     def __init__(self, spec: StackSpec, width: int) -> None:
         super().__init__(spec, width)
         self.conv = StridedConv(width, spec.channels, 4, doubles=True, rate=spec.rate)
@@ -43,8 +41,6 @@ class StridedToImage(Head):
 
 class StridedFromImage(Head):
     """A convolution that halves the size, and a leaky rectifier."""
-
-    factor = 2
 
     def __init__(self, spec: StackSpec, width: int) -> None:
         super().__init__(spec, width)

@@ -9,7 +9,7 @@ from typing import Any
 from growgan.config import StackSettings
 from growgan.errors import UserError
 from growgan.nets.edits import Append
-from growgan.nets.spec import Role, StackSpec, without_fade
+from growgan.nets.spec import LayerSpec, Role, StackSpec, without_fade
 from growgan.registry import Registry
 
 LARGEST_BASE = 16
@@ -19,10 +19,10 @@ class Family:
     """How a preset's stacks begin and how they double.
 
     Attributes:
-        head_factor: how much the heads at the image end resample.
+        form: name of how they begin and end.
     """
 
-    head_factor = 1
+    form = "progressive"
 
     def base(self, shape: StackSettings, target: tuple[int, int]) -> tuple[int, int]:
         """Return the grid that a stack on the way to ``target`` begins with."""
@@ -32,7 +32,22 @@ class Family:
         self, role: Role, shape: StackSettings, base: tuple[int, int], channels: int
     ) -> StackSpec:
         """Return the stack at the base grid."""
-        raise NotImplementedError
+        generator = role == "generator"
+        return StackSpec(
+            role,
+            base,
+            channels,
+            shape.width,
+            self.first(role, shape),
+            latent=shape.latent if generator else 0,
+            rate=shape.rate,
+            form=self.form,
+            energy=shape.energy and not generator,
+        )
+
+    def first(self, role: Role, shape: StackSettings) -> tuple[LayerSpec, ...]:
+        """Return the layers at the base grid."""
+        return ()
 
     def doubling(self, shape: StackSettings, spec: StackSpec) -> Append:
         """Return the layers that double ``spec``'s resolution."""

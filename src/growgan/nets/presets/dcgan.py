@@ -5,27 +5,13 @@ from __future__ import annotations
 from growgan.config import StackSettings
 from growgan.nets.edits import Append
 from growgan.nets.presets.base import PRESETS, Family, Preset, stage_width
-from growgan.nets.spec import LayerSpec, Role, StackSpec
+from growgan.nets.spec import LayerSpec, StackSpec
 
 
 class DcganFamily(Family):
     """4×4 convolutions of stride 2, ReLU in G, leaky ReLU in D; both heads resample, too."""
 
-    head_factor = 2
-
-    def stem(
-        self, role: Role, shape: StackSettings, base: tuple[int, int], channels: int
-    ) -> StackSpec:
-        return StackSpec(
-            role,
-            base,
-            channels,
-            shape.width,
-            latent=shape.latent if role == "generator" else 0,
-            rate=shape.rate,
-            form="dcgan",
-            energy=shape.energy and role == "discriminator",
-        )
+    form = "dcgan"
 
     def doubling(self, shape: StackSettings, spec: StackSpec) -> Append:
         generator = spec.role == "generator"

@@ -11,26 +11,16 @@ from growgan.nets.spec import LayerSpec, Role, StackSpec
 class DenseFamily(Family):
     """Vectors of features from end to end; it grows in depth and width, at one resolution."""
 
+    form = "dense"
+
     def base(self, shape: StackSettings, target: tuple[int, int]) -> tuple[int, int]:
         """Return the target: there is no smaller grid to begin with."""
         return target
 
-    def stem(
-        self, role: Role, shape: StackSettings, base: tuple[int, int], channels: int
-    ) -> StackSpec:
-        return StackSpec(
-            role,
-            base,
-            channels,
-            shape.width,
-            tuple(
-                LayerSpec(f"{role[0]}{i}", "dense", shape.width, 1, 1, "none")
-                for i in range(shape.convolutions)
-            ),
-            latent=shape.latent if role == "generator" else 0,
-            rate=shape.rate,
-            form="dense",
-            energy=shape.energy and role == "discriminator",
+    def first(self, role: Role, shape: StackSettings) -> tuple[LayerSpec, ...]:
+        return tuple(
+            LayerSpec(f"{role[0]}{i}", "dense", shape.width, 1, 1, "none")
+            for i in range(shape.convolutions)
         )
 
     def doubling(self, shape: StackSettings, spec: StackSpec) -> Append:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from growgan.config import StackSettings
 from growgan.nets.edits import Append
 from growgan.nets.presets.base import PRESETS, Family, Preset, stage_width
@@ -14,22 +16,15 @@ class ProgressiveFamily(Family):
     def stem(
         self, role: Role, shape: StackSettings, base: tuple[int, int], channels: int
     ) -> StackSpec:
-        """Return the base stack: G has all but one of its convolutions there as layers."""
-        generator = role == "generator"
-        layers = tuple(
+        spec = super().stem(role, shape, base, channels)
+        group = 0 if role == "generator" else shape.deviation_group
+        return replace(spec, deviation_group=group)
+
+    def first(self, role: Role, shape: StackSettings) -> tuple[LayerSpec, ...]:
+        """Return all but one of G's convolutions at the base grid; D has its own in its end."""
+        return tuple(
             LayerSpec(f"g{i}", shape.kind, shape.width, shape.kernel, norm=shape.norm)
-            for i in range(shape.convolutions - 1 if generator else 0)
-        )
-        return StackSpec(
-            role,
-            base,
-            channels,
-            shape.width,
-            layers,
-            latent=shape.latent if generator else 0,
-            rate=shape.rate,
-            deviation_group=0 if generator else shape.deviation_group,
-            energy=shape.energy and not generator,
+            for i in range(shape.convolutions - 1 if role == "generator" else 0)
         )
 
     def doubling(self, shape: StackSettings, spec: StackSpec) -> Append:
