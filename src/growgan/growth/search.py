@@ -76,6 +76,7 @@ class Search:
         self._overhead = 1.0
         self._vitals: dict[str, Vitals] = {}  # of those that are healthy
         self._treatments, self._given_up = 0, ""
+        self._ended = False  # the ledger says so already
         self._replay()
 
     def run(self, executor: Executor) -> Candidate | None:
@@ -83,21 +84,26 @@ class Search:
         while self._room() and not self._hopeless() and not self._given_up:
             alive = [self.history[name] for name in self.history.alive]
             proposals = list(self.policy.propose(alive, self.history))
+            self._ended = False
             children = list(self._unselected)
             for outcome in executor.run(self._tasks(proposals[len(children) :])):
                 children.append(self._record(outcome))
             if not children:
                 break
             self._select(children)
-        best = self.history.best
+        if not self._ended:
+            self._end()
+        return self.history.best
+
+    def _end(self) -> None:
+        """Write down with which candidate the run ends, what it cost, and what stopped it."""
         costs = {kind: round(seconds, 2) for kind, seconds in self.meter.costs.items()}
-        elapsed = self.meter.elapsed
+        best, elapsed = self.history.best, self.meter.elapsed
         costs["other"] = round(max(0.0, elapsed - sum(costs.values())), 2)
         event = {"best": best and best.id, "elapsed": round(elapsed, 3), "cost": costs}
         if self._hopeless() or self._given_up:
             event["stopped"] = self._given_up or self.history.candidates[-1].error
         self.ledger.append({"event": "end", **event})
-        return best
 
     def _hopeless(self) -> bool:
         """Return whether every candidate of the last few rounds failed."""
@@ -269,7 +275,9 @@ class Search:
         """Rebuild the history from the ledger, and forget what was never written down."""
         tried: dict[str, Candidate] = {}
         for event in self.ledger.read():
+            self._ended |= event["event"] == "end"
             if event["event"] == "candidate":
+                self._ended = False
                 candidate = self._counted(candidate_from_event(event), tried)
                 tried[candidate.id] = candidate
                 self._unselected.append(candidate)
@@ -284,6 +292,7 @@ class Search:
             elif event["event"] == "memory":
                 self.parts = event["parts"]
             elif event["event"] == "damage":
+                self._ended = False
                 lost, alive = frozenset(event["lost"]), tuple(event["alive"])
                 self.history = replace(self.history, lost=lost, alive=alive)
         for folder in (self.out / "candidates").iterdir():
@@ -319,6 +328,7 @@ class Search:
         if not alive:
             raise UserError(f"the run cannot go on: {problems[broken[0]]}")
         self.history = replace(self.history, lost=frozenset(problems), alive=alive)
+        self._ended = False
         best = self.history.best
         event = {"lost": sorted(problems), "alive": list(alive), "best": best and best.id}
         self.ledger.append({"event": "damage", "reason": problems[broken[0]], **event})
