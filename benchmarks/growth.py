@@ -38,7 +38,8 @@ import growgan as gg
 from growgan.config import Settings, make_settings
 from growgan.data import ImageSet, default_cache
 from growgan.growth.budget import Budget
-from growgan.growth.run import Model, make_scorer
+from growgan.growth.model import Model
+from growgan.growth.run import make_scorer
 from growgan.metrics.distances import Moments, frechet
 from growgan.metrics.features import domain_extractor
 from growgan.metrics.side import Stored

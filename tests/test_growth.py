@@ -116,7 +116,8 @@ def test_weights_moments_and_average_are_carried_by_layer_id(
         grown = dict(new.named_parameters())
         appended = new.spec.fading > 0
         for name, value in old.named_parameters():
-            carried = f"old_{name}" if appended and name.startswith("head.") else name
+            moved = f"heads.{old.names[-1]}.", f"heads.{new.names[-1]}."
+            carried = name if appended else name.replace(*moved)
             assert torch.equal(grown[carried], value), name
             assert grown[carried].data_ptr() != value.data_ptr()
             for key, tensors in old_state.items():

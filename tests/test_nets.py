@@ -346,5 +346,5 @@ def test_the_first_gan_is_dense_at_one_resolution() -> None:
     assert parameters(g) == 100 * 1200 + 1200 + 1200 * 1200 + 1200 + 1200 * 784 + 784
     z, x = noise(2, 100), noise(2, 1, 28, 28)
     assert build(g, 0)(z).shape == x.shape and build(d, 0)(x).shape == (2,)
-    with pytest.raises(UserError, match="a dense layer has no grid to double"):
+    with pytest.raises(UserError, match="a dense layer cannot double the grid"):
         build(Append((LayerSpec("x", "dense", resample=2),)).spec(g))

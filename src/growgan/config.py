@@ -22,7 +22,7 @@ from pydantic import (
 
 from growgan.errors import UserError, unknown
 
-Rate = Literal["plain", "equalised", "transfer", "normal"]
+Rate = Literal["plain", "equalised", "transfer", "normal", "spectral"]
 
 
 def _odd(size: int) -> int:
@@ -44,6 +44,7 @@ class OptimiserSettings(Group):
     """Adam, for both players."""
 
     lr: float = Field(2e-2, gt=0, description="step size")
+    discriminator_lr: float | None = Field(None, gt=0, description="D's step size; None: as G's")
     beta1: float = Field(0.0, ge=0, lt=1)
     beta2: float = Field(0.99, ge=0, lt=1)
     epsilon: float = Field(1e-8, gt=0)
@@ -62,19 +63,32 @@ class StackSettings(Group):
     convolutions: int = Field(1, ge=1, le=4, description="layers a resolution")
     kernel: OddKernel = 3
     kind: str = Field("strided", description="block of every layer")
+    discriminator_kind: str | None = Field(None, description="None: as G's")
     norm: str = Field("pixel", description="normalisation in G")
     discriminator_norm: str = Field("none", description="normalisation in D")
     base: tuple[PositiveInt, PositiveInt] | None = Field(
         None, description="base grid h, w; None: by aspect"
     )
     rate: Rate = Field("transfer", description="of learning, by width; see nets.layers.Scaled")
+    discriminator_rate: Rate | None = Field(None, description="None: as G's")
+    attention: int | None = Field(
+        None, ge=4, description="side in pixels of the features that attend to each other"
+    )
+    mapping: int = Field(0, ge=0, le=32, description="dense layers between z and the styles")
+    mixing: float = Field(0.0, ge=0, le=1, description="chance of styles of two latents")
+    chunk: int = Field(0, ge=0, description="length of each layer's own piece of z; 0: all of it")
     deviation_group: int = Field(4, ge=0, description="minibatch deviation; 0 for none")
+    kernels: int = Field(0, ge=0, le=1024, description="minibatch discrimination; 0 for none")
     energy: bool = Field(False, description="D is an autoencoder; set by the loss")
 
     def of(self, role: str) -> StackSettings:
         """Return the shape of one player."""
-        width = self.discriminator_width if role == "discriminator" else None
-        return self.model_copy(update={"width": width or self.width, "discriminator_width": None})
+        own: dict[str, Any] = {f"discriminator_{name}": None for name in ("width", "kind", "rate")}
+        if role == "discriminator":
+            own["width"] = self.discriminator_width or self.width
+            own["kind"] = self.discriminator_kind or self.kind
+            own["rate"] = self.discriminator_rate or self.rate
+        return self.model_copy(update=own)
 
     def scaled(self, generator: int, discriminator: int) -> StackSettings:
         """Return the shape with G and D so many times as wide."""
@@ -183,15 +197,15 @@ def make_settings(*layers: Mapping[str, Any], overrides: Iterable[str] = ()) -> 
     Raises:
         UserError: an unknown key, or a value that its setting cannot take.
     """
-    merged: dict[str, Any] = {}
+    values: dict[str, Any] = {}
     for layer in layers:
-        merged = _merge(merged, layer)
+        values = merged(values, layer)
     # What a preset leaves out it means to leave out; an override changes one thing of many.
-    merged.setdefault("regularisers", Settings().regularisers)
+    values.setdefault("regularisers", Settings().regularisers)
     for text in overrides:
-        merged = _merge(merged, _nested(text))
+        values = merged(values, _nested(text))
     try:
-        return Settings.model_validate(merged)
+        return Settings.model_validate(values)
     except ValidationError as error:
         raise _explained(error) from error
 
@@ -219,11 +233,12 @@ def _number(text: str) -> float | str:
         return text
 
 
-def _merge(old: Mapping[str, Any], new: Mapping[str, Any]) -> dict[str, Any]:
+def merged(old: Mapping[str, Any], new: Mapping[str, Any]) -> dict[str, Any]:
+    """Return ``old`` with what ``new`` says otherwise, group by group."""
     result = dict(old)
     for key, value in new.items():
         deeper = isinstance(value, Mapping) and isinstance(result.get(key), Mapping)
-        result[key] = _merge(result[key], value) if deeper else value
+        result[key] = merged(result[key], value) if deeper else value
     return result
 
 

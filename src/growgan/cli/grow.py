@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import shlex
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -45,10 +46,25 @@ def grow(
     max_broken: Broken = 0.05,
 ) -> None:
     """Grow a GAN on DATA within a budget."""
+    from growgan.nets.presets import PRESETS
+
     given = {"preset": preset, "seed": seed, "device": device}
     if policy is not None:
         given["policy"] = policy
-    _run(data, out, {}, given, resolution, budget, images, set_, resume, dry_run, max_broken)
+    small = PRESETS[preset].small
+    _run(
+        data,
+        out,
+        lambda side: small,
+        given,
+        resolution,
+        budget,
+        images,
+        set_,
+        resume,
+        dry_run,
+        max_broken,
+    )
 
 
 def train(
@@ -68,7 +84,7 @@ def train(
     """Train PRESET on DATA as published, without growth."""
     from growgan.nets.presets import PRESETS
 
-    published = dict(PRESETS[preset].published)
+    published = PRESETS[preset].settings
     given = {"preset": preset, "policy": "fixed", "seed": seed, "device": device}
     _run(data, out, published, given, resolution, budget, images, set_, resume, dry_run, max_broken)
 
@@ -76,7 +92,7 @@ def train(
 def _run(
     source: str,
     out: Path | None,
-    published: dict[str, Any],
+    start: Callable[[int], Mapping[str, Any]],
     given: dict[str, Any],
     resolution: str | None,
     budget: str | None,
@@ -86,7 +102,10 @@ def _run(
     dry_run: bool,
     max_broken: float,
 ) -> None:
-    """Check everything that can be checked, then load the data, then start."""
+    """Check everything that can be checked, then load the data, then start.
+
+    ``start`` gives the settings to start from, by the smaller side of the images.
+    """
     from growgan.data import load_images, parse_resolution
     from growgan.nets.presets import PRESETS
 
@@ -94,14 +113,16 @@ def _run(
         raise UserError("--resume needs --out RUN, the run to go on with")
     if resume and (overrides or "policy" in given):
         raise UserError("a resumed run keeps its settings: leave out --set and --policy")
-    settings = _settings(out if resume else None, published, given, overrides)
+    known, size = out if resume else None, parse_resolution(resolution)
+    settings = _settings(known, start(min(size or (0,))), given, overrides)
     limit = _limit(budget, images, resume)
-    size = parse_resolution(resolution) or settings.resolution
+    size = size or settings.resolution
     if size is not None:
         # Say what cannot be reached before any image is read.
         PRESETS[settings.preset].family.base(settings.stack, size)
     prepared: dict[str, Any] = settings.data.model_dump()
     found = load_images(source, resolution=size, max_broken=max_broken, **prepared)
+    settings = _settings(known, start(min(found.resolution)), given, overrides)
     if dry_run:
         from growgan.cli.dry_run import show_stages
 
@@ -112,7 +133,7 @@ def _run(
 
 def _settings(
     resumed: Path | None,
-    published: dict[str, Any],
+    start: Mapping[str, Any],
     given: dict[str, Any],
     overrides: list[str] | None,
 ) -> Settings:
@@ -123,7 +144,7 @@ def _settings(
     if resumed is not None and (resumed / "config.yaml").exists():
         settings = Settings.from_yaml(resumed / "config.yaml")
     else:
-        settings = make_settings(published, given, overrides=overrides or ())
+        settings = make_settings(start, given, overrides=overrides or ())
     return check_names(settings)
 
 

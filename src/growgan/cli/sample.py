@@ -2,12 +2,26 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from growgan.errors import UserError
+
+if TYPE_CHECKING:
+    from growgan.growth.model import Images, Model
+
+Walk = Annotated[
+    str | None, typer.Option(help="picks like 3,17,5: images on the way from each to the next")
+]
+Combine = Annotated[
+    str | None, typer.Option(help="sums of mean latents of picks, like 1,2,3-4,5,6+7,8,9")
+]
+Mix = Annotated[
+    str | None, typer.Option(help="picks like 0,1,2:3,4: coarse styles of these, fine of those")
+]
 
 
 def sample(
@@ -18,11 +32,19 @@ def sample(
     ] = "samples.png",
     seed: Annotated[int, typer.Option(help="decides the latents")] = 0,
     truncation: Annotated[
-        float | None, typer.Option(help="redraw latent values beyond this many deviations")
+        float | None,
+        typer.Option(help="redraw latents beyond; with a mapping network, distance of styles kept"),
     ] = None,
     candidate: Annotated[str | None, typer.Option(help="id; default: the best")] = None,
+    walk: Walk = None,
+    steps: Annotated[int, typer.Option(min=1, help="images from one pick of a walk on")] = 8,
+    combine: Combine = None,
+    mix: Mix = None,
 ) -> None:
-    """Draw images from a run's best generator, or from another candidate's."""
+    """Draw images from a run's best generator, or from another candidate's.
+
+    Picks are numbers of images that the same -n and --seed draw, counted from 0, row by row.
+    """
     from growgan.growth import Run
     from growgan.report.sheet import write_images
 
@@ -30,6 +52,42 @@ def sample(
     model = opened.candidate(candidate) if candidate else opened.best
     if seed < 0:
         raise UserError(f"--seed must be 0 or more, but got {seed}")
-    images = model.sample(count, seed=seed, truncation=truncation)
-    path = write_images(images.transpose(0, 3, 1, 2), None, out)
+    if sum(value is not None for value in (truncation, walk, combine, mix)) > 1:
+        raise UserError("--truncation, --walk, --combine and --mix exclude each other")
+    columns: int | None = None
+    if walk or combine or mix:
+        images, columns = _looked_into(model, count, seed, walk, steps, combine, mix)
+    else:
+        images = model.sample(count, seed=seed, truncation=truncation)
+    path = write_images(images.transpose(0, 3, 1, 2), None, out, columns)
     typer.echo(str(path))
+
+
+def _looked_into(
+    model: Model,
+    count: int,
+    seed: int,
+    walk: str | None,
+    steps: int,
+    combine: str | None,
+    mix: str | None,
+) -> tuple[Images, int]:
+    """Return what was asked for, and how many images make up a row of a sheet."""
+    if walk:
+        return model.walk(_picks("walk", walk), steps, count=count, seed=seed), steps
+    if combine:
+        signed = re.findall(r"([+-]?)([^+-]+)", combine)
+        sets: dict[str, list[list[int]]] = {"": [], "-": []}
+        for sign, picks in signed:
+            sets[sign.strip("+")].append(_picks("combine", picks))
+        return model.combine(sets[""], sets["-"], count=count, seed=seed), 3
+    rows, _, columns = (mix or "").partition(":")
+    fine = _picks("mix", columns)
+    return model.mix(_picks("mix", rows), fine, count=count, seed=seed), len(fine)
+
+
+def _picks(option: str, text: str) -> list[int]:
+    try:
+        return [int(word) for word in text.split(",")]
+    except ValueError:
+        raise UserError(f"--{option} takes numbers like 3,17,5, but got '{text}'") from None

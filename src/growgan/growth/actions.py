@@ -72,25 +72,30 @@ class Growth:
 UNCHANGED = Growth()
 
 
-def player_edits(spec: StackSpec, space: ActionSettings, target: int) -> list[Edit]:
-    """Return every single edit of one player whose images stay within ``target`` rows."""
+def player_edits(
+    spec: StackSpec, space: ActionSettings, target: int, kind: str = "conv"
+) -> list[Edit]:
+    """Return every single edit of one player whose images stay within ``target`` rows.
+
+    What is appended is of ``kind``, unless ``space`` names others.
+    """
     usual = "pixel" if spec.role == "generator" else "none"
     norm = spec.layers[-1].norm if spec.layers else usual
     edge = spec.width_before(len(spec.layers))
     edits: list[Edit] = []
     if space.append:
         sizes = [1] + [2] * (2 * spec.resolution[0] <= target)
-        choices = product(space.kinds, space.kernels, space.widths, sizes)
-        for kind, kernel, scale, resample in choices:
+        choices = product(space.kinds or (kind,), space.kernels, space.widths, sizes)
+        for name, kernel, scale, resample in choices:
             width = max(8, round(edge * scale))
-            edits.append(Append((LayerSpec("x", kind, width, kernel, resample, norm),)))
+            edits.append(Append((LayerSpec("x", name, width, kernel, resample, norm),)))
     if space.insert:
         places = [None, *(layer.id for layer in spec.layers)]
         edits += [Insert(place, 3, norm) for place in places]
     if space.widen:
-        wider = [Widen(None), *(Widen(layer.id) for layer in spec.layers)]
-        edits += [edit for edit in wider if edit.keeps_shortcuts(spec)]
-    return [edit for edit in edits if _fits(edit.spec(spec), space)]
+        edits += [Widen(None), *(Widen(layer.id) for layer in spec.layers)]
+    legal = (edit for edit in edits if not edit.obstacle(spec))
+    return [edit for edit in legal if _fits(edit.spec(spec), space)]
 
 
 def _fits(child: StackSpec, space: ActionSettings) -> bool:
@@ -104,13 +109,15 @@ def legal_growths(
     discriminator: StackSpec,
     space: ActionSettings,
     target: tuple[int, int],
+    kinds: tuple[str, str] = ("conv", "conv"),
 ) -> list[Growth]:
     """Return every growth that keeps G's images fitting D's input, the unchanged one first.
 
+    ``kinds`` are what G and D append, unless ``space`` names others.
     One side may grow alone as long as its size stays; when the size doubles, both do.
     """
-    g_edits = player_edits(generator, space, target[0])
-    d_edits = player_edits(discriminator, space, target[0])
+    g_edits = player_edits(generator, space, target[0], kinds[0])
+    d_edits = player_edits(discriminator, space, target[0], kinds[1])
     alone = [Growth((edit,), ()) for edit in _same_size(g_edits)]
     alone += [Growth((), (edit,)) for edit in _same_size(d_edits)]
     both = [

@@ -92,7 +92,8 @@ class Trainer:
         outcome.costs["branch"] = clock.lap()
         first = mark or Mark(gan.images, gan.alpha)
         try:
-            self._train(task, gan, first)
+            with self.runtime.randomness(gan.generator.noisy):
+                self._train(task, gan, first)
         except (Diverged, MemoryError) as error:
             outcome.error = str(error)
         outcome.images = gan.images - first.images

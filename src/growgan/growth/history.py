@@ -81,10 +81,8 @@ class Space:
 
     @property
     def smallest(self) -> tuple[int, int]:
-        """Height and width of the images of a stack without layers."""
-        family = PRESETS[self.preset].family
-        base = family.base(self.shape, self.target)
-        return family.stem("generator", self.shape, base, self.channels).resolution
+        """Height and width of the smallest images that both players can be made for."""
+        return PRESETS[self.preset].smallest(self.shape, self.channels, self.target)
 
     @property
     def levels(self) -> int:
@@ -114,9 +112,8 @@ class Space:
 
         What is appended is of the stacks' own kind, unless the actions name others.
         """
-        kinds = self.actions.kinds or (self.shape.kind,)
-        actions = self.actions.model_copy(update={"kinds": kinds})
-        return legal_growths(*candidate.specs, actions, self.target)
+        kinds = self.shape.kind, self.shape.of("discriminator").kind
+        return legal_growths(*candidate.specs, self.actions, self.target, kinds)
 
     def doubling(self, candidate: Candidate) -> Growth:
         """Return the growth that doubles ``candidate``, in the preset's own kind of layer.

@@ -11,10 +11,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
-from jaxtyping import UInt8
-from numpy.typing import NDArray
 
 from growgan.config import Settings, make_settings
 from growgan.data import ImageSet, default_cache
@@ -26,6 +23,7 @@ from growgan.growth.executor import SCORE_SEED, Clock, SerialExecutor, Trainer
 from growgan.growth.history import History, Space
 from growgan.growth.ledger import Ledger
 from growgan.growth.lock import LOCK, OWNER, held
+from growgan.growth.model import Model
 from growgan.growth.policies import POLICIES, GrowthPolicy, make_policy
 from growgan.growth.search import Search, start_event
 from growgan.growth.stop import Stop
@@ -36,53 +34,12 @@ from growgan.metrics.score import GROUPS, Scorer
 from growgan.nets.blocks import BLOCKS
 from growgan.nets.layers import NORMS
 from growgan.nets.presets import PRESETS
-from growgan.nets.stack import Generator
 from growgan.objectives import make_objective
 from growgan.registry import Registry
 from growgan.report.page import write_report
-from growgan.training.checkpoint import load_generator
 from growgan.training.doctor import LOOKED_AT
-from growgan.training.gan import latents, to_uint8
 from growgan.training.progress import Display, SilentDisplay
 from growgan.training.runtime import best_threads, machine, make_runtime
-
-
-@dataclass(frozen=True)
-class Model:
-    """A candidate's generator, to sample from."""
-
-    folder: Path
-
-    def network(self) -> Generator:
-        """Return the running average of G, on the CPU, ready to be called."""
-        return load_generator(self.folder)
-
-    def sample(
-        self, count: int, *, seed: int = 0, truncation: float | None = None
-    ) -> UInt8[np.ndarray, "n h w c"]:
-        """Return ``count`` images, uint8 ``[N, H, W, C]``.
-
-        Args:
-            truncation: redraw every latent value beyond this many deviations (Brock et al. 2019).
-        """
-        generator = self.network()
-        z = latents(count, generator.spec.latent, seed)
-        if truncation is not None:
-            z = truncate(z, truncation, seed)
-        with torch.no_grad():
-            images = to_uint8(generator, z).numpy()
-        moved: NDArray[np.uint8] = np.ascontiguousarray(images.transpose(0, 2, 3, 1))
-        return moved
-
-
-def truncate(z: torch.Tensor, threshold: float, seed: int) -> torch.Tensor:
-    """Redraw the values of ``z`` beyond ``threshold`` until none is left."""
-    if threshold < 0.05:
-        raise UserError(f"truncation must be at least 0.05, but got {threshold}")
-    rng = torch.Generator().manual_seed(~seed & 0xFFFFFFFF)
-    while (far := z.abs() > threshold).any():
-        z = torch.where(far, torch.randn(z.shape, generator=rng), z)
-    return z
 
 
 @dataclass(frozen=True)
@@ -206,13 +163,16 @@ def check_names(settings: Settings) -> Settings:
     make_policy(settings.policy, settings.growth)
     named: list[tuple[Registry[Any], list[str]]] = [
         (PRESETS, [settings.preset]),
-        (BLOCKS, [settings.stack.kind, *settings.actions.kinds]),
+        (BLOCKS, [s for s in (settings.stack.kind, settings.stack.discriminator_kind) if s]),
+        (BLOCKS, list(settings.actions.kinds)),
         (NORMS, [settings.stack.norm, settings.stack.discriminator_norm]),
     ]
     for registry, names in named:
         for name in names:
             registry[name]
     energy = make_objective(settings).loss.energies
+    if energy and settings.stack.kernels:
+        raise UserError(f"stack.kernels has no meaning for the loss '{settings.loss}'")
     make_runtime(settings.device, settings.precision)
     group = settings.stack.deviation_group
     if group and settings.batch % group:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import torch
 
+from growgan.nets.blocks import BLOCKS
 from growgan.nets.spec import StackSpec
 from growgan.nets.stack import build
 
@@ -22,12 +23,8 @@ def multiplications(spec: StackSpec) -> float:
     total = float(height * width * spec.stem * stem)
     for i, layer in enumerate(spec.layers):
         height, width = height * layer.resample, width * layer.resample
-        inner, maps = spec.width_before(i), height * width * layer.kernel**2
-        if layer.kind == "strided" and layer.resample == 2:
-            maps = height * width * (layer.kernel + 1) ** 2 // 4
-        total += maps * inner * layer.width
-        if layer.kind == "residual":
-            total += maps * layer.width * (layer.width if generator else inner)
+        cost, inner = BLOCKS[layer.kind].multiplications, spec.width_before(i)
+        total += height * width * cost(layer, inner, spec.role, height * width)
     total += height * width * spec.channels * spec.width_before(len(spec.layers))
     return 2 * total if spec.energy else total
 

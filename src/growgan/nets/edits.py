@@ -12,18 +12,21 @@ of a channel sum to the weight that read the one.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from math import prod
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from growgan.errors import UserError
-from growgan.nets.layers import BatchNorm, Scaled
+from growgan.nets.blocks import BLOCKS
+from growgan.nets.forms import FORMS
+from growgan.nets.layers import Scaled, VirtualNorm
 from growgan.nets.spec import LayerSpec, StackSpec, without_fade
-from growgan.nets.stack import Decoder, Discriminator, Generator, Stack, build
+from growgan.nets.stack import Decoder, Discriminator, Generator, Stack, build, names
 
 DECODER = "decoder"  # an autoencoder's second half
 SYMMETRY_BREAK = 0.1  # relative difference between the two readers of a duplicated channel
@@ -39,6 +42,20 @@ class Append:
     def factor(self) -> int:
         """How much larger the images become."""
         return prod(layer.resample for layer in self.layers)
+
+    def obstacle(self, parent: StackSpec) -> str:
+        """Return why ``parent`` cannot take it and compute what it did, "" if it can."""
+        edge = parent.width_before(len(parent.layers))
+        for layer in self.layers:
+            kind = BLOCKS[layer.kind]
+            if parent.role == "discriminator" and not kind.judges:
+                return f"a {layer.kind} layer has no meaning for D"
+            if layer.resample > 1 and not kind.resamples:
+                return f"a {layer.kind} layer cannot double the grid"
+            if layer.width != edge and kind.keeps_width:
+                return f"a {layer.kind} layer keeps its width"
+            edge = layer.width
+        return ""
 
     def spec(self, parent: StackSpec) -> StackSpec:
         """Return the child's spec."""
@@ -62,8 +79,13 @@ class Insert:
 
     factor = 1
 
+    def obstacle(self, parent: StackSpec) -> str:
+        """Return why ``parent`` cannot take it and compute what it did, "" if it can."""
+        return "no weight of zeros has a largest singular value" * (parent.rate == "spectral")
+
     def spec(self, parent: StackSpec) -> StackSpec:
-        """Return the child's spec."""
+        """Return the child's spec; raise a :class:`UserError` where there is an obstacle."""
+        _refuse(self.obstacle(parent), self, parent)
         spec = without_fade(parent)
         at = 0 if self.after is None else _position(spec, self.after) + 1
         layer = LayerSpec(
@@ -101,18 +123,33 @@ class Widen:
             tied |= {name for pair in pairs if tied & set(pair) for name in pair}
         return tuple(name for name in names if name in tied)
 
-    def keeps_shortcuts(self, parent: StackSpec) -> bool:
+    def obstacle(self, parent: StackSpec) -> str:
+        """Return why ``parent`` cannot take it and compute what it did, "" if it can."""
+        fixed = [layer.kind for layer in parent.layers if not BLOCKS[layer.kind].widens]
+        if fixed or not FORMS[parent.form].widens:
+            return f"{fixed[0] if fixed else parent.form} layers cannot be widened"
+        if parent.kernels:
+            return "minibatch discrimination would see other features"
+        if parent.rate == "spectral":
+            return "a weight of duplicated rows has another largest singular value"
+        return "" if self._keeps_shortcuts(parent) else "a shortcut would need a convolution"
+
+    def _keeps_shortcuts(self, parent: StackSpec) -> bool:
         """Return whether every shortcut keeps its form: with a convolution, or without one."""
 
         def plain(spec: StackSpec) -> list[bool]:
             return [spec.width_before(i) == each.width for i, each in enumerate(spec.layers)]
 
         residual = [layer.kind == "residual" for layer in parent.layers]
-        before, after = plain(parent), plain(self.spec(parent))
+        before, after = plain(parent), plain(self._wider(parent))
         return all(a == b for r, a, b in zip(residual, before, after, strict=True) if r)
 
     def spec(self, parent: StackSpec) -> StackSpec:
-        """Return the child's spec."""
+        """Return the child's spec; raise a :class:`UserError` where there is an obstacle."""
+        _refuse(self.obstacle(parent), self, parent)
+        return self._wider(parent)
+
+    def _wider(self, parent: StackSpec) -> StackSpec:
         spec = without_fade(parent)
         wires = self.wires(spec)
         layers = tuple(
@@ -190,21 +227,24 @@ def inherit(
         decoded = inherit(*stacks, edit, under(tensors, DECODER), seed, fresh=new, power=power)
         result |= {f"{DECODER}.{name}": value for name, value in decoded.items()}
     for name, value in tensors.items():
-        if name.startswith(("old_head.", f"{DECODER}.")) or name == "alpha":
+        if name.startswith(f"{DECODER}.") or name == "alpha":
             continue
-        target = name
-        if isinstance(edit, Append) and name.startswith("head."):
-            target = f"old_{name}"
+        target = renamed(name, parent.spec, edit)
+        if target not in fresh:  # a head that a fade-in has left behind
+            continue
         if isinstance(edit, Widen):
             value = _widened(parent, child, edit, name, value, seed, power)
         result[target] = value.to(fresh[target].dtype).clone()
     return result
 
 
-def _part(stack: Stack, name: str) -> Stack:
-    part = stack.get_submodule(name)
-    assert isinstance(part, Stack)
-    return part
+def renamed(name: str, spec: StackSpec, edit: Edit) -> str:
+    """Return the child's name of the parent's ``name``: an insertion may move the head."""
+    last = names(spec)[-1]
+    if isinstance(edit, Insert) and (edit.after or "stem") == last:
+        new = edit.spec(spec).layers[-1].id
+        return re.sub(rf"^(({DECODER}\.)?heads)\.{last}\.", rf"\1.{new}.", name)
+    return name
 
 
 def under(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
@@ -221,7 +261,7 @@ def _widened(
     module = name.rpartition(".")[0]
     before, after = parent.get_submodule(module), child.get_submodule(module)
     inside, outside = _wires_of(parent, module)
-    if isinstance(before, BatchNorm):
+    if isinstance(before, (nn.BatchNorm2d, VirtualNorm)):
         copies = outside in wires and value.ndim > 0
         return torch.cat([value, value]) * 0.5**power if copies else value
     if not isinstance(before, Scaled) or not isinstance(after, Scaled):
@@ -271,6 +311,11 @@ def _wires_of(stack: Stack, module: str) -> tuple[str | None, str | None]:
     if parts[0] == "end" and isinstance(stack, Discriminator):
         return stack.end.ends[parts[1]]
     return (last, None) if generator else (None, last)
+
+
+def _refuse(obstacle: str, edit: Insert | Widen, spec: StackSpec) -> None:
+    if obstacle:
+        raise UserError(f"this {spec.role} cannot take '{edit}': {obstacle}")
 
 
 def _position(spec: StackSpec, layer_id: str) -> int:

@@ -12,6 +12,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from growgan.config import Rate
+from growgan.errors import UserError
 from growgan.registry import Registry
 
 GAIN = math.sqrt(2.0)  # He et al. 2015, for (leaky) rectifiers
@@ -31,18 +32,52 @@ class Scaled(nn.Module):
     - "transfer": as equalised, but beyond ``REFERENCE`` inputs the steps shrink as 1/sqrt(fan_in),
       so that what an output moves by in a step does not depend on the width, and a rate that suits
       a small stack suits the larger one that it grows into (Yang et al. 2021, 2203.03466).
+    - "spectral": all of it, but the weight in use is divided by its largest singular value, which
+      one step of power iteration a forward follows in training (Miyato et al. 2018, 1802.05957).
     """
+
+    u: Tensor  # unit [out]: where the largest singular value points
 
     def __init__(self, shape: tuple[int, ...], fan_in: int, gain: float, rate: Rate) -> None:
         super().__init__()
         self.fan_in, self.gain, self.rate = fan_in, gain, rate
-        deviation = 0.02 if rate == "normal" else gain / math.sqrt(fan_in) / self.scale
+        deviation = 0.02 if rate == "normal" else gain / math.sqrt(fan_in) / self._constant
         self.weight = nn.Parameter(torch.randn(shape) * deviation)
+        if rate == "spectral":
+            self.register_buffer("u", F.normalize(torch.randn(len(self.matrix())), dim=0))
+
+    def matrix(self) -> Float[Tensor, "out in"]:
+        """Return the stored weight as the linear map that it is at one place."""
+        return self.weight.movedim(1, -1).flatten(1)  # a view where channels come last
+
+    @property
+    def used(self) -> Tensor:
+        """The weight in use."""
+        if self.rate == "spectral":
+            return self.weight / self.singular(follow=self.training)
+        return self.weight * self.scale
+
+    def singular(self, *, follow: bool = False) -> Float[Tensor, ""]:
+        """Return the largest singular value of the stored weight, one step on from ``u``.
+
+        With ``follow`` that step is kept.
+        """
+        matrix = self.matrix()
+        with torch.no_grad():
+            v = F.normalize(torch.mv(matrix.T, self.u), dim=0, eps=1e-12)
+            u = F.normalize(torch.mv(matrix, v), dim=0, eps=1e-12)
+            if follow:
+                self.u.copy_(u)
+        return torch.dot(u, torch.mv(matrix, v)).clamp(min=1e-12)
 
     @property
     def scale(self) -> float:
         """The factor from the stored weight to the one in use."""
-        if self.rate in ("plain", "normal"):
+        return 1 / float(self.singular().detach()) if self.rate == "spectral" else self._constant
+
+    @property
+    def _constant(self) -> float:
+        if self.rate in ("plain", "normal", "spectral"):
             return 1.0
         factor = self.gain / math.sqrt(self.fan_in)
         excess = self.fan_in / REFERENCE if self.rate == "transfer" else 1.0
@@ -50,7 +85,7 @@ class Scaled(nn.Module):
 
 
 class Conv(Scaled):
-    """A same-size convolution with bias, stride 1 (or valid, with ``padding=0``).
+    """A same-size convolution, stride 1 (or valid, with ``padding=0``).
 
     Input float ``[N, in, H, W]``, output ``[N, out, H, W]``.
     """
@@ -65,16 +100,35 @@ class Conv(Scaled):
         rate: Rate = "equalised",
         padding: int | None = None,
         zero: bool = False,
+        bias: bool = True,
     ) -> None:
         size = (kernel, kernel) if isinstance(kernel, int) else kernel
         super().__init__((width_out, width_in, *size), width_in * math.prod(size), gain, rate)
         self.padding = size[0] // 2 if padding is None else padding
-        self.bias = nn.Parameter(torch.zeros(width_out))
-        if zero:
+        self.bias = nn.Parameter(torch.zeros(width_out)) if bias else None
+        if zero and rate != "spectral":  # zero has no direction
             nn.init.zeros_(self.weight)
 
     def forward(self, x: Float[Tensor, "n c h w"]) -> Float[Tensor, "n d h2 w2"]:
-        return F.conv2d(x, self.weight * self.scale, self.bias, padding=self.padding)
+        return F.conv2d(x, self.used, self.bias, padding=self.padding)
+
+
+class GroupedConv(Scaled):
+    """A same-size convolution of groups of ``group`` channels, each of which sees itself alone.
+
+    Input and output float ``[N, width, H, W]``.
+    """
+
+    def __init__(self, width: int, group: int, kernel: int, *, gain: float, rate: Rate) -> None:
+        super().__init__((width, group, kernel, kernel), group * kernel**2, gain, rate)
+        if rate == "spectral":
+            raise UserError("rate 'spectral' has no meaning for grouped convolutions")
+        self.groups = width // group
+        self.bias = nn.Parameter(torch.zeros(width))
+
+    def forward(self, x: Float[Tensor, "n c h w"]) -> Float[Tensor, "n c h w"]:
+        padding = self.weight.shape[-1] // 2
+        return F.conv2d(x, self.used, self.bias, padding=padding, groups=self.groups)
 
 
 class StridedConv(Scaled):
@@ -92,11 +146,38 @@ class StridedConv(Scaled):
         self.bias = nn.Parameter(torch.zeros(width_out))
 
     def forward(self, x: Float[Tensor, "n c h w"]) -> Float[Tensor, "n d h2 w2"]:
-        weight = self.weight * self.scale
+        weight = self.used
         if self.doubles:
             weight = weight.transpose(0, 1)
             return F.conv_transpose2d(x, weight, self.bias, stride=2, padding=self.padding)
         return F.conv2d(x, weight, self.bias, stride=2, padding=self.padding)
+
+
+class Dense(Scaled):
+    """A linear map of vectors, ``[N, in]`` to ``[N, out]``.
+
+    Args:
+        speed: how fast it learns beside other maps: what is stored is so many times larger.
+        bias: what each output's bias starts as.
+    """
+
+    def __init__(
+        self,
+        width_in: int,
+        width_out: int,
+        *,
+        gain: float = 1.0,
+        rate: Rate,
+        speed: float = 1.0,
+        bias: float = 0.0,
+    ) -> None:
+        super().__init__((width_out, width_in), width_in, gain, rate)
+        self.speed = speed
+        self.bias = nn.Parameter(torch.full((width_out,), bias / speed))
+        self.weight.data.div_(speed)
+
+    def forward(self, x: Float[Tensor, "n in"]) -> Float[Tensor, "n out"]:
+        return F.linear(x, self.used * self.speed, self.bias * self.speed)
 
 
 class Project(Scaled):
@@ -108,9 +189,12 @@ class Project(Scaled):
         super().__init__((width, latent, *grid), latent, gain, rate)
         self.bias = nn.Parameter(torch.zeros(width))
 
+    def matrix(self) -> Float[Tensor, "out z"]:
+        return self.weight.permute(2, 3, 0, 1).flatten(0, 2)
+
     def forward(self, z: Float[Tensor, "n z"]) -> Float[Tensor, "n c h w"]:
         width, latent, height, breadth = self.weight.shape
-        weight = (self.weight * self.scale).permute(2, 3, 0, 1).reshape(-1, latent)
+        weight = self.used.permute(2, 3, 0, 1).reshape(-1, latent)
         flat = F.linear(z, weight, self.bias.repeat(height * breadth))
         # Rows are ordered (h, w, c): the grid is born channels-last.
         return flat.view(-1, height, breadth, width).permute(0, 3, 1, 2)
@@ -119,7 +203,12 @@ class Project(Scaled):
 class PixelNorm(nn.Module):
     """x / sqrt(mean_c x² + 1e-8), the mean over channels at each pixel (PGGAN, section 4.2)."""
 
-    def forward(self, x: Float[Tensor, "n c ..."]) -> Float[Tensor, "n c ..."]:
+    def __init__(self, *of: object) -> None:
+        super().__init__()
+
+    def forward(
+        self, x: Float[Tensor, "n c ..."], style: Tensor | None = None
+    ) -> Float[Tensor, "n c ..."]:
         # A reduction over the last axis, float32 inside, is the fastest eager form on a CPU.
         square_mean = torch.linalg.vector_norm(x.movedim(1, -1), dim=-1, dtype=torch.float32)
         square_mean = square_mean.square().unsqueeze(1) / x.shape[1]
@@ -148,6 +237,23 @@ class MinibatchDeviation(nn.Module):
         return torch.cat([x, maps.expand(-1, 1, *x.shape[2:])], 1)
 
 
+class MinibatchDiscrimination(nn.Module):
+    """o_b(x_i) = Σ_j exp(-||M_ib - M_jb||₁), M_i a linear map of features to B rows of five.
+
+    Salimans et al. 2016, 1606.03498, section 3.2. Features float ``[N, D]``, output ``[N, B]``.
+    """
+
+    ROW = 5
+
+    def __init__(self, features: int, kernels: int, rate: Rate) -> None:
+        super().__init__()
+        self.rows = Dense(features, kernels * self.ROW, rate=rate)
+
+    def forward(self, features: Float[Tensor, "n d"]) -> Float[Tensor, "n b"]:
+        rows = self.rows(features).float().view(len(features), -1, self.ROW)
+        return torch.exp(-(rows[:, None] - rows[None]).abs().sum(3)).sum(1)
+
+
 def upsample(x: Float[Tensor, "n c h w"], factor: int = 2) -> Float[Tensor, "n c h2 w2"]:
     """Repeat each pixel ``factor`` times in both directions."""
     return x if factor == 1 else F.interpolate(x, scale_factor=factor, mode="nearest")
@@ -169,13 +275,77 @@ class BatchNorm(nn.BatchNorm2d):
     The running averages halve in some seven steps; the average of G takes them over as they are.
     """
 
+    def __init__(self, width: int, *of: object) -> None:
+        super().__init__(width)
 
-NORMS: Registry[Callable[[int], nn.Module]] = Registry("norm")  # made for so many channels
-NORMS.register("pixel", "pixelwise feature normalisation", "Karras et al. 2018")(
-    lambda width: PixelNorm()
-)
+    def forward(self, x: Float[Tensor, "n c h w"], style: Tensor | None = None) -> Tensor:
+        return super().forward(x)
+
+
+class ConditionalNorm(nn.BatchNorm2d):
+    """Normalisation over the batch, times 1 + gain(style), plus bias(style): linear maps both.
+
+    With latents for a style this is self-modulation (Chen et al. 2019, 1810.01365).
+    """
+
+    def __init__(self, width: int, style: int, rate: Rate) -> None:
+        super().__init__(width, affine=False)
+        if not style:
+            raise UserError("norm 'conditional' has no meaning for D, whose layers have no style")
+        # Small at first: it begins as plain batch norm.
+        self.gain = Dense(style, width, gain=0.1, rate=rate)
+        self.shift = Dense(style, width, gain=0.1, rate=rate)
+
+    def forward(self, x: Float[Tensor, "n c h w"], style: Tensor | None = None) -> Tensor:
+        assert style is not None
+        gain, shift = (part(style)[:, :, None, None] for part in (self.gain, self.shift))
+        return super().forward(x) * (1 + gain) + shift
+
+
+class VirtualNorm(nn.Module):
+    """Normalisation by a reference batch, the first ``REFERENCES`` samples, and the sample itself.
+
+    Salimans et al. 2016, 1606.03498, section 3.4: samples do not depend on each other.
+    """
+
+    REFERENCES = 64
+
+    def __init__(self, width: int, style: int, rate: Rate) -> None:
+        super().__init__()
+        if not style:
+            raise UserError("norm 'virtual' has no meaning for D: its reference would be latents")
+        self.weight = nn.Parameter(torch.ones(width))
+        self.bias = nn.Parameter(torch.zeros(width))
+
+    def forward(self, x: Float[Tensor, "n c h w"], style: Tensor | None = None) -> Tensor:
+        moments = torch.stack([x.float(), x.float().square()]).mean((3, 4))  # [2, N, c]
+        known = moments[:, : self.REFERENCES].mean(1, keepdim=True)
+        share = 1 / (self.REFERENCES + 1)
+        mean, square = torch.lerp(known, moments, share)
+        scale = torch.rsqrt((square - mean.square()).clamp(min=0) + 1e-5) * self.weight
+        shift = self.bias - mean * scale
+        return x * scale[:, :, None, None].to(x.dtype) + shift[:, :, None, None].to(x.dtype)
+
+
+class NoNorm(nn.Module):
+    """x as it is."""
+
+    def __init__(self, *of: object) -> None:
+        super().__init__()
+
+    def forward(self, x: Tensor, style: Tensor | None = None) -> Tensor:
+        return x
+
+
+# Made for so many channels, a length of the style vector and a rate; called with both.
+NORMS: Registry[Callable[[int, int, Rate], nn.Module]] = Registry("norm")
+NORMS.register("pixel", "pixelwise feature normalisation", "Karras et al. 2018")(PixelNorm)
 NORMS.register("batch", "normalisation over the batch", "Ioffe & Szegedy 2015")(BatchNorm)
-NORMS.register("none", "no normalisation")(lambda width: nn.Identity())
+NORMS.register(
+    "conditional", "over the batch, gain and bias by the style", "de Vries et al. 2017, 1707.00683"
+)(ConditionalNorm)
+NORMS.register("virtual", "by a reference batch", "Salimans et al. 2016, 1606.03498")(VirtualNorm)
+NORMS.register("none", "no normalisation")(NoNorm)
 
 
 class LeakyReLU(nn.LeakyReLU):

@@ -18,7 +18,12 @@ from growgan.errors import UserError
 Role = Literal["generator", "discriminator"]
 
 # Bounds that are checked before anything is allocated: a spec may come from a stranger's file.
-HEAD_FACTORS = {"dcgan": 2}  # by how much a form's heads resample, where they do
+# By how much the heads of a form resample, where they do.
+HEAD_FACTORS: dict[tuple[str, Role], int] = {
+    ("dcgan", "generator"): 2,
+    ("dcgan", "discriminator"): 2,
+    ("resnet", "discriminator"): 2,
+}
 LIMITS = {"width": 8192, "kernel": 15, "latent": 8192, "base": 1024, "side": 8192, "layers": 512}
 
 
@@ -32,8 +37,8 @@ class LayerSpec:
         width: channels at the layer's image side (G's output, D's input).
         kernel: odd size of its convolutions, in pixels.
         resample: 1, or 2 to double the resolution (G) or halve it (D).
-        norm: name of a normalisation ("pixel" or "none").
-        activation: name of an activation ("leaky_relu" or "relu").
+        norm: name of a normalisation in ``growgan.nets.layers.NORMS``.
+        activation: name of an activation in ``growgan.nets.layers.ACTIVATIONS``.
     """
 
     id: str
@@ -69,7 +74,11 @@ class StackSpec:
         latent: length of z (G only; 0 for D).
         rate: how weights are scaled, and with them Adam's steps: see ``nets.layers.Scaled``.
         deviation_group: samples a group of the minibatch standard deviation (D only; 0 for none).
+        kernels: of minibatch discrimination (D only; 0 for none).
         form: name in ``growgan.nets.forms.FORMS``: how the stack begins and ends.
+        chunk: length of the piece of z that the stem and each styled layer get; 0: all of z.
+        mapping: dense layers between z and the styles (G only).
+        mixing: chance that an image in training has styles of two latents (G only).
         energy: True if D is an autoencoder, whose errors take the place of logits.
         fading: how many of the outermost layers are still fading in beside the previous head.
     """
@@ -82,7 +91,11 @@ class StackSpec:
     latent: int = 0
     rate: Rate = "equalised"
     deviation_group: int = 0
+    kernels: int = 0
     form: str = "progressive"
+    chunk: int = 0
+    mapping: int = 0
+    mixing: float = 0.0
     energy: bool = False
     fading: int = 0
 
@@ -93,6 +106,10 @@ class StackSpec:
         _check("channels", 1 <= self.channels <= 64, self.channels, "1 to 64")
         _check("stem", 1 <= self.stem <= LIMITS["width"], self.stem, "1 to 8192")
         _check("latent", 0 <= self.latent <= LIMITS["latent"], self.latent, "0 to 8192")
+        _check("chunk", 0 <= self.chunk <= self.latent, self.chunk, f"0 to {self.latent}")
+        _check("mapping", 0 <= self.mapping <= 32, self.mapping, "0 to 32")
+        _check("mixing", 0 <= self.mixing <= 1, self.mixing, "0 to 1")
+        _check("kernels", 0 <= self.kernels <= 1024, self.kernels, "0 to 1024")
         _check("layers", len(self.layers) <= LIMITS["layers"], len(self.layers), "at most 512")
         _check("fading", 0 <= self.fading <= len(self.layers), self.fading, "at most the layers")
         names = [layer.id for layer in self.layers]
@@ -104,8 +121,13 @@ class StackSpec:
     @property
     def resolution(self) -> tuple[int, int]:
         """Height and width of the images, in pixels."""
-        factor = prod(layer.resample for layer in self.layers) * HEAD_FACTORS.get(self.form, 1)
+        factor = prod(layer.resample for layer in self.layers) * self.head_factor
         return self.base[0] * factor, self.base[1] * factor
+
+    @property
+    def head_factor(self) -> int:
+        """By how much the head resamples."""
+        return HEAD_FACTORS.get((self.form, self.role), 1)
 
     @property
     def kept(self) -> tuple[LayerSpec, ...]:

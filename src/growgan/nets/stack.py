@@ -6,6 +6,7 @@ new_head(layers(h)), alpha)``, and D's first features are blended the same way (
 
 from __future__ import annotations
 
+from dataclasses import replace
 from functools import cached_property
 from math import prod
 
@@ -14,30 +15,54 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from growgan.nets.blocks import BLOCKS, Block
-from growgan.nets.forms import FORMS, Form, Head
-from growgan.nets.layers import BatchNorm, channels_last, downsample, upsample
+from growgan.nets.filters import smooth_upsample
+from growgan.nets.forms import FORMS, Form
+from growgan.nets.layers import (
+    Dense,
+    MinibatchDiscrimination,
+    VirtualNorm,
+    channels_last,
+    downsample,
+    upsample,
+)
 from growgan.nets.spec import StackSpec, without_fade
 
 
-class Stack(nn.Module):
-    """What both players share: layers by id, the head, the fading head and alpha.
+def names(spec: StackSpec) -> list[str]:
+    """Return what each layer stands behind, and what the last head does: the stem, or a layer."""
+    return ["stem", *(layer.id for layer in spec.layers)]
 
-    ``alpha`` is a buffer in [0, 1]: 0 shows the old head alone, 1 the new one alone.
+
+def heads(spec: StackSpec) -> list[int]:
+    """Return behind how many layers there is a head, the one at the image end last."""
+    places = {len(spec.kept), len(spec.layers)}
+    if FORMS[spec.form].skips and spec.role == "generator":
+        places |= {i for i, layer in enumerate(spec.layers) if layer.resample > 1}
+    return sorted(places)
+
+
+class Stack(nn.Module):
+    """What both players share: layers and heads by id, and alpha.
+
+    A head has the name of what it stands behind. ``alpha`` is a buffer in [0, 1]: 0 shows the old
+    head alone, 1 the new one alone.
     """
 
     alpha: Tensor
 
     def __init__(self, spec: StackSpec) -> None:
         super().__init__()
-        self.spec = spec
+        self.spec, self.names = spec, names(spec)
         self.layers: nn.ModuleDict = nn.ModuleDict()
+        style = self.form.stem.style_width(spec) if spec.role == "generator" else 0
         for i, layer in enumerate(spec.layers):
-            block = BLOCKS[layer.kind]
-            inner = spec.width_before(i)
-            self.layers[layer.id] = block(layer, inner, role=spec.role, rate=spec.rate)
-        head = self.head_kind
-        self.head = head(spec, spec.width_before(len(spec.layers)))
-        self.old_head = head(spec, spec.width_before(len(spec.kept))) if spec.fading else None
+            self.layers[layer.id] = BLOCKS[layer.kind](
+                layer, spec.width_before(i), role=spec.role, rate=spec.rate, style=style
+            )
+        kind = self.form.to_image if spec.role == "generator" else self.form.from_image
+        self.heads = nn.ModuleDict(
+            {self.names[i]: kind(spec, spec.width_before(i)) for i in heads(spec)}
+        )
         self.register_buffer("alpha", torch.ones(()))
 
     @property
@@ -46,15 +71,20 @@ class Stack(nn.Module):
         return FORMS[self.spec.form]
 
     @property
-    def head_kind(self) -> type[Head]:
+    def head(self) -> nn.Module:
         """What stands at the image end."""
-        generates = self.spec.role == "generator"
-        return self.form.to_image if generates else self.form.from_image
+        return self.heads[self.names[-1]]
+
+    @property
+    def old_head(self) -> nn.Module | None:
+        """What stood there before the growth that is fading in."""
+        return self.heads[self.names[len(self.spec.kept)]] if self.spec.fading else None
 
     @cached_property
     def mixes(self) -> bool:
         """Whether samples see each other's statistics: D gets reals and fakes apart then."""
-        return any(isinstance(module, BatchNorm) for module in self.modules())
+        kinds = (nn.BatchNorm2d, MinibatchDiscrimination)
+        return any(isinstance(module, kinds) for module in self.modules())
 
     @property
     def fade_factor(self) -> int:
@@ -66,9 +96,11 @@ class Stack(nn.Module):
         self.alpha.fill_(alpha)
 
     def finish_fade(self) -> None:
-        """End the fade-in: drop the old head and set alpha to 1."""
+        """End the fade-in: drop the old head, unless its image is part of a sum; alpha is 1."""
         self.spec = without_fade(self.spec)
-        self.old_head = None
+        kept = {self.names[i] for i in heads(self.spec)}
+        for name in set(self.heads) - kept:
+            del self.heads[name]
         self.alpha.fill_(1.0)
 
     def blocks(self) -> list[Block]:
@@ -83,46 +115,93 @@ class Stack(nn.Module):
 class Generator(Stack):
     """z float ``[N, latent]`` to images float ``[N, C, H, W]``, about [-1, 1]."""
 
+    reference: Tensor  # latents [64, latent], where a norm needs them
+
     def __init__(self, spec: StackSpec) -> None:
         super().__init__(spec)
         self.stem = self.form.stem(spec)
+        if any(layer.norm == "virtual" for layer in spec.layers):
+            self.register_buffer("reference", torch.randn(VirtualNorm.REFERENCES, spec.latent))
+        styled = [block.styled for block in self.blocks()]
+        self.places = [sum(styled[:i]) for i in range(len(styled) + 1)]
+
+    @property
+    def styles(self) -> int:
+        """How many styles one image has."""
+        return self.places[-1] + 1
+
+    @cached_property
+    def noisy(self) -> bool:
+        """Whether images depend on more than z while it trains: on torch's own random numbers."""
+        return self.spec.mixing > 0 or any(block.noisy for block in self.blocks())
 
     def embed(self, z: Float[Tensor, "n z"]) -> Float[Tensor, "n z"]:
         """Return what images are a smooth function of: z on its sphere, or what is made of it."""
         return self.stem.embed(z)
 
     def forward(self, z: Float[Tensor, "n z"]) -> Float[Tensor, "n c h w"]:
-        return self.synthesise(self.embed(z))
+        w = self.embed(z)
+        return self.synthesise(self._mixed(w) if self.training and self.spec.mixing else w)
 
-    def synthesise(self, w: Float[Tensor, "n z"]) -> Float[Tensor, "n c h w"]:
-        """Return the images of what :meth:`embed` gave."""
-        h = self.stem(w)
-        blocks = self.blocks()
+    def synthesise(self, w: Tensor) -> Float[Tensor, "n c h w"]:
+        """Return the images of what :meth:`embed` gave: [n, z], or [n, styles, z] for a mix."""
+        if hasattr(self, "reference"):
+            known = self.embed(self.reference)
+            w = torch.cat([known if w.ndim == 2 else known[:, None].expand(-1, self.styles, -1), w])
+            return self._synthesise(w)[len(known) :]
+        return self._synthesise(w)
+
+    def _synthesise(self, w: Tensor) -> Tensor:
+        h = self.stem(w if w.ndim == 2 else w[:, 0])
+        image, old = None, None
         kept = len(self.spec.kept)
-        for block in blocks[:kept]:
-            h = block(h)
-        if self.old_head is None:
-            return self.head(h).float()
-        old = upsample(self.old_head(h), self.fade_factor).float()
-        for block in blocks[kept:]:
-            h = block(h)
-        return torch.lerp(old, self.head(h).float(), self.alpha)
+        for i, block in enumerate(self.blocks()):
+            if self.names[i] in self.heads:
+                image = self._image(image, h, w, i)
+                old = image if i == kept else old
+            h = block(h, self._style(w, i))
+        image = self._image(image, h, w, len(self.names) - 1)
+        if old is None:
+            return image
+        return torch.lerp(upsample(old, self.fade_factor), image, self.alpha)
+
+    def _image(self, before: Tensor | None, h: Tensor, w: Tensor, place: int) -> Tensor:
+        """Return the image of features ``h`` behind so many layers."""
+        image = self.heads[self.names[place]](h, self._style(w, place)).float()
+        if self.form.skips and before is not None and before.shape != image.shape:
+            image = image + smooth_upsample(before)
+        return image
+
+    def _style(self, w: Tensor, place: int) -> Tensor:
+        index = self.places[place]
+        return self.stem.style(w if w.ndim == 2 else w[:, index], index)
+
+    def _mixed(self, w: Float[Tensor, "n z"]) -> Float[Tensor, "n s z"]:
+        """Give some images the styles of another from a random place on (style mixing)."""
+        other = self.embed(torch.randn_like(w))
+        cut = torch.randint(1, self.styles + 1, (len(w), 1, 1), device=w.device)
+        cut = torch.where(torch.rand_like(w[:, :1, None]) < self.spec.mixing, cut, self.styles)
+        place = torch.arange(self.styles, device=w.device).view(-1, 1)
+        return torch.where(place < cut, w[:, None], other[:, None])
 
 
 class Decoder(Generator):
     """The second half of an autoencoder: from the features of a D back to its images."""
 
     def __init__(self, encoder: StackSpec) -> None:
+        # Where D's head halves the image and G's does not double it, the stem is larger.
+        form = FORMS[encoder.form].decoder or encoder.form
+        more = encoder.head_factor // replace(encoder, role="generator", form=form).head_factor
         super().__init__(
             StackSpec(
                 "generator",
-                encoder.base,
+                (encoder.base[0] * more, encoder.base[1] * more),
                 encoder.channels,
                 encoder.stem,
                 encoder.layers,
                 latent=FORMS[encoder.form].end.width(encoder),
                 rate=encoder.rate,
-                form=encoder.form,
+                form=form,
                 fading=encoder.fading,
             )
         )
@@ -142,6 +221,10 @@ class Discriminator(Stack):
         self.end = self.form.end(spec)
         if spec.energy:
             self.decoder = Decoder(spec)
+        if spec.kernels:
+            width = self.form.end.width(spec)
+            self.discrimination = MinibatchDiscrimination(width, spec.kernels, spec.rate)
+            self.closeness = Dense(spec.kernels, 1, rate=spec.rate)
 
     def features(self, x: Float[Tensor, "n c h w"]) -> Float[Tensor, "n d"]:
         """Return the features that the logit is a linear map of."""
@@ -149,8 +232,8 @@ class Discriminator(Stack):
         h = self.head(x)
         for block in reversed(blocks[kept:]):
             h = block(h)
-        if self.old_head is not None:
-            old = self.old_head(downsample(x, self.fade_factor))
+        if (old_head := self.old_head) is not None:
+            old = old_head(downsample(x, self.fade_factor))
             h = torch.lerp(old, h, self.alpha.to(h.dtype))
         for block in reversed(blocks[:kept]):
             h = block(h)
@@ -158,7 +241,10 @@ class Discriminator(Stack):
 
     def judge(self, features: Float[Tensor, "n d"]) -> Float[Tensor, " n"]:
         """Return the logits of features."""
-        return self.end.judge(features)
+        logits = self.end.judge(features)
+        if self.spec.kernels:  # beside the others, as if features had been appended
+            logits = logits + self.closeness(self.discrimination(features)).flatten()
+        return logits
 
     def forward(self, x: Float[Tensor, "n c h w"]) -> Float[Tensor, " n"]:
         features = self.features(x)

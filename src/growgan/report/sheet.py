@@ -84,7 +84,12 @@ def contact_sheet(rows: Sequence[Images], path: str | Path) -> Path:
     return _save_png(to_picture(np.concatenate(lines, axis=0)), Path(path))
 
 
-def write_images(images: Images, labels: NDArray[np.int64] | None, out: str | Path) -> Path:
+def write_images(
+    images: Images,
+    labels: NDArray[np.int64] | None,
+    out: str | Path,
+    columns: int | None = None,
+) -> Path:
     """Write images as the kind of thing that ``out`` names, atomically; return its path.
 
     ``FILE.png`` is a sheet; ``FILE.npz`` holds ``images`` uint8 [N, H, W, C] and ``labels`` int64
@@ -95,6 +100,7 @@ def write_images(images: Images, labels: NDArray[np.int64] | None, out: str | Pa
         images: uint8 [N, C, H, W].
         labels: int64 [N], -1 for none, or None.
         out: where to write; an existing file is replaced, an existing folder must be empty.
+        columns: of a sheet.
 
     Raises:
         UserError: ``out`` has another ending, is a folder with something in it, or cannot be
@@ -110,7 +116,7 @@ def write_images(images: Images, labels: NDArray[np.int64] | None, out: str | Pa
         raise UserError(f"--out '{out}' is a folder that is not empty; name a new one")
     try:
         if kind == ".png":
-            return save_sheet(images, path)
+            return save_sheet(images, path, columns)
         with replacing(path, folder=kind == "") as part:
             if kind == ".npz":
                 _write_npz(images, labels, part)

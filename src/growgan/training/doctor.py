@@ -211,12 +211,18 @@ def remedy(name: str, settings: Settings) -> tuple[dict[str, Any], str] | None:
     rate, r1 = settings.optimiser.lr, settings.regularisers.get("r1", {})
     stronger = {"regularisers": {"r1": {"scale": 4 * (r1.get("scale") or 1.0)}}}
     if name in ("divergence", "instability"):
-        return {"optimiser": {"lr": rate / 3}}, f"a rate of {rate / 3:.2g} in place of {rate:.2g}"
+        return _slower(settings, 3), f"a rate of {rate / 3:.2g} in place of {rate:.2g}"
     if name == "winning D":
         return stronger, "R1 four times as strong"
     if name == "collapse":
-        slower = {"optimiser": {"lr": rate / 2}}
-        return {**stronger, **slower}, "R1 four times as strong and half of the rate"
+        return {**stronger, **_slower(settings, 2)}, "R1 four times as strong and half of the rate"
     if name == "memorisation" and settings.augment == "none":
         return {"augment": "ada"}, "adaptive augmentation"
     return (stronger, "R1 four times as strong") if name == "memorisation" else None
+
+
+def _slower(settings: Settings, factor: float) -> dict[str, Any]:
+    """Return both players' rates, divided."""
+    own = settings.optimiser
+    theirs = own.discriminator_lr and own.discriminator_lr / factor
+    return {"optimiser": {"lr": own.lr / factor, "discriminator_lr": theirs}}

@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.quasirandom import SobolEngine
 
 from growgan.config import OptimiserSettings
-from growgan.nets.edits import Append, Edit, apply, inherit
+from growgan.nets.edits import Edit, apply, inherit, renamed
 from growgan.nets.layers import downsample
 from growgan.nets.spec import StackSpec
 from growgan.nets.stack import Discriminator, Generator, build
@@ -176,9 +176,9 @@ class Gan:
         """Move the running average towards G by ``1 - decay``."""
         own: list[Tensor] = list(self.average.parameters())
         torch._foreach_lerp_(own, list(self.generator.parameters()), 1 - decay)
-        if self.generator.mixes:  # running statistics are averages already
-            for mine, other in zip(self.average.buffers(), self.generator.buffers(), strict=True):
-                mine.copy_(other)
+        # Running statistics are averages already, and a singular vector follows its weight.
+        for mine, other in zip(self.average.buffers(), self.generator.buffers(), strict=True):
+            mine.copy_(other)
 
     @torch.no_grad()
     def generate(self, count: int, *, seed: int = 0, batch: int = 256) -> UInt8[Tensor, "n c h w"]:
@@ -211,10 +211,16 @@ def even_latents(count: int, length: int, seed: int, groups: int = 1) -> Float[T
     return torch.special.ndtri(even.clamp(1e-6, 1 - 1e-6))
 
 
-def to_uint8(player: Generator, z: Tensor, batch: int = 256) -> UInt8[Tensor, "n c h w"]:
-    """Return G(z) as uint8 on the CPU: (127.5 x + 128), clamped."""
+def to_uint8(
+    player: Generator, z: Tensor, batch: int = 256, *, embedded: bool = False
+) -> UInt8[Tensor, "n c h w"]:
+    """Return G's images as uint8 on the CPU: (127.5 x + 128), clamped.
+
+    ``z`` are latents, or with ``embedded`` what G makes of them first.
+    """
     device = next(player.parameters()).device
-    parts = [player(chunk.to(device)) for chunk in z.split(batch)]
+    make = player.synthesise if embedded else player
+    parts = [make(chunk.to(device)) for chunk in z.split(batch)]
     return torch.cat([(x * 127.5 + 128).clamp(0, 255).to(torch.uint8).cpu() for x in parts])
 
 
@@ -231,15 +237,6 @@ def _inherit_moments(
     for key, power in MOMENTS.items():
         fresh = {name: torch.zeros_like(value) for name, value in names.items()}
         result[key] = inherit(parent, child, edit, state[key], seed, fresh=fresh, power=power)
-    steps = _rename(state["step"], edit)
+    steps = {renamed(name, parent.spec, edit): step for name, step in state["step"].items()}
     result["step"] = {name: step for name, step in steps.items() if name in names}
     return result
-
-
-def _rename(steps: dict[str, Tensor], edit: Edit) -> dict[str, Tensor]:
-    """Return step counts by the child's names: an appended layer's new head starts at zero."""
-    if not isinstance(edit, Append):
-        return steps
-    return {
-        f"old_{name}" if name.startswith("head.") else name: step for name, step in steps.items()
-    }

@@ -37,6 +37,11 @@ class Runtime:
         """Return the context in which forwards run."""
         return torch.autocast(self.device.type, torch.bfloat16, enabled=self.bfloat16)
 
+    def randomness(self, own: bool) -> AbstractContextManager[object]:
+        """Return a context that gives torch's own random numbers back as they were, if ``own``."""
+        devices = [self.device] if self.device.type == "cuda" else []
+        return torch.random.fork_rng(devices, enabled=own)
+
     def images(self, batch: Tensor) -> Tensor:
         """Return uint8 images as float32 in [-1, 1] on the device, channels-last."""
         moved = batch.to(self.device, non_blocking=True)

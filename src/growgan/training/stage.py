@@ -253,6 +253,8 @@ def _inputs(
     """Return the step's reals, latents and random numbers."""
     key = (settings.seed * 0x9E3779B97F4A7C15 + gan.steps) & (2**63 - 1)
     rng = torch.Generator(runtime.device).manual_seed(key)
+    if gan.generator.noisy:
+        torch.manual_seed(~key & (2**63 - 1))  # another stream than that of the latents
     pixels, _ = batches.batch_at(gan.images)
     real = _reals(gan, runtime.images(pixels), rng, settings.mirror)
     z = torch.randn(len(real), gan.generator.spec.latent, generator=rng, device=runtime.device)
@@ -280,14 +282,16 @@ def _reals(gan: Gan, full: Tensor, rng: torch.Generator, mirror: bool) -> Tensor
 
 
 def set_rates(gan: Gan, settings: Settings, progress: float) -> None:
-    """Hold the rate, let it fall as 1/sqrt(images), and to 0 over the budget's last ``anneal``."""
+    """Hold the rates, let them fall as 1/sqrt(images), and to 0 over the last ``anneal``."""
     left = (1 - progress) / settings.anneal if settings.anneal else 1.0
     decay = settings.optimiser.decay
     aged = sqrt(max(1.0, gan.images / decay)) if decay else 1.0
-    rate = settings.optimiser.lr / aged * min(1.0, max(left, 0.0))
-    for optimiser in (gan.generator_optimiser, gan.discriminator_optimiser):
+    share, own = min(1.0, max(left, 0.0)) / aged, settings.optimiser
+    rates = (own.lr, own.discriminator_lr or own.lr)
+    optimisers = (gan.generator_optimiser, gan.discriminator_optimiser)
+    for rate, optimiser in zip(rates, optimisers, strict=True):
         for group in optimiser.param_groups:
-            group["lr"] = rate
+            group["lr"] = share * rate
 
 
 def _check_finite(terms: dict[str, Tensor]) -> None:

@@ -37,11 +37,26 @@ class Part(nn.Module):
 
 
 class Stem(Part):
-    """G's small end."""
+    """G's small end.
+
+    Attributes:
+        mean: running mean of what :meth:`embed` gives, where a mapping network makes it.
+    """
+
+    mean: Tensor
 
     def embed(self, z: Float[Tensor, "n z"]) -> Float[Tensor, "n w"]:
         """Return what images are a smooth function of."""
         return z
+
+    def style(self, w: Float[Tensor, "n w"], index: int) -> Float[Tensor, "n s"]:
+        """Return the style of the layer in place ``index`` among those that use one."""
+        return w
+
+    @staticmethod
+    def style_width(spec: StackSpec) -> int:
+        """Return the length of a style."""
+        return spec.latent
 
     def forward(self, w: Float[Tensor, "n w"]) -> Float[Tensor, "n c h w"]:
         """Return the features at the base grid."""
@@ -66,7 +81,10 @@ class End(Part):
 
 
 class Head(nn.Module):
-    """The image end of one player: to ``width`` channels from an image, or back."""
+    """The image end of one player: to ``width`` channels from an image, or back.
+
+    It is called with images, or in G with features and a style, which it may use.
+    """
 
     def __init__(self, spec: StackSpec, width: int) -> None:
         super().__init__()
@@ -74,12 +92,22 @@ class Head(nn.Module):
 
 @dataclass(frozen=True)
 class Form:
-    """The parts of both players' stacks."""
+    """The parts of both players' stacks.
+
+    Attributes:
+        widens: whether their channels can be duplicated without a change of what they compute.
+        skips: whether G's images are sums: each size has a head of its own, whose image is doubled
+            and added to the next one's (Karras et al. 2020, section 4.1).
+        decoder: name of the form of a D's decoder, where it is another one.
+    """
 
     stem: type[Stem]
     to_image: type[Head]
     from_image: type[Head]
     end: type[End]
+    widens: bool = True
+    skips: bool = False
+    decoder: str = ""
 
 
 FORMS: Registry[Form] = Registry("form")

@@ -35,7 +35,9 @@ class StridedToImage(Head):
         super().__init__(spec, width)
         self.conv = StridedConv(width, spec.channels, 4, doubles=True, rate=spec.rate)
 
-    def forward(self, h: Float[Tensor, "n d h w"]) -> Float[Tensor, "n c h2 w2"]:
+    def forward(
+        self, h: Float[Tensor, "n d h w"], style: Tensor | None = None
+    ) -> Float[Tensor, "n c h2 w2"]:
         return torch.tanh(self.conv(h))
 
 

@@ -36,7 +36,9 @@ class DenseToImage(Head):
         self.size = (spec.channels, *spec.base)
         self.conv = Conv(width, prod(self.size), 1, gain=1.0, rate=spec.rate)
 
-    def forward(self, h: Float[Tensor, "n d 1 1"]) -> Float[Tensor, "n c h w"]:
+    def forward(
+        self, h: Float[Tensor, "n d 1 1"], style: Tensor | None = None
+    ) -> Float[Tensor, "n c h w"]:
         return torch.tanh(self.conv(h)).view(-1, *self.size)
 
 

@@ -39,7 +39,9 @@ class ToImage(Head):
         super().__init__(spec, width)
         self.conv = Conv(width, spec.channels, 1, gain=1.0, rate=spec.rate)
 
-    def forward(self, h: Float[Tensor, "n d h w"]) -> Float[Tensor, "n c h w"]:
+    def forward(
+        self, h: Float[Tensor, "n d h w"], style: Tensor | None = None
+    ) -> Float[Tensor, "n c h w"]:
         return self.conv(h)
 
 

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
-from growgan.config import StackSettings
+from growgan.config import StackSettings, merged
 from growgan.errors import UserError
 from growgan.nets.edits import Append
 from growgan.nets.spec import LayerSpec, Role, StackSpec, without_fade
 from growgan.registry import Registry
 
 LARGEST_BASE = 16
+LARGE = 64  # pixels, from which on a preset may be another one
+ROLES: tuple[Role, Role] = ("generator", "discriminator")
 
 
 class Family:
@@ -24,8 +26,10 @@ class Family:
 
     form = "progressive"
 
-    def base(self, shape: StackSettings, target: tuple[int, int]) -> tuple[int, int]:
-        """Return the grid that a stack on the way to ``target`` begins with."""
+    def base(
+        self, shape: StackSettings, target: tuple[int, int], role: Role = "generator"
+    ) -> tuple[int, int]:
+        """Return the grid that a player's stack on the way to ``target`` begins with."""
         return base_grid(target, shape.base)
 
     def stem(
@@ -38,14 +42,18 @@ class Family:
             base,
             channels,
             shape.width,
-            self.first(role, shape),
+            self.first(role, shape, base),
             latent=shape.latent if generator else 0,
             rate=shape.rate,
             form=self.form,
+            chunk=shape.chunk if generator else 0,
+            kernels=0 if generator else shape.kernels,
             energy=shape.energy and not generator,
         )
 
-    def first(self, role: Role, shape: StackSettings) -> tuple[LayerSpec, ...]:
+    def first(
+        self, role: Role, shape: StackSettings, base: tuple[int, int]
+    ) -> tuple[LayerSpec, ...]:
         """Return the layers at the base grid."""
         return ()
 
@@ -56,10 +64,35 @@ class Family:
 
 @dataclass(frozen=True)
 class Preset:
-    """A family of stacks, and the settings that its paper trained it with."""
+    """A family of stacks, and the settings that its paper trained it with.
+
+    Attributes:
+        family: how its stacks are made.
+        published: what it is trained with, as published.
+        large: what is otherwise from ``LARGE`` pixels on.
+        small: what it is grown with: a small form, which need not be as published.
+    """
 
     family: Family
     published: Mapping[str, Any]
+    large: Mapping[str, Any] = field(default_factory=dict)
+    small: Mapping[str, Any] = field(default_factory=dict)
+
+    def settings(self, side: int) -> Mapping[str, Any]:
+        """Return the published settings for images whose smaller side is so many pixels."""
+        return merged(self.published, self.large) if side >= LARGE else self.published
+
+    def smallest(
+        self, shape: StackSettings, channels: int, target: tuple[int, int]
+    ) -> tuple[int, int]:
+        """Return the smallest resolution on the way to ``target`` that both players have."""
+        return max(self._stem(role, shape, channels, target).resolution for role in ROLES)
+
+    def _stem(
+        self, role: Role, shape: StackSettings, channels: int, target: tuple[int, int]
+    ) -> StackSpec:
+        base = self.family.base(shape, target, role)
+        return self.family.stem(role, shape.of(role), base, channels)
 
     def stack(
         self,
@@ -70,10 +103,9 @@ class Preset:
         resolution: tuple[int, int] | None = None,
     ) -> StackSpec:
         """Return a complete stack at ``resolution`` on the way to ``target`` (None: there)."""
-        base, shape = self.family.base(shape, target), shape.of(role)
-        spec = self.family.stem(role, shape, base, channels)
+        spec = self._stem(role, shape, channels, target)
         while spec.resolution != (resolution or target):
-            spec = without_fade(self.family.doubling(shape, spec).spec(spec))
+            spec = without_fade(self.family.doubling(shape.of(role), spec).spec(spec))
         return spec
 
 

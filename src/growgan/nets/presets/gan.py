@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from growgan.config import StackSettings
+from growgan.errors import UserError
 from growgan.nets.edits import Append
 from growgan.nets.presets.base import PRESETS, Family, Preset
 from growgan.nets.spec import LayerSpec, Role, StackSpec
@@ -13,11 +14,17 @@ class DenseFamily(Family):
 
     form = "dense"
 
-    def base(self, shape: StackSettings, target: tuple[int, int]) -> tuple[int, int]:
+    def base(
+        self, shape: StackSettings, target: tuple[int, int], role: Role = "generator"
+    ) -> tuple[int, int]:
         """Return the target: there is no smaller grid to begin with."""
         return target
 
-    def first(self, role: Role, shape: StackSettings) -> tuple[LayerSpec, ...]:
+    def first(
+        self, role: Role, shape: StackSettings, base: tuple[int, int]
+    ) -> tuple[LayerSpec, ...]:
+        if shape.kind == "attention":
+            raise UserError("an attention layer has no meaning for vectors, which have no grid")
         return tuple(
             LayerSpec(f"{role[0]}{i}", "dense", shape.width, 1, 1, "none")
             for i in range(shape.convolutions)

@@ -20,7 +20,9 @@ class ProgressiveFamily(Family):
         group = 0 if role == "generator" else shape.deviation_group
         return replace(spec, deviation_group=group)
 
-    def first(self, role: Role, shape: StackSettings) -> tuple[LayerSpec, ...]:
+    def first(
+        self, role: Role, shape: StackSettings, base: tuple[int, int]
+    ) -> tuple[LayerSpec, ...]:
         """Return all but one of G's convolutions at the base grid; D has its own in its end."""
         return tuple(
             LayerSpec(f"g{i}", shape.kind, shape.width, shape.kernel, norm=shape.norm)

@@ -1,0 +1,156 @@
+"""A candidate's generator, to draw from and to look into (:mod:`growgan.growth.run` opens it).
+
+Images are named by their number among those that ``sample(count, seed)`` draws, so that one first
+looks at a sheet, and then picks.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from itertools import pairwise
+from pathlib import Path
+
+import numpy as np
+import torch
+from jaxtyping import Float, UInt8
+from numpy.typing import NDArray
+from torch import Tensor
+
+from growgan.errors import UserError
+from growgan.nets.stack import Generator
+from growgan.training.checkpoint import load_generator
+from growgan.training.gan import latents, to_uint8
+
+Images = UInt8[np.ndarray, "n h w c"]
+AROUND = 0.25  # deviations by which the neighbours of a sum differ (Radford et al. 2016, figure 7)
+
+
+@dataclass(frozen=True)
+class Model:
+    """A candidate's generator."""
+
+    folder: Path
+
+    def network(self) -> Generator:
+        """Return the running average of G, on the CPU, ready to be called."""
+        return load_generator(self.folder)
+
+    @cached_property
+    def _network(self) -> Generator:
+        return self.network()
+
+    def sample(self, count: int, *, seed: int = 0, truncation: float | None = None) -> Images:
+        """Return ``count`` images, uint8 ``[N, H, W, C]``.
+
+        Args:
+            truncation: redraw every latent value beyond this many deviations (Brock et al. 2019);
+                with a mapping network, move each style to the mean one by this factor instead
+                (Karras et al. 2019, section B).
+        """
+        z = latents(count, self._network.spec.latent, seed)
+        if truncation is None:
+            return self._images(z)
+        if not self._network.spec.mapping:
+            return self._images(truncate(z, truncation, seed))
+        with torch.no_grad():
+            mean, styles = self._network.stem.mean, self._network.embed(z)
+        return self._made(torch.lerp(mean, styles, truncation))
+
+    def walk(self, picks: Sequence[int], steps: int, *, count: int = 64, seed: int = 0) -> Images:
+        """Return images on the way from each pick to the next: ``steps`` a way, and the last one.
+
+        The way is along a great circle: on a line between two latents there are shorter ones, which
+        are rarer than any that G was trained on (White 2016, 1609.04468).
+        """
+        if steps < 1 or len(picks) < 2:
+            raise UserError(f"a walk needs two picks and a step, but got {len(picks)} and {steps}")
+        z = self._picked(picks, count, seed)
+        shares = torch.arange(steps) / steps
+        ways = [slerp(a, b, share) for a, b in pairwise(z) for share in shares]
+        return self._images(torch.stack([*ways, z[-1]]))
+
+    def combine(
+        self,
+        plus: Sequence[Sequence[int]],
+        minus: Sequence[Sequence[int]],
+        *,
+        count: int = 64,
+        seed: int = 0,
+    ) -> Images:
+        """Return nine images of sums of mean latents: the sum itself, then eight near it.
+
+        Each of ``plus`` and ``minus`` is a set of picks that have something in common, and is
+        averaged (Radford et al. 2016, figure 7).
+        """
+        total = torch.zeros(self._network.spec.latent)
+        for sign, sets in ((1, plus), (-1, minus)):
+            for picks in sets:
+                total = total + sign * self._picked(picks, count, seed).mean(0)
+        near = torch.rand(8, len(total), generator=torch.Generator().manual_seed(seed)) * 2 - 1
+        return self._images(torch.cat([total[None], total + AROUND * near]))
+
+    def mix(
+        self, rows: Sequence[int], columns: Sequence[int], *, count: int = 64, seed: int = 0
+    ) -> Images:
+        """Return a table of style mixes, row by row: coarse styles of a row's pick, fine ones of a
+        column's (Karras et al. 2019, figure 3).
+
+        Raises:
+            UserError: the layers of this generator have no styles.
+        """
+        network = self._network
+        if network.styles < 2:
+            raise UserError("styles cannot be mixed: this generator's layers have none")
+        with torch.no_grad():
+            coarse, fine = (
+                network.embed(self._picked(picks, count, seed)) for picks in (rows, columns)
+            )
+        half = (torch.arange(network.styles) < network.styles // 2).view(-1, 1)
+        table = torch.where(half, coarse[:, None, None], fine[None, :, None])
+        return self._made(table.flatten(0, 1))
+
+    def _picked(self, picks: Sequence[int], count: int, seed: int) -> Float[Tensor, "n z"]:
+        for pick in picks:
+            if not 0 <= pick < count:
+                raise UserError(f"pick {pick} is none of the {count} images: 0 to {count - 1}")
+        return latents(count, self._network.spec.latent, seed)[list(picks)]
+
+    def _images(self, z: Float[Tensor, "n z"]) -> Images:
+        with torch.no_grad():
+            return _last(to_uint8(self._network, z))
+
+    def _made(self, styles: Tensor) -> Images:
+        with torch.no_grad():
+            return _last(to_uint8(self._network, styles, embedded=True))
+
+
+def truncate(z: Tensor, threshold: float, seed: int) -> Tensor:
+    """Redraw the values of ``z`` beyond ``threshold`` until none is left."""
+    if threshold < 0.05:
+        raise UserError(f"truncation must be at least 0.05, but got {threshold}")
+    rng = torch.Generator().manual_seed(~seed & 0xFFFFFFFF)
+    while (far := z.abs() > threshold).any():
+        z = torch.where(far, torch.randn(z.shape, generator=rng), z)
+    return z
+
+
+def slerp(a: Float[Tensor, " z"], b: Float[Tensor, " z"], share: Tensor) -> Float[Tensor, " z"]:
+    """Return the point that lies ``share`` of the way from ``a`` to ``b`` on a great circle.
+
+    Shoemake 1985: angles and lengths both change evenly.
+    """
+    lengths = torch.lerp(a.norm(), b.norm(), share)
+    a, b = a / a.norm(), b / b.norm()
+    angle = torch.acos((a * b).sum().clamp(-1, 1))
+    if float(angle) < 1e-4:
+        return lengths * torch.lerp(a, b, share)
+    weights = torch.sin((1 - share) * angle), torch.sin(share * angle)
+    return lengths * (weights[0] * a + weights[1] * b) / torch.sin(angle)
+
+
+def _last(images: Tensor) -> Images:
+    """Return uint8 [N, C, H, W] with channels last."""
+    moved: NDArray[np.uint8] = np.ascontiguousarray(images.numpy().transpose(0, 2, 3, 1))
+    return moved

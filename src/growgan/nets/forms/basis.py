@@ -1,0 +1,75 @@
+"""R3GAN's ends: weighted sums of learnt grids (Huang et al. 2024, 2501.05441, section 4)."""
+
+from __future__ import annotations
+
+from math import prod
+from typing import ClassVar
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from growgan.nets.forms.base import FORMS, End, Ends, Form, Head, Stem
+from growgan.nets.layers import Conv
+from growgan.nets.spec import StackSpec
+
+
+class BasisStem(Stem):
+    """A learnt grid a channel, times a linear map of z."""
+
+    ends: ClassVar[Ends] = {}
+
+    def __init__(self, spec: StackSpec) -> None:
+        super().__init__(spec)
+        self.basis = nn.Parameter(torch.randn(spec.stem, *spec.base))
+        self.linear = Conv(spec.latent, spec.stem, 1, gain=1.0, rate=spec.rate, bias=False)
+
+    def forward(self, w: Float[Tensor, "n w"]) -> Float[Tensor, "n c h w"]:
+        return self.linear(w[:, :, None, None]) * self.basis
+
+
+class LinearToImage(Head):
+    """A 1×1 convolution to image channels, linear, without bias."""
+
+    def __init__(self, spec: StackSpec, width: int) -> None:
+        super().__init__(spec, width)
+        self.conv = Conv(width, spec.channels, 1, gain=1.0, rate=spec.rate, bias=False)
+
+    def forward(
+        self, h: Float[Tensor, "n d h w"], style: Tensor | None = None
+    ) -> Float[Tensor, "n c h w"]:
+        return self.conv(h)
+
+
+class LinearFromImage(Head):
+    """A 1×1 convolution from image channels, linear, without bias."""
+
+    def __init__(self, spec: StackSpec, width: int) -> None:
+        super().__init__(spec, width)
+        self.conv = Conv(spec.channels, width, 1, gain=1.0, rate=spec.rate, bias=False)
+
+    def forward(self, x: Float[Tensor, "n c h w"]) -> Float[Tensor, "n d h w"]:
+        return self.conv(x)
+
+
+class BasisEnd(End):
+    """Inner products with a learnt grid a channel, and a linear map to the logit."""
+
+    ends: ClassVar[Ends] = {}
+
+    def __init__(self, spec: StackSpec) -> None:
+        super().__init__(spec)
+        self.basis = nn.Parameter(torch.randn(spec.stem, *spec.base) / prod(spec.base) ** 0.5)
+        if not spec.energy:
+            self.output = Conv(spec.stem, 1, 1, gain=1.0, rate=spec.rate, bias=False)
+
+    def forward(self, h: Float[Tensor, "n c h w"]) -> Float[Tensor, "n d"]:
+        return (h * self.basis).sum((2, 3))
+
+    def judge(self, features: Float[Tensor, "n d"]) -> Float[Tensor, " n"]:
+        return self.output(features[:, :, None, None]).float().flatten()
+
+
+FORMS.register("basis", "sums of learnt grids, linear heads", "Huang et al. 2024, 2501.05441")(
+    Form(BasisStem, LinearToImage, LinearFromImage, BasisEnd, widens=False)
+)

@@ -1,0 +1,393 @@
+"""The published architectures: their sizes, their layers' mathematics, and that each can grow."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from growgan.config import ActionSettings, make_settings
+from growgan.errors import UserError
+from growgan.growth.actions import player_edits
+from growgan.nets.blocks import BLOCKS, Block
+from growgan.nets.cost import parameters
+from growgan.nets.edits import Append, Insert, Widen, apply
+from growgan.nets.filters import smooth_double, smooth_downsample, smooth_halve, smooth_upsample
+from growgan.nets.layers import (
+    Conv,
+    Dense,
+    MinibatchDiscrimination,
+    Project,
+    StridedConv,
+    VirtualNorm,
+)
+from growgan.nets.presets import PRESETS
+from growgan.nets.presets.base import ROLES
+from growgan.nets.spec import LayerSpec, Role, StackSpec
+from growgan.nets.stack import Discriminator, Generator, build
+
+NAMES = [entry.name for entry in PRESETS]
+GROWING = [name for name in NAMES if name != "gan"]  # which has no grid to double
+
+
+def noise(*shape: int, seed: int = 1) -> Tensor:
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
+
+
+def block(kind: str, width: int, inner: int, role: Role = "generator", **how: object) -> Block:
+    """Return a layer with no weight at its special initial value."""
+    torch.manual_seed(0)
+    layer = LayerSpec("g0", kind, width, **how)  # type: ignore[arg-type]
+    style = 6 if role == "generator" else 0
+    made = BLOCKS[kind](layer, inner, role=role, rate="equalised", style=style)
+    with torch.no_grad():
+        for parameter in made.parameters():
+            parameter.copy_(torch.randn(parameter.shape))
+    return made.eval().requires_grad_(False)
+
+
+def published(name: str, side: int) -> tuple[StackSpec, StackSpec]:
+    """Return the stacks of a preset as its paper has them for RGB images of that size."""
+    preset = PRESETS[name]
+    shape = make_settings(preset.published, preset.large if side >= 64 else {}).stack
+    g, d = (preset.stack(role, shape, 3, (side, side)) for role in ROLES)
+    return g, d
+
+
+def small(name: str, side: int) -> tuple[StackSpec, StackSpec]:
+    """Return the small form of a preset."""
+    preset = PRESETS[name]
+    shape = make_settings(preset.small, {"stack": {"width": 16}}).stack
+    g, d = (preset.stack(role, shape, 3, (32, 32), (side, side)) for role in ROLES)
+    return g, d
+
+
+# Sizes
+
+
+def test_sngan_has_the_published_layers_at_32_pixels() -> None:
+    """Miyato et al. 2018, table 4: three layers of 256 in G, four of 128 in D."""
+    g, d = published("sngan", 32)
+
+    def layer(reads: int, writes: int, shortcut: bool) -> int:
+        convolutions = 9 * reads * writes + 9 * writes * writes + 2 * writes
+        return convolutions + shortcut * (reads * writes + writes)
+
+    norms = 2 * 256
+    expected = 128 * 16 * 256 + 256 + 3 * (layer(256, 256, True) + 2 * norms)
+    assert parameters(g) == expected + norms + 9 * 256 * 3 + 3
+    first = layer(3, 128, True)
+    assert parameters(d) == first + layer(128, 128, True) + 2 * layer(128, 128, False) + 128 + 1
+    assert [s.resolution for s in (g, d)] == [(32, 32)] * 2 and d.base == (8, 8)
+
+
+def test_sagan_has_attention_between_layers_at_32_pixels_of_128() -> None:
+    """Zhang et al. 2019, section 5.1: on features of 32×32 in both players."""
+    for spec in published("sagan", 128):
+        at = next(i for i, layer in enumerate(spec.layers) if layer.kind == "attention")
+        doublings = sum(layer.resample == 2 for layer in spec.layers[:at])
+        assert spec.base[0] * 2**doublings == 32 and spec.rate == "spectral"
+
+
+def test_biggan_has_as_many_parameters_as_the_authors_print() -> None:
+    """70,433,988 and 87,982,370 at 128 pixels with 1,000 classes; the differences are known."""
+    g, d = published("biggan", 128)
+    # Theirs has values of half of the channels in its attention, ours of an eighth (equation 2).
+    attention = [2 * c * (c // 2) - 2 * c * (c // 8) for c in (192, 96)]
+    assert parameters(d) + 1000 * 1536 + attention[1] == 87_982_370
+    channels = 96 * (16 + 16 + 16 + 8 + 8 + 4 + 4 + 2 + 2 + 1)  # that norms see in all layers
+    classes = 1000 * 128 + 128 * 2 * channels
+    # Their maps from styles have no bias, their stem one for each place of the grid.
+    biases = 15 * 16 * 96 - 2 * channels
+    assert parameters(g) + classes + attention[0] + biases == 70_433_988
+
+
+def test_biggan_deep_has_as_many_parameters_as_published() -> None:
+    """Brock et al. 2019, appendix B: 50.4 M in G and 34.6 M in D at 128 pixels."""
+    g, d = published("biggan-deep", 128)
+    with_classes = replace(g, latent=2 * g.latent)  # a class is embedded in as many dimensions
+    assert parameters(with_classes) + 1000 * 128 == pytest.approx(50.4e6, rel=0.005)
+    assert parameters(d) + 1000 * 2048 == pytest.approx(34.6e6, rel=0.005)
+
+
+def test_stylegan2_has_as_many_parameters_as_the_authors_print() -> None:
+    """At 256 pixels: 24,767,458 in G with its mapping network, 24,001,089 in D."""
+    g, d = published("stylegan2", 256)
+    assert (parameters(g), parameters(d)) == (24_767_458, 24_001_089)
+
+
+def test_r3gan_has_the_published_layers_at_32_pixels() -> None:
+    """Huang et al. 2024, table 5: eight layers of 768 in each player, groups of 16."""
+    g, d = published("r3gan", 32)
+    layer = 2 * 768 * 1536 + 1536 * 16 * 9 + 2 * 1536
+    assert parameters(g) == 8 * layer + 16 * 768 + 64 * 768 + 3 * 768
+    assert parameters(d) == 8 * layer + 16 * 768 + 768 + 3 * 768
+
+
+# Layers
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda: Conv(12, 20, 3, rate="spectral"),
+        lambda: StridedConv(12, 20, 4, doubles=True, rate="spectral"),
+        lambda: Project(12, 5, (3, 4), gain=1.0, rate="spectral"),
+        lambda: Dense(12, 20, rate="spectral"),
+    ],
+    ids=["conv", "strided", "project", "dense"],
+)
+@pytest.mark.parametrize("bfloat16", [False, True])
+def test_spectral_weights_have_a_largest_singular_value_of_1(make: object, bfloat16: bool) -> None:
+    torch.manual_seed(0)
+    layer = make()  # type: ignore[operator]
+    with torch.autocast("cpu", torch.bfloat16, enabled=bfloat16):
+        for _ in range(200):
+            used = layer.used
+        layer.eval()
+        before = layer.u.clone()
+        again = layer.used
+    assert torch.equal(before, layer.u), "u follows in training alone"
+    matrix = again.detach().flatten(1)
+    if isinstance(layer, Project):  # rows are the places of the grid, and the channels
+        matrix = again.detach().permute(0, 2, 3, 1).flatten(0, 2)
+    assert float(torch.linalg.matrix_norm(matrix.float(), 2)) == pytest.approx(1, abs=1e-3)
+    torch.testing.assert_close(used, again, rtol=1e-3, atol=1e-4)
+
+
+def test_the_gradient_of_a_spectral_weight_is_that_of_the_quotient() -> None:
+    """d(W/σ) = (dW - (u'dW v) W/σ) / σ (Miyato et al. 2018, equation 12)."""
+    torch.manual_seed(0)
+    layer = Dense(4, 3, rate="spectral").double()
+    for _ in range(500):
+        layer.singular(follow=True)
+    layer.eval()
+    weight = layer.weight.detach()
+    u, values, v = torch.linalg.svd(weight)
+    upstream = torch.randn(3, 4, dtype=torch.float64)
+    (layer.used * upstream).sum().backward()
+    used = weight / values[0]
+    inner = (upstream * used).sum()
+    expected = (upstream - inner * torch.outer(u[:, 0], v[0])) / values[0]
+    torch.testing.assert_close(layer.weight.grad, expected)
+
+
+def test_attention_is_what_the_paper_says() -> None:
+    """Zhang et al. 2019, equations 1 to 3, one place after the other."""
+    made = block("attention", 16, 16)
+    x = noise(2, 16, 3, 4)
+    flat = x.flatten(2).double()
+
+    def apply_to(name: str, values: Tensor) -> Tensor:
+        conv = made.get_submodule(name)
+        assert isinstance(conv, Conv)
+        return conv.used[:, :, 0, 0].double() @ values
+
+    expected = torch.empty_like(flat)
+    for n in range(2):
+        f, g, h = (apply_to(name, flat[n]) for name in "fgh")
+        for j in range(12):
+            beta = torch.softmax(torch.stack([f[:, i] @ g[:, j] for i in range(12)]), 0)
+            seen = sum((beta[i] * h[:, i] for i in range(12)), torch.zeros(2).double())
+            expected[n, :, j] = flat[n, :, j] + made.gamma.double() * apply_to("v", seen)  # type: ignore[operator]
+    torch.testing.assert_close(made(x).flatten(2).double(), expected, rtol=1e-4, atol=1e-4)
+    made.gamma.zero_()  # type: ignore[operator]
+    assert torch.equal(made(x), x), "a new layer changes nothing"
+
+
+@pytest.mark.parametrize("resample", [1, 2])
+def test_modulation_is_that_of_the_weights_of_each_sample(resample: int) -> None:
+    """Karras et al. 2020, equations 1 and 3: scaled and normed weights, sample by sample."""
+    made = block("modulated", 5, 7, resample=resample, norm="none")
+    x, style = noise(3, 7, 6, 6), noise(3, 6, seed=2)
+    scale = made.affine(style)  # type: ignore[operator]
+    weight = made.conv.used  # type: ignore[union-attr]
+    assert isinstance(weight, Tensor)
+    for n in range(3):
+        own = weight * scale[n].view(1, 7, 1, 1)
+        own = own / (own.square().sum((1, 2, 3), keepdim=True) + 1e-8).sqrt()
+        if resample == 2:
+            h = smooth_double(x[n : n + 1], own)
+        else:
+            h = F.conv2d(x[n : n + 1], own, padding=1)
+        h = h * 2**0.5 + made.noise(h) * made.strength + made.bias[:, None, None]  # type: ignore[operator,index]
+        expected = F.leaky_relu(h, 0.2)
+        torch.testing.assert_close(made(x, style)[n : n + 1], expected, rtol=1e-4, atol=1e-4)
+
+
+def test_noise_is_drawn_in_training_and_fixed_afterwards() -> None:
+    made = block("modulated", 5, 7, norm="none")
+    x, style = noise(3, 7, 6, 6), noise(3, 6, seed=2)
+    assert torch.equal(made(x, style), made(x, style))
+    made.train()
+    assert not torch.equal(made(x, style), made(x, style))
+
+
+def filtered(x: Tensor, gain: float) -> Tensor:
+    """Filter by loops with [1 3 3 1] / 8, zeros outside, so that three pixels are lost of six."""
+    taps = torch.tensor([1.0, 3.0, 3.0, 1.0]) / 8
+    x = F.pad(x, (3, 3, 3, 3))
+    h, w = x.shape[2] - 3, x.shape[3] - 3
+    rows = sum((taps[i] * x[:, :, i : i + h] for i in range(4)), torch.zeros(()))
+    return gain * sum((taps[i] * rows[..., i : i + w] for i in range(4)), torch.zeros(()))
+
+
+def spread(x: Tensor) -> Tensor:
+    """Put zeros between the pixels."""
+    out = x.new_zeros(*x.shape[:2], 2 * x.shape[2] - 1, 2 * x.shape[3] - 1)
+    out[:, :, ::2, ::2] = x
+    return out
+
+
+def test_smooth_resampling_is_filtering_and_taking_each_second_pixel() -> None:
+    x, weight = noise(2, 3, 6, 8), noise(4, 3, 3, 3, seed=2)
+    whole = filtered(x, 1)  # [2, 3, 9, 11], from one pixel before the first on
+    torch.testing.assert_close(smooth_downsample(x), whole[:, :, 2:-2:2, 2:-2:2][..., :3, :4])
+    whole = filtered(spread(x), 4)
+    torch.testing.assert_close(smooth_upsample(x), whole[:, :, 1:-1, 1:-1])
+    convolved = F.conv2d(F.pad(spread(x), (2, 2, 2, 2)), weight.flip(2, 3))
+    expected = filtered(convolved, 4)[:, :, 2:-2, 2:-2]
+    torch.testing.assert_close(smooth_double(x, weight), expected, rtol=1e-4, atol=1e-4)
+    blurred = filtered(x, 1)[:, :, 1:-1, 1:-1]
+    torch.testing.assert_close(smooth_halve(x, weight), F.conv2d(blurred, weight, stride=2))
+    flat = torch.ones(1, 1, 8, 8)
+    assert torch.allclose(smooth_upsample(flat)[..., 2:-2, 2:-2], torch.ones(12, 12))
+    assert torch.allclose(smooth_downsample(flat)[..., 1:-1, 1:-1], torch.ones(2, 2))
+
+
+def test_images_of_stylegan2_are_sums_over_all_sizes() -> None:
+    g, _ = small("stylegan2", 16)
+    player = build(g, 0)
+    assert isinstance(player, Generator)
+    player.eval().requires_grad_(False)
+    assert list(player.heads) == ["g0", "g2", "g4"], "4, 8 and 16 pixels"
+    w = player.embed(noise(2, g.latent))
+    h, image = player.stem(w), None
+    for name, layer in player.layers.items():
+        h = layer(h, w)
+        if name in player.heads:
+            own = player.heads[name](h, w)
+            image = own if image is None else smooth_upsample(image) + own
+    assert image is not None
+    torch.testing.assert_close(player.synthesise(w), image)
+
+
+def test_mixed_styles_are_those_of_two_latents_in_training_alone() -> None:
+    g = replace(small("stylegan2", 16)[0], mixing=1.0)
+    player = build(g, 0)
+    assert isinstance(player, Generator)
+    z = noise(64, g.latent)
+    w = player.embed(z)
+    mixed = player._mixed(w)
+    assert mixed.shape == (64, player.styles, g.latent)
+    own = (mixed == w[:, None]).all(2)  # [64, styles]
+    assert own[:, 0].all(), "the first style is the latent's own"
+    assert (own.int().diff(dim=1) <= 0).all(), "and from somewhere on it is another's"
+    assert 0.2 < float(own[:, 1:].float().mean()) < 0.8
+    same = w[:, None].expand(-1, player.styles, -1)
+    player.eval()
+    torch.testing.assert_close(player.synthesise(same), player(z))
+
+
+def test_each_layer_of_biggan_sees_its_own_piece_of_the_latents() -> None:
+    spec = small("biggan", 32)[0]
+    player = build(spec, 0).eval()
+    assert isinstance(player, Generator)
+    z = noise(2, spec.latent)
+    pieces = z.split(20, 1)
+    assert torch.equal(player.stem.style(z, 0), pieces[1])
+    assert torch.equal(player.stem.style(z, 2), pieces[3])
+    assert torch.equal(player.stem.style(z, 3), pieces[1]), "a stack that outgrew its latents"
+    changed = torch.cat([z[:, :20], noise(2, 60, seed=3)], 1)
+    assert torch.equal(player.stem(z), player.stem(changed)), "the stem has the first"
+
+
+def test_minibatch_discrimination_counts_what_is_near() -> None:
+    torch.manual_seed(0)
+    layer = MinibatchDiscrimination(6, 4, "plain").requires_grad_(False)
+    features = noise(5, 6)
+    rows = layer.rows(features).view(5, 4, 5)
+    for i in range(5):
+        for b in range(4):
+            near = sum(float((-(rows[i, b] - rows[j, b]).abs().sum()).exp()) for j in range(5))
+            assert float(layer(features)[i, b]) == pytest.approx(near, rel=1e-5)
+    twins = features[:1].expand(5, 6)
+    torch.testing.assert_close(layer(twins), torch.full((5, 4), 5.0)), "all alike"
+
+
+def test_a_virtual_norm_makes_no_sample_depend_on_another() -> None:
+    norm = VirtualNorm(3, 8, "plain").requires_grad_(False)
+    x = noise(VirtualNorm.REFERENCES + 2, 3, 4, 4) * 3 + 1
+    out = norm(x)
+    for n in (-1, -2):
+        alone = torch.cat([x[: VirtualNorm.REFERENCES], x[n:][:1]])
+        torch.testing.assert_close(norm(alone)[-1], out[n])
+        mean = torch.cat([alone.flatten(2)]).mean((0, 2))
+        square = alone.square().mean((0, 2, 3))
+        expected = (x[n] - mean[:, None, None]) / (square - mean**2 + 1e-5).sqrt()[:, None, None]
+        torch.testing.assert_close(out[n], expected, rtol=1e-4, atol=1e-4)
+
+
+# Growth
+
+
+@pytest.mark.parametrize("name", GROWING)
+def test_every_preset_grows_without_a_change_at_first(name: str) -> None:
+    preset = PRESETS[name]
+    shape = make_settings(preset.small, {"stack": {"width": 16}}).stack
+    specs = small(name, 16)
+    for role, spec in zip(ROLES, specs, strict=True):
+        parent = build(spec, 0).eval().requires_grad_(False)
+        edit = preset.family.doubling(shape.of(role), spec)
+        child = apply(parent, edit, 1).eval().requires_grad_(False)
+        if isinstance(parent, Generator):
+            given, more = noise(4, spec.latent), noise(4, spec.latent)
+            expected = F.interpolate(parent(given), scale_factor=2)
+        else:
+            given, more = noise(4, 3, 16, 16), F.interpolate(noise(4, 3, 16, 16), scale_factor=2)
+            expected = parent(given)
+        torch.testing.assert_close(child(more), expected, rtol=1e-5, atol=1e-5)
+        child.set_alpha(1.0)
+        grown = child(more)
+        child.finish_fade()
+        torch.testing.assert_close(child(more), grown)
+        assert child.spec.resolution == (32, 32)
+        assert set(child.state_dict()) == set(build(child.spec, 0).state_dict())
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_every_edit_that_is_offered_can_be_made(name: str) -> None:
+    side = 32 if name == "gan" else 16
+    for spec in small(name, side):
+        kind = spec.layers[-1].kind if spec.layers else "conv"
+        stack = build(spec, 0)
+        made = {type(edit) for edit in player_edits(spec, ActionSettings(), 32, kind)}
+        for edit in player_edits(spec, ActionSettings(kernels=(3,)), 32, kind):
+            child = apply(stack, edit, 1)
+            assert child.parameter_count() > stack.parameter_count()
+        assert Append in made or name == "gan"
+
+
+def test_what_cannot_be_widened_or_inserted_says_why() -> None:
+    g, d = small("sngan", 16)
+    with pytest.raises(UserError, match="cannot take 'widen all x2': preactivation layers cannot"):
+        Widen().spec(g)
+    with pytest.raises(UserError, match="no weight of zeros has a largest singular value"):
+        Insert(None).spec(d)
+    plain = replace(g, form="progressive", layers=())
+    with pytest.raises(UserError, match="duplicated rows has another largest singular value"):
+        Widen().spec(replace(plain, rate="spectral"))
+    with pytest.raises(UserError, match="a modulated layer has no meaning for D"):
+        build(Append((LayerSpec("x", "modulated"),)).spec(d))
+    with pytest.raises(UserError, match="an attention layer keeps its 32 channels, not 8"):
+        build(Append((LayerSpec("x", "attention", 8),)).spec(d))
+
+
+def test_an_autoencoder_of_a_head_that_halves_gives_images_of_their_size() -> None:
+    d = build(replace(small("sngan", 32)[1], energy=True), 0)
+    assert isinstance(d, Discriminator)
+    x = noise(2, 3, 32, 32)
+    assert d.decoder(d.features(x)).shape == x.shape and d(x).shape == (2,)
