@@ -15,7 +15,14 @@ from growgan.growth.actions import player_edits
 from growgan.nets.blocks import BLOCKS, Block
 from growgan.nets.cost import parameters
 from growgan.nets.edits import Append, Insert, Widen, apply
-from growgan.nets.filters import smooth_double, smooth_downsample, smooth_halve, smooth_upsample
+from growgan.nets.filters import (
+    shrink,
+    smooth_double,
+    smooth_downsample,
+    smooth_halve,
+    smooth_upsample,
+    stretch,
+)
 from growgan.nets.layers import (
     Conv,
     Dense,
@@ -391,3 +398,67 @@ def test_an_autoencoder_of_a_head_that_halves_gives_images_of_their_size() -> No
     assert isinstance(d, Discriminator)
     x = noise(2, 3, 32, 32)
     assert d.decoder(d.features(x)).shape == x.shape and d(x).shape == (2,)
+
+
+# StyleGAN3
+
+
+def psnr(a: Tensor, b: Tensor) -> float:
+    """Return how alike two sets of images are, in decibels."""
+    return float(-10 * torch.log10((a - b).square().mean() / (b.max() - b.min()).square()))
+
+
+def moved(name: str, motion: list[list[float]]) -> tuple[Tensor, Tensor]:
+    """Return 64×64 images of an untrained generator, before and after its waves are moved."""
+    preset = PRESETS[name]
+    shape = make_settings(preset.small, {"stack": {"width": 32}}).stack
+    g = build(preset.stack("generator", shape, 3, (64, 64)), 0)
+    assert isinstance(g, Generator)
+    g.eval().requires_grad_(False)
+    z = noise(2, g.spec.latent)
+    before = g(z)
+    g.stem.moved.copy_(torch.tensor(motion))  # type: ignore[operator,union-attr]
+    return before, g(z)
+
+
+@pytest.mark.parametrize("pixels", [1, 3, 5])
+@pytest.mark.parametrize("name", ["stylegan3", "stylegan3-r"])
+def test_stylegan3_moves_with_its_input(name: str, pixels: int) -> None:
+    """Karras et al. 2021, table 1, give 66 dB for shifts of the trained network."""
+    before, after = moved(name, [[1, 0, -pixels / 64], [0, 1, 0], [0, 0, 1]])
+    assert psnr(after[..., 8:-8, 8 + pixels : -8], before[..., 8:-8, 8 : -8 - pixels]) > 55
+
+
+def test_stylegan3_r_turns_with_its_input() -> None:
+    """Karras et al. 2021, table 1, give 40 dB for R, and 13 dB for T, which does not turn."""
+    angle = torch.tensor(torch.pi / 6)
+    turn = [[angle.cos(), -angle.sin(), 0.0], [angle.sin(), angle.cos(), 0.0], [0.0, 0.0, 1.0]]
+    for name, low, high in (("stylegan3-r", 35, 99), ("stylegan3", 0, 30)):
+        before, after = moved(name, turn)  # type: ignore[arg-type]
+        grid = F.affine_grid(
+            torch.tensor(turn)[None, :2].expand(2, 2, 3), list(before.shape), align_corners=False
+        )
+        turned = F.grid_sample(before, grid, mode="bicubic", align_corners=False)
+        assert low < psnr(after[..., 20:-20, 20:-20], turned[..., 20:-20, 20:-20]) < high
+
+
+def test_the_filters_pass_what_is_slow_and_stop_what_is_fast() -> None:
+    t = torch.arange(256) * 1.0
+    for cycles, share in ((0.05, 1.0), (0.2, 1.0), (2**-1.5, 0.5)):
+        wave = torch.sin(2 * torch.pi * cycles * t).expand(1, 1, 256, 256)
+        twice = stretch(wave, 2)[0, 0, 64:-64, 64:-64]
+        exact = torch.sin(2 * torch.pi * cycles * (torch.arange(512) - 0.5) / 2)[64:-64]
+        assert float((twice - share * exact).abs().max()) < 0.05
+    for cycles, passes in ((0.1, True), (0.3, False), (0.4, False)):  # of the higher rate
+        wave = torch.sin(2 * torch.pi * cycles * t).expand(1, 1, 256, 256)
+        for radial in (False, True):
+            size = float(shrink(wave, 2, radial=radial)[..., 32:-32, 32:-32].abs().max())
+            assert size > 0.9 if passes else size < 0.05, (cycles, radial)
+
+
+def test_layers_with_a_margin_keep_to_themselves() -> None:
+    g, _ = small("stylegan3", 16)
+    with pytest.raises(UserError, match="conv layer has no meaning for the form 'fourier'"):
+        build(Append((LayerSpec("x", "conv"),)).spec(g))
+    with pytest.raises(UserError, match="alias-free layer has no meaning for the form 'resnet'"):
+        build(Append((LayerSpec("x", "alias-free"),)).spec(small("sngan", 16)[0]))

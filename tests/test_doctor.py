@@ -12,13 +12,25 @@ import pytest
 import torch
 
 from growgan.config import OptimiserSettings, StackSettings, make_settings
-from growgan.data import ImageSet
-from growgan.growth import Run, grow
+from growgan.data import Batches, ImageSet
+from growgan.growth import Run, executor, grow
 from growgan.growth.executor import Trainer
 from growgan.growth.history import Space
+from growgan.growth.run import held_out
+from growgan.metrics.features import PixelExtractor
+from growgan.metrics.score import Scorer
 from growgan.training import stage
-from growgan.training.doctor import SETTLED, Vitals, diagnose, examine, remedy, singular_values
+from growgan.training.doctor import (
+    LOOKED_AT,
+    SETTLED,
+    Vitals,
+    diagnose,
+    examine,
+    remedy,
+    singular_values,
+)
 from growgan.training.gan import Gan
+from growgan.training.runtime import make_runtime
 
 HEALTHY = Vitals(
     images=50_000,
@@ -216,3 +228,25 @@ def test_after_three_treatments_the_run_stops_with_the_diagnosis(
     assert [bool(e["remedy"]) for e in events] == [True, True, True, False]
     assert "collapsed" in found.events[-1]["stopped"]
     assert found.best.sample(2).shape == (2, 16, 16, 1), "what was healthy is kept"
+
+
+@pytest.mark.parametrize(("copied", "low", "high"), [(True, 0.99, 1.0), (False, 0.0, 0.2)])
+def test_copies_of_training_images_are_counted(
+    make_images: Callable[..., ImageSet],
+    monkeypatch: pytest.MonkeyPatch,
+    copied: bool,
+    low: float,
+    high: float,
+) -> None:
+    data, new = make_images(3_000, 1, 16, 16), make_images(LOOKED_AT, 1, 16, 16, seed=1)
+    batches = Batches(data, 16, 0, held_out(len(data)))
+    scorer = Scorer(data.images, PixelExtractor(16))
+    trainer = Trainer(batches, make_runtime("cpu", "float32"), scorer, keeper=None)  # type: ignore[arg-type]
+    shape = StackSettings(latent=16, width=8)
+    gan = Gan.create(*Space("pggan", shape, 1, (16, 16)).stacks(2), OptimiserSettings(), seed=0)
+    fakes = batches.some(LOOKED_AT) if copied else torch.from_numpy(np.array(new.images))
+    monkeypatch.setattr(executor, "to_uint8", lambda *given: fakes)
+    share = trainer._copies(gan)
+    assert share is not None and low <= share <= high
+    smaller = Gan.create(*Space("pggan", shape, 1, (16, 16)).stacks(1), OptimiserSettings(), seed=0)
+    assert trainer._copies(smaller) is None, "only at the size of the images"

@@ -92,7 +92,7 @@ def settings_of(case: Case) -> Settings:
                 "width": 8,
                 "discriminator_width": 8,
                 "kind": kind,
-                "discriminator_kind": "smooth" if kind == "modulated" else kind,
+                "discriminator_kind": kind if BLOCKS[kind].judges else "smooth",
                 "norm": norm,
                 "discriminator_norm": "batch" if norm == "batch" else "none",
             },

@@ -23,7 +23,7 @@ from growgan.errors import UserError
 from growgan.report import read_run, write_report
 from growgan.report.branches import Branch, branches
 from growgan.report.chart import nice_ticks, ticks
-from growgan.report.page import images_trained
+from growgan.report.page import images_trained, page
 from growgan.report.tree import place
 
 
@@ -300,3 +300,36 @@ def test_report_prints_its_path_and_refuses_another_folder(
     assert capsys.readouterr().out == f"{run_dir / 'report.html'}\n"
     assert main(["report", str(tmp_path)]) == 2
     assert "is not a run directory" in capsys.readouterr().err
+
+
+# --- health
+
+
+def test_the_page_tells_what_the_doctor_saw_and_said(tmp_path: Path) -> None:
+    folder = write_run(tmp_path, upto=3, end=False)
+    vitals = {"diversity": 0.9, "wins_seen": 0.8, "wins_unseen": None, "singular": 3.0}
+    sick = {**candidate_event(PLAN[2], 25.0, 9000), "vitals": vitals}
+    lines = (folder / "ledger.jsonl").read_text().splitlines()
+    lines = [line for line in lines if '"id": "0002"' not in line or "candidate" not in line]
+    events = [
+        sick,
+        {
+            "event": "doctor",
+            "candidate": "0003",
+            "ailment": "collapse",
+            "diagnosis": "fakes <vary> 5%",
+            "remedy": "half of the rate",
+        },
+        {"event": "memory", "candidate": "0003", "parts": 2},
+    ]
+    text = "\n".join([*lines, *map(json.dumps, events)]) + "\n"
+    (folder / "ledger.jsonl").write_text(text)
+    run = read_run(folder)
+    assert run.by_id["0002"].vitals == {"diversity": 0.9, "wins_seen": 0.8, "singular": 3.0}
+    assert run.notes == (
+        "0003: fakes <vary> 5%; the run went back, with half of the rate.",
+        "0003: memory ran out; batches went through in 2 parts.",
+    )
+    html = page(run)
+    assert "<h2>Health</h2>" in html and "fakes &lt;vary&gt; 5%" in html
+    assert "How varied the fakes are" in html and "Fakes that are copies" not in html

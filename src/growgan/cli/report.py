@@ -10,8 +10,23 @@ import typer
 
 def report(
     run: Annotated[Path, typer.Argument(metavar="RUN", help="run directory")],
+    data: Annotated[
+        str | None,
+        typer.Option(help="what it was trained on: adds nearest images and a truncation curve"),
+    ] = None,
 ) -> None:
     """Write RUN/report.html, one self-contained page, and print its path."""
+    from growgan.growth import Run
+    from growgan.growth.gallery import write_gallery
     from growgan.report.page import write_report
+    from growgan.report.run import read_run
 
+    known = read_run(run)
+    if (run / "candidates" / str(known.best) / "weights.safetensors").is_file():
+        images = None
+        if data is not None:
+            from growgan.data import load_images
+
+            images = load_images(data, resolution=known.resolution)
+        write_gallery(Run.open(run), images)
     typer.echo(str(write_report(run)))

@@ -34,6 +34,11 @@ class Batches:
         self._rows = np.sort(drawn[held_out:])
         self._order: Callable[[int], NDArray[np.int64]] = lru_cache(maxsize=2)(self._shuffle)
 
+    @property
+    def count(self) -> int:
+        """How many images are in batches."""
+        return len(self._rows)
+
     def _shuffle(self, epoch: int) -> NDArray[np.int64]:
         return np.random.default_rng((self.seed, epoch)).permutation(self._rows)
 

@@ -12,14 +12,17 @@ import torch
 from growgan.config import Settings
 from growgan.data.batches import Batches
 from growgan.growth.history import Proposal
+from growgan.metrics.neighbours import memorisation
 from growgan.metrics.score import GROUPS, Score, Scorer
 from growgan.objectives import make_objective
 from growgan.training.doctor import LOOKED_AT, Vitals, examine
-from growgan.training.gan import Gan, even_latents, to_uint8
+from growgan.training.gan import Gan, even_latents, latents, to_uint8
 from growgan.training.runtime import PeakMemory, Runtime, out_of_memory
 from growgan.training.stage import Diverged, Mark, Progress, Slice, train
 
 SCORE_SEED = 0x5C04E  # all candidates are scored on the same latents
+LEARNT = 10_000  # images that a pair might learn by heart
+COPY_LEVEL = 0.05  # share of new images that are nearer to a training image than a copy must be
 
 
 @dataclass(frozen=True)
@@ -84,6 +87,7 @@ class Trainer:
     scorer: Scorer
     keeper: Keeper
     parts: int = 1  # in which a batch goes through: more where memory has run out
+    _known: tuple[torch.Tensor, torch.Tensor] | None = None  # features of training and new images
 
     def make(self, task: Task, parent: Gan | None) -> Outcome:
         """Return the outcome of ``task``; a divergence is an outcome, not an error."""
@@ -173,7 +177,28 @@ class Trainer:
         if seen is None:
             raise ValueError("there are no images to train on")
         with self.runtime.autocast():
-            return examine(gan, seen, unseen, score.value)
+            return examine(gan, seen, unseen, score.value, self._copies(gan))
+
+    @torch.no_grad()
+    def _copies(self, gan: Gan) -> float | None:
+        """Return the share of fakes that copy a training image.
+
+        None where it cannot be known, and for sets too large to be learnt by heart.
+        """
+        new, extractor = self.batches.some(LOOKED_AT, held_out=True), self.scorer.extractor
+        if new is None or extractor is None or self.batches.count > LEARNT:
+            return None
+        if gan.resolution != tuple(new.shape[2:]):
+            return None
+        if self._known is None:
+            rows = self.batches.some(LEARNT)
+            assert rows is not None
+            self._known = extractor(rows), extractor(new)
+        fakes = to_uint8(gan.average, latents(LOOKED_AT, gan.average.spec.latent, SCORE_SEED))
+        try:
+            return memorisation(extractor(fakes), *self._known, level=COPY_LEVEL).share
+        except ValueError:  # too few are held out, or they are in the training set, too
+            return None
 
 
 class Clock:

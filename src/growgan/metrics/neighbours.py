@@ -108,14 +108,14 @@ def memorisation(
             f"fake, train and held_out must have features of one length, but have {widths}"
         )
     train, fake, held_out = _centred(train=train, fake=fake, held_out=held_out)
-    nearest, distances = _nearest(fake, train)
-    threshold = _nearest(held_out, train)[1].kthvalue(j).values
+    rows, distances = nearest(fake, train)
+    threshold = nearest(held_out, train)[1].kthvalue(j).values
     if threshold == 0:
         raise ValueError(
             f"held_out holds rows of train itself ({j} or more): what is as near is no copy by that"
         )
     share = float((distances < threshold).double().mean())
-    return Memorisation(nearest, distances, float(threshold), share, j / (len(held_out) + 1))
+    return Memorisation(rows, distances, float(threshold), share, j / (len(held_out) + 1))
 
 
 def _centred(**sets: Tensor) -> list[Tensor]:
@@ -153,7 +153,7 @@ def _radii(x: Tensor, *ks: int) -> Tensor:
     return torch.cat(blocks).T[list(ks)]
 
 
-def _nearest(x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+def nearest(x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
     """Return the index in ``y`` of the row nearest to each of ``x``, int64 [n], and its distance.
 
     The distance is that of the two rows' difference: exactly 0 for a copy.

@@ -26,7 +26,7 @@ from growgan.nets.blocks import BLOCKS
 from growgan.nets.forms import FORMS
 from growgan.nets.layers import Scaled, VirtualNorm
 from growgan.nets.spec import LayerSpec, StackSpec, without_fade
-from growgan.nets.stack import Decoder, Discriminator, Generator, Stack, build, names
+from growgan.nets.stack import Decoder, Discriminator, Generator, Stack, build, misfit, names
 
 DECODER = "decoder"  # an autoencoder's second half
 SYMMETRY_BREAK = 0.1  # relative difference between the two readers of a duplicated channel
@@ -50,6 +50,8 @@ class Append:
             kind = BLOCKS[layer.kind]
             if parent.role == "discriminator" and not kind.judges:
                 return f"a {layer.kind} layer has no meaning for D"
+            if problem := misfit(parent, layer.kind):
+                return problem
             if layer.resample > 1 and not kind.resamples:
                 return f"a {layer.kind} layer cannot double the grid"
             if layer.width != edge and kind.keeps_width:
@@ -81,7 +83,9 @@ class Insert:
 
     def obstacle(self, parent: StackSpec) -> str:
         """Return why ``parent`` cannot take it and compute what it did, "" if it can."""
-        return "no weight of zeros has a largest singular value" * (parent.rate == "spectral")
+        if parent.rate == "spectral":
+            return "no weight of zeros has a largest singular value"
+        return misfit(parent, "residual")
 
     def spec(self, parent: StackSpec) -> StackSpec:
         """Return the child's spec; raise a :class:`UserError` where there is an obstacle."""

@@ -1,6 +1,9 @@
-"""Resampling with a low-pass filter: what StyleGAN2 and R3GAN resample with."""
+"""Resampling with low-pass filters: short ones, as StyleGAN2 and R3GAN do, and StyleGAN3's."""
 
 from __future__ import annotations
+
+import math
+from functools import lru_cache
 
 import torch
 import torch.nn.functional as F
@@ -45,3 +48,65 @@ def _taps(x: Tensor, scale: float) -> Tensor:
     """Return the filter for each channel of ``x``, [c, 1, 4, 4]."""
     row = torch.tensor([1.0, 3.0, 3.0, 1.0], device=x.device) * scale
     return torch.outer(row, row).to(x.dtype).expand(x.shape[1], 1, 4, 4)
+
+
+CUTOFF = 2**-1.5  # of the sampling rate: half of an amplitude passes; from a half on nothing does
+TAPS = 6  # of a filter, for each sample that it makes or merges
+
+
+@lru_cache
+def lowpass(factor: int, *, radial: bool = False) -> Float[Tensor, "taps ..."]:
+    """Return a Kaiser low-pass filter for resampling by ``factor``, float64 of sum 1.
+
+    Half of an amplitude passes at ``CUTOFF`` of the lower rate, nothing from half of that rate on
+    (Karras et al. 2021, 2106.12423, appendix C.1). [taps], or a disk [taps, taps] if ``radial``.
+    """
+    taps = TAPS * factor
+    place = (torch.arange(taps, dtype=torch.float64) - (taps - 1) / 2) / factor
+    # Kaiser's estimate of the attenuation that so many taps give, and the window for it.
+    attenuation = 2.285 * (taps - 1) * math.pi * 2 * (1 - 2 * CUTOFF) / factor + 7.95
+    beta = _kaiser_beta(attenuation)
+    window = torch.kaiser_window(taps, periodic=False, beta=beta, dtype=torch.float64)
+    if not radial:
+        weights = torch.sinc(2 * CUTOFF * place) * window
+        return weights / weights.sum()
+    radius = torch.hypot(place[:, None], place[None, :])
+    jinc = torch.special.bessel_j1(2 * math.pi * CUTOFF * radius) / radius
+    weights = jinc * torch.outer(window, window)
+    return weights / weights.sum()
+
+
+def _kaiser_beta(attenuation: float) -> float:
+    """Return the shape of Kaiser's window for an attenuation in decibels (Kaiser 1974)."""
+    if attenuation > 50:
+        return 0.1102 * (attenuation - 8.7)
+    if attenuation > 21:
+        return 0.5842 * (attenuation - 21) ** 0.4 + 0.07886 * (attenuation - 21)
+    return 0.0
+
+
+def stretch(x: Float[Tensor, "n c h w"], factor: int) -> Float[Tensor, "n c h2 w2"]:
+    """Resample to ``factor`` times the rate without aliasing; zeros outside."""
+    taps = lowpass(factor) * factor
+    for shape, stride in (((-1, 1), (factor, 1)), ((1, -1), (1, factor))):
+        kernel = _each(x, taps.view(*shape))
+        padding = [(size - s) // 2 for size, s in zip(kernel.shape[2:], stride, strict=True)]
+        x = F.conv_transpose2d(x, kernel, stride=stride, padding=padding, groups=x.shape[1])
+    return x
+
+
+def shrink(x: Float[Tensor, "n c h w"], factor: int, *, radial: bool) -> Tensor:
+    """Resample to a ``factor``-th of the rate without aliasing; zeros outside."""
+    padding = (TAPS - 1) * factor // 2
+    if radial:
+        kernel = _each(x, lowpass(factor, radial=True))
+        return F.conv2d(x, kernel, stride=factor, padding=padding, groups=x.shape[1])
+    taps, groups = lowpass(factor), x.shape[1]
+    rows, columns = (_each(x, taps.view(*shape)) for shape in ((-1, 1), (1, -1)))
+    x = F.conv2d(x, rows, stride=(factor, 1), padding=(padding, 0), groups=groups)
+    return F.conv2d(x, columns, stride=(1, factor), padding=(0, padding), groups=groups)
+
+
+def _each(x: Tensor, kernel: Tensor) -> Tensor:
+    """Return a kernel [h, w] for each channel of ``x``."""
+    return kernel.to(x).expand(x.shape[1], 1, *kernel.shape)

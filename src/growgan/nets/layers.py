@@ -110,7 +110,10 @@ class Conv(Scaled):
             nn.init.zeros_(self.weight)
 
     def forward(self, x: Float[Tensor, "n c h w"]) -> Float[Tensor, "n d h2 w2"]:
-        return F.conv2d(x, self.used, self.bias, padding=self.padding)
+        weight = self.used
+        if x.shape[2:] == weight.shape[2:] == (1, 1):  # vectors: several times as fast
+            return F.linear(x[:, :, 0, 0], weight[:, :, 0, 0], self.bias)[:, :, None, None]
+        return F.conv2d(x, weight, self.bias, padding=self.padding)
 
 
 class GroupedConv(Scaled):

@@ -14,6 +14,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from growgan.errors import UserError
 from growgan.nets.blocks import BLOCKS, Block
 from growgan.nets.filters import smooth_upsample
 from growgan.nets.forms import FORMS, Form
@@ -41,6 +42,13 @@ def heads(spec: StackSpec) -> list[int]:
     return sorted(places)
 
 
+def misfit(spec: StackSpec, kind: str) -> str:
+    """Return why a layer of ``kind`` cannot be in the stack of ``spec``, "" if it can."""
+    if spec.role == "discriminator" or BLOCKS[kind].margin == FORMS[spec.form].margin:
+        return ""
+    return f"a {kind} layer has no meaning for the form '{spec.form}': their margins differ"
+
+
 class Stack(nn.Module):
     """What both players share: layers and heads by id, and alpha.
 
@@ -56,6 +64,8 @@ class Stack(nn.Module):
         self.layers: nn.ModuleDict = nn.ModuleDict()
         style = self.form.stem.style_width(spec) if spec.role == "generator" else 0
         for i, layer in enumerate(spec.layers):
+            if problem := misfit(spec, layer.kind):
+                raise UserError(problem)
             self.layers[layer.id] = BLOCKS[layer.kind](
                 layer, spec.width_before(i), role=spec.role, rate=spec.rate, style=style
             )

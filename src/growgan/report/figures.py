@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from html import escape
 from itertools import pairwise
+from pathlib import Path
 
 from growgan.report.chart import Axis, Mark, Point, Series, line_chart, time_axis
 from growgan.report.pictures import evenly
@@ -165,6 +167,57 @@ def training_figures(run: RunRecord) -> list[str]:
         curve = [(key, "best", _curve(points, key))]
         figures.append(_training_figure(f"term{index}", key.replace("_", " "), curve, points, y))
     return figures
+
+
+def health_figures(run: RunRecord) -> list[str]:
+    """What the doctor watched along the best lineage: how varied fakes are, and what D knows."""
+    share = Axis("share", lambda v: f"{v:.0%}", from_zero=True)
+    shown: tuple[tuple[str, Axis, Sequence[tuple[str, str, str]]], ...] = (
+        ("How varied the fakes are, beside the reals", share, (("diversity", "", "best"),)),
+        (
+            "Reals that D puts above fakes",
+            share,
+            (("wins_seen", "seen in training", "d"), ("wins_unseen", "held out", "g")),
+        ),
+        ("Largest singular value of D", Axis("", _tick), (("singular", "", "d"),)),
+        ("Fakes that are copies of training images", share, (("copies", "", "best"),)),
+    )
+    figures = []
+    for index, (title, y, curves) in enumerate(shown):
+        series = [
+            Series(label, css, (tuple(_vitals(run, key)),))
+            for key, label, css in curves
+            if _vitals(run, key)
+        ]
+        if series:
+            x, words = time_axis(run.elapsed), f"{title}, along the best lineage."
+            svg = line_chart(f"vital{index}", title, words, series, x, y)
+            figures.append(figure(title, svg, series if len(series) > 1 else ()))
+    return figures
+
+
+def truncation_figures(path: Path) -> list[str]:
+    """Precision against recall over truncation, if ``path`` holds such a curve."""
+    try:
+        curve = json.loads(path.read_text())
+        points = [(float(p["recall"]), float(p["precision"]), p["truncation"]) for p in curve]
+    except (OSError, ValueError, TypeError, KeyError):
+        return []
+    title = "Fidelity against variety"
+    marks = tuple(
+        Mark((recall, precision), f"truncation {'none' if cut is None else f'{cut:g}'}")
+        for recall, precision, cut in points
+    )
+    line = tuple((recall, precision) for recall, precision, _ in points)
+    series = [Series("samples", "best", (line,), marks)]
+    x, y = (Axis(name, lambda v: f"{v:.0%}", from_zero=True) for name in ("recall", "precision"))
+    svg = line_chart("truncation", title, "Precision against recall.", series, x, y)
+    note = "Each point is a truncation of the latents, the strongest one first from the left."
+    return [figure(title, svg, (), note)]
+
+
+def _vitals(run: RunRecord, key: str) -> list[Point]:
+    return [(c.elapsed, c.vitals[key]) for c in run.best_lineage if key in c.vitals]
 
 
 def _training_figure(

@@ -12,13 +12,15 @@ from growgan.errors import UserError
 from growgan.report.branches import branches
 from growgan.report.figures import (
     depth_figure,
+    health_figures,
     parameters_figure,
     resolution_figure,
     score_figure,
     training_figures,
+    truncation_figures,
 )
 from growgan.report.files import replacing
-from growgan.report.pictures import evenly, img
+from growgan.report.pictures import evenly, img, picture
 from growgan.report.run import CandidateRecord, RunRecord, read_run
 from growgan.report.style import STYLE
 from growgan.report.text import (
@@ -35,6 +37,14 @@ from growgan.report.tree import tree_svg
 
 STAGES = 12
 KINDS = {1: "grayscale", 3: "RGB", 4: "RGBA"}
+LOOKS = (
+    ("walk", "From one sample to the next", "Each row a way between two latents."),
+    (
+        "neighbours",
+        "Samples and their nearest training images",
+        "Above: samples, not picked; below: the nearest image, by features learnt from the data.",
+    ),
+)
 TREE_KEYS = (
     ("best", "way to the best"),
     ("lives", "alive"),
@@ -75,6 +85,8 @@ def page(run: RunRecord) -> str:
             _charts("Score and resolution", [score_figure(run), resolution_figure(run)]),
             _charts("How G and D grew", [depth_figure(run), parameters_figure(run)]),
             _charts("Training", training_figures(run)),
+            _looks(run),
+            _health(run),
             _cost(run),
             _decisions(run),
             _candidates(run),
@@ -237,6 +249,29 @@ def _charts(title: str, figures: Sequence[str]) -> str:
     if not figures:
         return ""
     return f'<section><h2>{title}</h2><div class="charts">{"".join(figures)}</div></section>'
+
+
+def _looks(run: RunRecord) -> str:
+    """Show what ``growgan report`` found by looking into G."""
+    folder, figures = run.path / "gallery", []
+    for name, title, words in LOOKS:
+        shown = picture(folder / f"{name}.png", 1024, title)
+        if shown:
+            figures.append(
+                f"<figure><figcaption><h3>{title}</h3></figcaption>{shown}"
+                f'<p class="note">{words}</p></figure>'
+            )
+    figures += truncation_figures(folder / "truncation.json")
+    return _charts("Looking into G", figures)
+
+
+def _health(run: RunRecord) -> str:
+    figures, notes = health_figures(run), "".join(f"<li>{escape(n)}</li>" for n in run.notes)
+    if not figures and not notes:
+        return ""
+    words = "What the doctor said:" if notes else "The doctor found nothing wrong."
+    said = f'<p class="lead">{words}</p>' + (f'<ul class="story">{notes}</ul>' if notes else "")
+    return f'<section><h2>Health</h2>{said}<div class="charts">{"".join(figures)}</div></section>'
 
 
 def _cost(run: RunRecord) -> str:

@@ -6,6 +6,7 @@ import base64
 import io
 from collections.abc import Sequence
 from html import escape
+from pathlib import Path
 from typing import TypeVar
 
 from PIL import Image
@@ -46,16 +47,30 @@ def data_uri(picture: Image.Image, limit: int) -> str:
     return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode("ascii")
 
 
-def img(candidate: CandidateRecord, cells: int | None, limit: int, alt: str) -> str:
-    """Return an ``<img>`` of samples, or a placeholder where there are none."""
-    picture = sample_picture(candidate, cells)
-    if picture is None:
-        return '<div class="blank">no samples</div>'
-    width, height = picture.size
+def picture(path: Path, limit: int, alt: str) -> str:
+    """Return an ``<img>`` of a file, "" where it cannot be read."""
+    try:
+        with Image.open(path) as found:
+            image = found.copy()
+    except (OSError, ValueError):
+        return ""
+    return _tag(image, limit, alt)
+
+
+def _tag(image: Image.Image, limit: int, alt: str) -> str:
+    width, height = image.size
     return (
-        f'<img src="{data_uri(picture, limit)}" width="{width}" height="{height}"'
+        f'<img src="{data_uri(image, limit)}" width="{width}" height="{height}"'
         f' alt="{escape(alt)}">'
     )
+
+
+def img(candidate: CandidateRecord, cells: int | None, limit: int, alt: str) -> str:
+    """Return an ``<img>`` of samples, or a placeholder where there are none."""
+    shown = sample_picture(candidate, cells)
+    if shown is None:
+        return '<div class="blank">no samples</div>'
+    return _tag(shown, limit, alt)
 
 
 def evenly(items: Sequence[T], most: int) -> list[T]:

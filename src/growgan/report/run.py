@@ -34,6 +34,7 @@ class CandidateRecord:
         spent: share of the budget used at that moment, 0 to 1.
         status: "best", "alive", "pruned" or "failed".
         samples: the sample sheet, None where it is missing.
+        vitals: what the doctor measured, by name; empty where it did not look.
     """
 
     id: str
@@ -54,6 +55,7 @@ class CandidateRecord:
     status: str
     error: str = ""
     samples: Path | None = None
+    vitals: Mapping[str, float] = field(default_factory=dict)
 
     @property
     def origin(self) -> str:
@@ -94,7 +96,11 @@ class StatPoint:
 
 @dataclass(frozen=True)
 class RunRecord:
-    """A whole run; times in seconds on the run's own clock, which stands while it is stopped."""
+    """A whole run; times in seconds on the run's own clock, which stands while it is stopped.
+
+    Attributes:
+        notes: what went wrong and what was done about it, in sentences.
+    """
 
     path: Path
     version: str
@@ -119,6 +125,7 @@ class RunRecord:
     candidates: tuple[CandidateRecord, ...]
     selects: tuple[SelectRecord, ...]
     stats: tuple[StatPoint, ...]
+    notes: tuple[str, ...] = ()
 
     @cached_property
     def by_id(self) -> Mapping[str, CandidateRecord]:
@@ -203,6 +210,7 @@ def _assemble(path: Path, start: Event, events: list[Event]) -> RunRecord:
         candidates=_with_status(candidates, selects, best),
         selects=selects,
         stats=_read_stats(path / "stats.jsonl"),
+        notes=tuple(filter(None, map(_note, events))),
     )
 
 
@@ -227,7 +235,26 @@ def _candidate(path: Path, e: Event) -> CandidateRecord:
         status="failed" if e.get("status") == "failed" else "scored",
         error=str(e.get("error") or ""),
         samples=samples if samples.is_file() else None,
+        vitals={
+            key: value
+            for key, each in (e.get("vitals") or {}).items()
+            if (value := _number(each)) is not None
+        },
     )
+
+
+def _note(e: Event) -> str:
+    """Return an event of the doctor, of memory or of damage as a sentence, "" for another."""
+    if e.get("event") == "doctor":
+        then = f"went back, with {e['remedy']}" if e.get("remedy") else "stopped"
+        return f"{e.get('candidate')}: {e.get('diagnosis')}; the run {then}."
+    if e.get("event") == "memory":
+        return (
+            f"{e.get('candidate')}: memory ran out; batches went through in {e.get('parts')} parts."
+        )
+    if e.get("event") == "damage":
+        return f"{e.get('reason')}; the run went back to {', '.join(map(str, e.get('alive', ())))}."
+    return ""
 
 
 def _select(e: Event) -> SelectRecord:

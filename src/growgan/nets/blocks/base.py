@@ -28,6 +28,7 @@ class Block(nn.Module):
         widens: whether its channels can be duplicated without a change of what it computes.
         resamples: whether it can double the grid.
         keeps_width: whether it has as many channels on either side.
+        margin: pixels on each side of its grid that belong to no image; all of a stack agree.
         judges: whether it has a meaning in D, where there are no styles.
     """
 
@@ -36,6 +37,7 @@ class Block(nn.Module):
     resamples = True
     keeps_width = False
     judges = True
+    margin = 0
 
     @property
     def styled(self) -> bool:

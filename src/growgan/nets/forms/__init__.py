@@ -1,6 +1,6 @@
 """How stacks begin and end."""
 
-from growgan.nets.forms import basis, dcgan, dense, progressive, resnet, style
+from growgan.nets.forms import basis, dcgan, dense, fourier, progressive, resnet, style
 from growgan.nets.forms.base import FORMS, End, Form, Head, Stem
 
 __all__ = [
@@ -12,6 +12,7 @@ __all__ = [
     "basis",
     "dcgan",
     "dense",
+    "fourier",
     "progressive",
     "resnet",
     "style",

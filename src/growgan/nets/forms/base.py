@@ -98,6 +98,7 @@ class Form:
         widens: whether their channels can be duplicated without a change of what they compute.
         skips: whether G's images are sums: each size has a head of its own, whose image is doubled
             and added to the next one's (Karras et al. 2020, section 4.1).
+        margin: pixels on each side of G's grids that belong to no image.
         decoder: name of the form of a D's decoder, where it is another one.
     """
 
@@ -107,6 +108,7 @@ class Form:
     end: type[End]
     widens: bool = True
     skips: bool = False
+    margin: int = 0
     decoder: str = ""
 
 

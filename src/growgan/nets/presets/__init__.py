@@ -1,6 +1,16 @@
 """Named starting points: the stacks of a published system, and its published settings."""
 
-from growgan.nets.presets import dcgan, gan, pggan, r3gan, resnet, stylegan2
+from growgan.nets.presets import dcgan, gan, pggan, r3gan, resnet, stylegan2, stylegan3
 from growgan.nets.presets.base import PRESETS, Preset
 
-__all__ = ["PRESETS", "Preset", "dcgan", "gan", "pggan", "r3gan", "resnet", "stylegan2"]
+__all__ = [
+    "PRESETS",
+    "Preset",
+    "dcgan",
+    "gan",
+    "pggan",
+    "r3gan",
+    "resnet",
+    "stylegan2",
+    "stylegan3",
+]

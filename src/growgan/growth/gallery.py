@@ -1,0 +1,101 @@
+"""What a finished generator has learnt, for the report: walks, nearest images, truncation."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from growgan.config import Settings
+from growgan.data import ImageSet
+from growgan.data.files import replace_file
+from growgan.errors import UserError
+from growgan.growth.budget import Budget
+from growgan.growth.model import Model
+from growgan.growth.run import Run, check_out, make_scorer
+from growgan.metrics.features import Extractor
+from growgan.metrics.neighbours import nearest, neighbourhoods
+from growgan.report.sheet import save_sheet
+
+PICKS, STEPS = (0, 1, 2, 3), 8  # of the walk: as many rows as ways
+SHOWN = 16  # samples beside their nearest images
+COMPARED = 2_000  # samples, and reals, for a point of the curve
+CUTS = (0.25, 0.5, 0.75, 1.0, 1.5, 2.0)  # deviations beyond which latents are redrawn
+SHARES = (0.25, 0.5, 0.75, 1.0)  # of a style's distance to the mean one
+
+Curve = list[dict[str, float | None]]
+
+
+def write_gallery(run: Run, data: ImageSet | None = None) -> Path:
+    """Write ``RUN/gallery``: a walk, and with ``data`` nearest images and a truncation curve.
+
+    Raises:
+        UserError: ``data`` is not what the run was trained on, or the run has nothing to show yet.
+    """
+    if data is not None:
+        check_out(run.path, data, resume=True)
+    folder, model = run.path / "gallery", run.best
+    folder.mkdir(exist_ok=True)
+    walk = model.walk(PICKS, STEPS)[: STEPS * (len(PICKS) - 1)]
+    save_sheet(walk.transpose(0, 3, 1, 2), folder / "walk.png", STEPS)
+    if data is None:
+        return folder
+    size = model.network().spec.resolution
+    if size != data.resolution:
+        raise UserError(f"the best candidate makes images of {size}, not yet {data.resolution}")
+    extractor = _extractor(run, data)
+    fakes, reals = nearest_images(model, data, extractor)
+    pairs = np.concatenate([fakes, reals]).transpose(0, 3, 1, 2)
+    save_sheet(pairs, folder / "neighbours.png", SHOWN)
+    curve = truncation_curve(model, data, extractor)
+    replace_file(folder / "truncation.json", json.dumps(curve, indent=1).encode())
+    return folder
+
+
+def nearest_images(
+    model: Model, data: ImageSet, extractor: Extractor, count: int = SHOWN
+) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
+    """Return ``count`` samples and the training image nearest to each, uint8 [N, H, W, C]."""
+    samples = model.sample(count)
+    rows = [extractor(torch.from_numpy(np.array(chunk))) for chunk in _chunks(data)]
+    index, _ = nearest(extractor(_first(samples)), torch.cat(rows))
+    return samples, np.array(data.images[index.numpy()]).transpose(0, 2, 3, 1)
+
+
+def truncation_curve(model: Model, data: ImageSet, extractor: Extractor) -> Curve:
+    """Return precision and recall (k = 3) of samples at growing truncation; None: without it.
+
+    Fidelity against variety, as BigGAN's figure 16 has it (Brock et al. 2019).
+    """
+    some = np.random.default_rng(0).permutation(len(data))[:COMPARED]
+    real = extractor(torch.from_numpy(np.array(data.images[np.sort(some)])))
+    cuts = SHARES if model.network().spec.mapping else (*CUTS, None)
+    curve: Curve = []
+    for cut in cuts:
+        fake = extractor(_first(model.sample(len(real), truncation=cut)))
+        found = neighbourhoods(fake, real)
+        curve.append({"truncation": cut, "precision": found.precision, "recall": found.recall})
+    return curve
+
+
+def _extractor(run: Run, data: ImageSet) -> Extractor:
+    settings, began = Settings.from_yaml(run.path / "config.yaml"), run.events[0]
+    copy, budget = run.path / "extractor.safetensors", Budget(**began["budget"])
+    score = settings.score.model_copy(update={"kind": "fd"})
+    settings = settings.model_copy(update={"score": score})
+    extractor = make_scorer(data, settings, budget, torch.device("cpu"), copy).extractor
+    assert extractor is not None
+    return extractor
+
+
+def _chunks(data: ImageSet, size: int = 1024) -> list[NDArray[np.uint8]]:
+    return [data.images[start : start + size] for start in range(0, len(data), size)]
+
+
+def _first(images: NDArray[np.uint8]) -> Tensor:
+    """Return uint8 [N, H, W, C] with channels first."""
+    return torch.from_numpy(np.ascontiguousarray(images.transpose(0, 3, 1, 2)))

@@ -1,0 +1,88 @@
+"""Looks into a finished generator, and the page that shows them."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from growgan.cli import main
+from growgan.data import ImageSet
+from growgan.errors import UserError
+from growgan.growth import Run, grow
+from growgan.growth.gallery import nearest_images, truncation_curve, write_gallery
+from growgan.growth.model import Model
+from growgan.metrics.features import PixelExtractor
+
+pytestmark = pytest.mark.usefixtures("own_cache")
+
+
+@pytest.fixture(scope="module")
+def data(make_images: Callable[..., ImageSet]) -> ImageSet:
+    return make_images(300, 1, 16, 16)
+
+
+@pytest.fixture(scope="module")
+def run(data: ImageSet, tmp_path_factory: pytest.TempPathFactory) -> Run:
+    out = tmp_path_factory.mktemp("gallery") / "run"
+    settings = {"policy": "fixed", "batch": 8, "stack": {"latent": 16, "width": 8}}
+    score = {"score": {"kind": "swd", "samples": 64}}
+    return grow(data, out=out, images=800, settings={**settings, **score})
+
+
+def test_the_gallery_is_written_and_shown(run: Run, data: ImageSet) -> None:
+    folder = write_gallery(run, data)
+    assert {p.name for p in folder.iterdir()} == {"walk.png", "neighbours.png", "truncation.json"}
+    curve = json.loads((folder / "truncation.json").read_text())
+    assert [point["truncation"] for point in curve] == [0.25, 0.5, 0.75, 1.0, 1.5, 2.0, None]
+    assert main(["report", str(run.path)]) == 0
+    page = (run.path / "report.html").read_text()
+    for title in ("From one sample to the next", "nearest training images", "Fidelity against"):
+        assert title in page
+
+
+def test_the_nearest_image_of_a_training_image_is_itself(
+    run: Run, data: ImageSet, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    copies = np.array(data.images[[7, 3, 250]]).transpose(0, 2, 3, 1)
+    monkeypatch.setattr(Model, "sample", lambda model, count, **how: copies)
+    fakes, reals = nearest_images(run.best, data, PixelExtractor(16))
+    assert np.array_equal(fakes, reals)
+
+
+def test_samples_without_variety_have_no_recall(
+    run: Run, data: ImageSet, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Copies of reals are all right and all there; one image alone leaves the others out."""
+
+    def sample(model: Model, count: int, *, truncation: float | None = None) -> np.ndarray:
+        rng = np.random.default_rng(1)
+        rows = rng.permutation(len(data))[: count if truncation is None else 5]
+        picked = np.array(data.images[np.resize(rows, count)])
+        noise = rng.integers(0, 2, picked.shape, dtype=np.uint8)
+        return (picked // 2 * 2 + noise).transpose(0, 2, 3, 1)
+
+    monkeypatch.setattr(Model, "sample", sample)
+    curve = truncation_curve(run.best, data, PixelExtractor(16))
+    assert curve[-1]["precision"] == pytest.approx(1, abs=0.05)
+    assert curve[-1]["recall"] == pytest.approx(1, abs=0.05)
+    assert (curve[0]["recall"] or 0) < 0.5
+    assert torch.tensor([p["precision"] for p in curve]).min() > 0.9
+
+
+def test_other_data_is_refused(run: Run, make_images: Callable[..., ImageSet]) -> None:
+    with pytest.raises(UserError, match="is other data than"):
+        write_gallery(run, make_images(301, 1, 16, 16))
+
+
+def test_a_run_without_weights_still_has_a_page(run: Run, tmp_path: Path) -> None:
+    copy = tmp_path / "copy"
+    copy.mkdir()
+    for name in ("ledger.jsonl", "config.yaml"):
+        (copy / name).write_bytes((run.path / name).read_bytes())
+    assert main(["report", str(copy)]) == 0
+    assert not (copy / "gallery").exists()
