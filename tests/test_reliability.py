@@ -32,7 +32,7 @@ from growgan.growth import Run, grow, keeper
 from growgan.growth.actions import player_edits
 from growgan.growth.history import Space
 from growgan.plain import copy_of
-from growgan.training import checkpoint, stage
+from growgan.training import checkpoint, memory, stage
 from growgan.training.checkpoint import load_gan, save_gan
 from growgan.training.gan import Gan
 from growgan.training.progress import SilentDisplay
@@ -197,6 +197,38 @@ def test_where_memory_runs_out_batches_go_through_in_parts(
     most = 2  # groups of four samples cannot be parted
     with pytest.raises(RuntimeError, match="does not fit into memory, 4 images a part"):
         grow(data, out=tmp_path / "small", images=400, settings=settings)
+
+
+def test_a_batch_that_would_hardly_fit_goes_through_in_parts_from_the_start(
+    data: ImageSet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = searching().model_copy(update={"policy": "fixed", "growth": {}})
+    space = Space("pggan", settings.stack, 1, (16, 16))
+    pair = space.stacks(space.levels)
+    whole, half = memory.needed(pair, 8), memory.needed(pair, 4)
+    assert half < whole
+    for free, parts in ((whole / 0.69, 1), ((whole + half) / 2 / 0.7, 2), (1.0, 2), (None, 1)):
+        monkeypatch.setattr(memory, "available", lambda device, free=free: free)
+        found = memory.parts_that_fit(pair, 8, 4, torch.device("cpu"))
+        assert found == parts, "parts are of whole groups of four"
+    monkeypatch.setattr(memory, "available", lambda device: 1.0)
+    run = grow(data, out=tmp_path / "run", images=160, settings=settings)
+    (event,) = (e for e in run.events if e["event"] == "memory")
+    assert (event["candidate"], event["parts"]) == ("0000", 2)
+
+
+def test_free_memory_is_that_of_the_container_where_that_is_less(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(memory, "CGROUP", tmp_path)
+    whole = memory.available(torch.device("cpu"))
+    if whole is None:
+        pytest.skip("the system does not tell")
+    (tmp_path / "memory.max").write_text("max\n")
+    (tmp_path / "memory.current").write_text("1000\n")
+    assert memory.available(torch.device("cpu")) == pytest.approx(whole, rel=0.5)
+    (tmp_path / "memory.max").write_text("5000\n")
+    assert memory.available(torch.device("cpu")) == 4000
 
 
 def test_other_errors_are_not_taken_for_a_lack_of_memory(

@@ -372,7 +372,7 @@ def _at(*line: Candidate, spent: float) -> History:
 def test_the_peak_of_memory_is_that_since_the_count_began() -> None:
     code = """
 import torch
-from growgan.training.runtime import PeakMemory
+from growgan.training.memory import PeakMemory
 peak = PeakMemory(torch.device("cpu"))
 block = torch.ones(64 * 2**20 // 4)
 first = peak.mib

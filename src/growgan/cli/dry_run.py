@@ -15,7 +15,8 @@ from growgan.growth.budget import Budget
 from growgan.growth.history import Space
 from growgan.objectives import make_objective
 from growgan.training.gan import Gan
-from growgan.training.runtime import PeakMemory, best_threads, machine, make_runtime
+from growgan.training.memory import PeakMemory
+from growgan.training.runtime import best_threads, machine, make_runtime
 from growgan.training.stage import step
 
 STEPS = 16  # each lazy penalty acts once

@@ -17,7 +17,8 @@ from growgan.metrics.score import GROUPS, Score, Scorer
 from growgan.objectives import make_objective
 from growgan.training.doctor import LOOKED_AT, Vitals, examine
 from growgan.training.gan import Gan, even_latents, latents, to_uint8
-from growgan.training.runtime import PeakMemory, Runtime, out_of_memory
+from growgan.training.memory import PeakMemory, out_of_memory, parts_that_fit
+from growgan.training.runtime import Runtime
 from growgan.training.stage import Diverged, Mark, Progress, Slice, train
 
 SCORE_SEED = 0x5C04E  # all candidates are scored on the same latents
@@ -96,6 +97,7 @@ class Trainer:
         outcome.costs["branch"] = clock.lap()
         first = mark or Mark(gan.images, gan.alpha)
         try:
+            self._fit(task, gan)
             with self.runtime.randomness(gan.generator.noisy):
                 self._train(task, gan, first)
         except (Diverged, MemoryError) as error:
@@ -138,6 +140,15 @@ class Trainer:
                 if not out_of_memory(error):
                     raise
                 self._halve(task)
+
+    def _fit(self, task: Task, gan: Gan) -> None:
+        """Let batches go through in parts where all at once would hardly fit."""
+        settings, pair = task.settings, (gan.generator.spec, gan.discriminator.spec)
+        group = settings.stack.deviation_group
+        parts = parts_that_fit(pair, settings.batch, group, self.runtime.device)
+        if parts > self.parts:
+            self.parts = parts
+            self.keeper.out_of_memory(task, parts)
 
     def _halve(self, task: Task) -> None:
         """Put batches through in twice as many parts from now on, each of whole groups."""

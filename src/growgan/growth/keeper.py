@@ -102,10 +102,12 @@ class RunKeeper:
             raise KeyboardInterrupt
 
     def out_of_memory(self, task: Task, parts: int) -> None:
-        """Write down, and say, that batches go through in parts from now on."""
+        """Write down, and say, that batches go through in parts from now on, for want of memory."""
         self.ledger.append({"event": "memory", "candidate": task.id, "parts": parts})
         size = self.batch // parts
-        self.display.message(f"out of memory: each batch now goes through {size} images at a time")
+        self.display.message(
+            f"short of memory: each batch now goes through {size} images at a time"
+        )
 
     def begun(self, task: Task) -> tuple[Gan, Mark] | None:
         """Return the newest whole save of ``task`` in training, and where that stood."""

@@ -35,7 +35,7 @@ def activations(spec: StackSpec) -> float:
     total = float(height * width * spec.stem)
     for layer in spec.layers:
         height, width = height * layer.resample, width * layer.resample
-        total += height * width * layer.width * (2 if layer.kind == "residual" else 1)
+        total += height * width * layer.width * BLOCKS[layer.kind].held
     return total
 
 

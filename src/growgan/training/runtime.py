@@ -1,4 +1,4 @@
-"""Where the numbers are computed: device, precision, memory."""
+"""Where the numbers are computed: device, precision, threads."""
 
 from __future__ import annotations
 
@@ -7,9 +7,8 @@ import os
 import platform
 import sys
 import time
-from contextlib import AbstractContextManager, suppress
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from pathlib import Path
 
 import torch
 from torch import Tensor, nn
@@ -108,39 +107,6 @@ def _time_convolution(threads: int) -> float:
             layer(images).square().mean().backward()
         times.append(time.perf_counter() - begun)
     return min(times)
-
-
-def out_of_memory(error: Exception) -> bool:
-    """Return whether ``error`` says that a device, or the machine, has no memory left."""
-    words = ("can't allocate memory", "not enough memory", "out of memory")
-    named = isinstance(error, (torch.OutOfMemoryError, MemoryError))
-    return named or any(each in str(error).lower() for each in words)
-
-
-class PeakMemory:
-    """The most memory that was in use since it was made: the device's, or this process's own.
-
-    None where the system does not tell.
-    """
-
-    def __init__(self, device: torch.device) -> None:
-        self.device = device
-        if device.type == "cuda":
-            torch.cuda.reset_peak_memory_stats(device)
-        elif sys.platform == "linux":
-            with suppress(OSError):
-                Path("/proc/self/clear_refs").write_text("5")  # begins the count anew
-
-    @property
-    def mib(self) -> float | None:
-        """MiB; files that are mapped, like the images, are not counted."""
-        if self.device.type == "cuda":
-            return torch.cuda.max_memory_allocated(self.device) / 2**20
-        if sys.platform != "linux":
-            return None
-        lines = Path("/proc/self/status").read_text().splitlines()
-        known = {line.partition(":")[0]: line.split()[1] for line in lines if line.endswith("kB")}
-        return (int(known["VmHWM"]) - int(known["RssFile"]) - int(known["RssShmem"])) / 1024
 
 
 def keep_freed_memory() -> None:

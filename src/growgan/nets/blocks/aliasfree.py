@@ -30,6 +30,7 @@ class AliasFreeBlock(Block):
     """
 
     widens = False
+    held = 8.0
     styled = True
     judges = False
     margin = MARGIN

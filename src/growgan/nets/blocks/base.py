@@ -29,6 +29,7 @@ class Block(nn.Module):
         resamples: whether it can double the grid.
         keeps_width: whether it has as many channels on either side.
         margin: pixels on each side of its grid that belong to no image; all of a stack agree.
+        held: feature values that it writes, beside those of its image side, roughly.
         judges: whether it has a meaning in D, where there are no styles.
     """
 
@@ -36,6 +37,7 @@ class Block(nn.Module):
     widens = True
     resamples = True
     keeps_width = False
+    held = 1.0
     judges = True
     margin = 0
 

@@ -28,6 +28,7 @@ class GroupedBlock(Block):
     """
 
     widens = False
+    held = 5.0
 
     @property
     def normed(self) -> int:

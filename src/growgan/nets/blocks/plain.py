@@ -65,6 +65,8 @@ class ResidualBlock(Block):
     six (Yang et al. 2023, 2310.02244).
     """
 
+    held = 2.0
+
     @property
     def normed(self) -> int:
         return self.layer.width

@@ -25,6 +25,7 @@ class ModulatedBlock(Block):
     """
 
     widens = False
+    held = 1.5
     styled = True
     noisy = True
     judges = False
@@ -69,6 +70,7 @@ class SmoothBlock(Block):
     """
 
     widens = False
+    held = 1.5
 
     @classmethod
     def multiplications(cls, layer: LayerSpec, inner: int, role: Role, pixels: int) -> float:
