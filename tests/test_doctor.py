@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from growgan.config import OptimiserSettings, StackSettings, make_settings
-from growgan.data import Batches, ImageSet
+from growgan.data import Batches, ImageSet, load_images
 from growgan.growth import Run, executor, grow
 from growgan.growth.executor import Trainer
 from growgan.growth.history import Space
@@ -250,3 +250,25 @@ def test_copies_of_training_images_are_counted(
     assert share is not None and low <= share <= high
     smaller = Gan.create(*Space("pggan", shape, 1, (16, 16)).stacks(1), OptimiserSettings(), seed=0)
     assert trainer._copies(smaller) is None, "only at the size of the images"
+
+
+@pytest.mark.slow
+def test_a_d_twenty_times_too_large_is_caught_and_held(tmp_path: Path) -> None:
+    """Nothing holds it, so that it learns the images by heart and G nothing more."""
+    data = load_images("digits", resolution=16)
+    stack = {"latent": 16, "width": 8, "discriminator_width": 160}
+    free = {"loss": "non-saturating", "regularisers": {}, "stack": stack}
+    found = run(data, tmp_path / "run", images=40_000, **free)
+    assert "winning D" in diagnoses(found)
+    event = next(e for e in found.events if e["event"] == "doctor")
+    assert "R1" in event["remedy"] and "r1" in event["settings"]["regularisers"]
+
+
+@pytest.mark.slow
+def test_twenty_healthy_runs_raise_no_alarm(tmp_path: Path) -> None:
+    sets = [load_images(name, resolution=16) for name in ("digits", "glyphs")]
+    for seed in range(20):
+        data, policy = sets[seed % 2], ("dynamic", "progressive")[seed // 2 % 2]
+        found = run(data, tmp_path / str(seed), images=10_000, seed=seed, policy=policy)
+        assert diagnoses(found) == [], seed
+        assert found.events[-1]["event"] == "end" and "stopped" not in found.events[-1]
