@@ -288,7 +288,7 @@ def test_mixed_styles_are_those_of_two_latents_in_training_alone() -> None:
     assert isinstance(player, Generator)
     z = noise(64, g.latent)
     w = player.embed(z)
-    mixed = player._mixed(w)
+    mixed = player._mixed(z, w)
     assert mixed.shape == (64, player.styles, g.latent)
     own = (mixed == w[:, None]).all(2)  # [64, styles]
     assert own[:, 0].all(), "the first style is the latent's own"

@@ -125,8 +125,9 @@ def _run(
     settings = _settings(known, start(min(found.resolution)), given, overrides)
     if dry_run:
         from growgan.cli.dry_run import show_stages
+        from growgan.growth.run import for_data
 
-        show_stages(found, settings, limit)
+        show_stages(found, for_data(settings, found), limit)
         return
     _start(found, out or _free_folder(found.name), settings, limit, resume, source)
 

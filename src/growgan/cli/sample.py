@@ -36,6 +36,9 @@ def sample(
         typer.Option(help="redraw latents beyond; with a mapping network, distance of styles kept"),
     ] = None,
     candidate: Annotated[str | None, typer.Option(help="id; default: the best")] = None,
+    labels: Annotated[
+        str | None, typer.Option(help="like 0,3: they take turns; default: all classes")
+    ] = None,
     walk: Walk = None,
     steps: Annotated[int, typer.Option(min=1, help="images from one pick of a walk on")] = 8,
     combine: Combine = None,
@@ -55,11 +58,14 @@ def sample(
     if sum(value is not None for value in (truncation, walk, combine, mix)) > 1:
         raise UserError("--truncation, --walk, --combine and --mix exclude each other")
     columns: int | None = None
+    wanted: list[int] | None = None
     if walk or combine or mix:
         images, columns = _looked_into(model, count, seed, walk, steps, combine, mix)
     else:
-        images = model.sample(count, seed=seed, truncation=truncation)
-    path = write_images(images.transpose(0, 3, 1, 2), None, out, columns)
+        wanted = None if labels is None else _picks("labels", labels)
+        images = model.sample(count, seed=seed, truncation=truncation, labels=wanted)
+    given = None if columns else model.labels(count, wanted)
+    path = write_images(images.transpose(0, 3, 1, 2), given, out, columns)
     typer.echo(str(path))
 
 

@@ -35,6 +35,20 @@ class Batches:
         self._order: Callable[[int], NDArray[np.int64]] = lru_cache(maxsize=2)(self._shuffle)
 
     @property
+    def known_labels(self) -> Tensor | None:
+        """The labels of all images in batches that have one, int64; None where none has."""
+        if self._labels is None:
+            return None
+        labels = self._labels[self._rows]
+        known = labels[labels >= 0]
+        return torch.from_numpy(known) if len(known) else None
+
+    def labels_of_some(self, count: int, held_out: bool = False) -> Tensor | None:
+        """Return the labels of :meth:`some`: int64, -1 for none; None without classes."""
+        rows = (self.held_out if held_out else self._rows)[:count]
+        return None if self._labels is None else torch.from_numpy(self._labels[rows])
+
+    @property
     def count(self) -> int:
         """How many images are in batches."""
         return len(self._rows)

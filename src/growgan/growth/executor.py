@@ -14,9 +14,10 @@ from growgan.data.batches import Batches
 from growgan.growth.history import Proposal
 from growgan.metrics.neighbours import memorisation
 from growgan.metrics.score import GROUPS, Score, Scorer
+from growgan.nets.stack import labelled, one_hot
 from growgan.objectives import make_objective
 from growgan.training.doctor import LOOKED_AT, Vitals, examine
-from growgan.training.gan import Gan, even_latents, latents, to_uint8
+from growgan.training.gan import Gan, even_latents, inputs, to_uint8
 from growgan.training.memory import PeakMemory, out_of_memory, parts_that_fit
 from growgan.training.runtime import Runtime
 from growgan.training.stage import Diverged, Mark, Progress, Slice, train
@@ -173,22 +174,40 @@ class Trainer:
         """Score the running average of G."""
 
         def generate(count: int) -> torch.Tensor:
-            z = even_latents(count, gan.average.spec.latent, SCORE_SEED, GROUPS)
+            spec = gan.average.spec
+            z = even_latents(count, spec.latent, SCORE_SEED, GROUPS)
+            z = labelled(spec, z, self._labels(count), SCORE_SEED)
             with self.runtime.autocast():
                 return to_uint8(gan.average, z, min(256, 8 * batch // self.parts))
 
         return self.scorer.score(generate, gan.resolution)
 
+    def _labels(self, count: int) -> list[int] | None:
+        """Return labels as often as the data has them, in an order that mixes them."""
+        known = self.batches.known_labels
+        if known is None:
+            return None
+        rng = torch.Generator().manual_seed(SCORE_SEED)
+        some = torch.randint(len(known), (count,), generator=rng)
+        return known[some].tolist()
+
     def examine(self, gan: Gan, score: Score) -> Vitals:
         """Take what the doctor looks at."""
         kinds = [self.batches.some(LOOKED_AT, held_out=held) for held in (False, True)]
+        labels = [self.batches.labels_of_some(LOOKED_AT, held_out=held) for held in (False, True)]
+        classes = gan.generator.spec.classes
+        known = [
+            None if each is None else one_hot(each, classes).to(self.runtime.device)
+            for each in labels
+        ]
         seen, unseen = (
             None if each is None else gan.shown(self.runtime.images(each)) for each in kinds
         )
         if seen is None:
             raise ValueError("there are no images to train on")
         with self.runtime.autocast():
-            return examine(gan, seen, unseen, score.value, self._copies(gan))
+            copies = self._copies(gan)
+            return examine(gan, seen, unseen, score.value, copies, (known[0], known[1]))
 
     @torch.no_grad()
     def _copies(self, gan: Gan) -> float | None:
@@ -205,7 +224,7 @@ class Trainer:
             rows = self.batches.some(LEARNT)
             assert rows is not None
             self._known = extractor(rows), extractor(new)
-        fakes = to_uint8(gan.average, latents(LOOKED_AT, gan.average.spec.latent, SCORE_SEED))
+        fakes = to_uint8(gan.average, inputs(gan.average.spec, LOOKED_AT, SCORE_SEED))
         try:
             return memorisation(extractor(fakes), *self._known, level=COPY_LEVEL).share
         except ValueError:  # too few are held out, or they are in the training set, too

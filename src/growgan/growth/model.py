@@ -21,7 +21,7 @@ from torch import Tensor
 from growgan.errors import UserError
 from growgan.nets.stack import Generator
 from growgan.training.checkpoint import load_generator
-from growgan.training.gan import latents, to_uint8
+from growgan.training.gan import inputs, to_uint8
 
 Images = UInt8[np.ndarray, "n h w c"]
 AROUND = 0.25  # deviations by which the neighbours of a sum differ (Radford et al. 2016, figure 7)
@@ -41,22 +41,38 @@ class Model:
     def _network(self) -> Generator:
         return self.network()
 
-    def sample(self, count: int, *, seed: int = 0, truncation: float | None = None) -> Images:
+    def sample(
+        self,
+        count: int,
+        *,
+        seed: int = 0,
+        truncation: float | None = None,
+        labels: Sequence[int] | None = None,
+    ) -> Images:
         """Return ``count`` images, uint8 ``[N, H, W, C]``.
 
         Args:
+            labels: take turns; all of the classes do if None. For conditional generators alone.
             truncation: redraw every latent value beyond this many deviations (Brock et al. 2019);
                 with a mapping network, move each style to the mean one by this factor instead
                 (Karras et al. 2019, section B).
         """
-        z = latents(count, self._network.spec.latent, seed)
+        spec = self._network.spec
+        self._check(labels)
+        z = inputs(spec, count, seed, labels)
         if truncation is None:
             return self._images(z)
-        if not self._network.spec.mapping:
-            return self._images(truncate(z, truncation, seed))
+        if not spec.mapping:
+            cut = truncate(z[:, : spec.latent], truncation, seed)
+            return self._images(torch.cat([cut, z[:, spec.latent :]], 1))
         with torch.no_grad():
             mean, styles = self._network.stem.mean, self._network.embed(z)
         return self._made(torch.lerp(mean, styles, truncation))
+
+    def labels(self, count: int, labels: Sequence[int] | None = None) -> NDArray[np.int64] | None:
+        """Return the labels that :meth:`sample` draws, int64 [N]; None if it is unconditional."""
+        known = self._network.spec.classes - self._network.spec.continuous
+        return np.resize(labels or range(known), count).astype(np.int64) if known else None
 
     def walk(self, picks: Sequence[int], steps: int, *, count: int = 64, seed: int = 0) -> Images:
         """Return images on the way from each pick to the next: ``steps`` a way, and the last one.
@@ -68,7 +84,12 @@ class Model:
             raise UserError(f"a walk needs two picks and a step, but got {len(picks)} and {steps}")
         z = self._picked(picks, count, seed)
         shares = torch.arange(steps) / steps
-        ways = [slerp(a, b, share) for a, b in pairwise(z) for share in shares]
+        n = self._network.spec.latent
+        ways = [
+            torch.cat([slerp(a[:n], b[:n], share), torch.lerp(a[n:], b[n:], share)])
+            for a, b in pairwise(z)
+            for share in shares
+        ]
         return self._images(torch.stack([*ways, z[-1]]))
 
     def combine(
@@ -84,11 +105,14 @@ class Model:
         Each of ``plus`` and ``minus`` is a set of picks that have something in common, and is
         averaged (Radford et al. 2016, figure 7).
         """
-        total = torch.zeros(self._network.spec.latent)
+        spec = self._network.spec
+        total = torch.zeros(spec.inputs)
         for sign, sets in ((1, plus), (-1, minus)):
             for picks in sets:
                 total = total + sign * self._picked(picks, count, seed).mean(0)
-        near = torch.rand(8, len(total), generator=torch.Generator().manual_seed(seed)) * 2 - 1
+        rng = torch.Generator().manual_seed(seed)
+        near = torch.rand(8, spec.latent, generator=rng) * 2 - 1
+        near = torch.cat([near, near.new_zeros(8, spec.classes)], 1)
         return self._images(torch.cat([total[None], total + AROUND * near]))
 
     def mix(
@@ -111,11 +135,19 @@ class Model:
         table = torch.where(half, coarse[:, None, None], fine[None, :, None])
         return self._made(table.flatten(0, 1))
 
+    def _check(self, labels: Sequence[int] | None) -> None:
+        known = self._network.spec.classes - self._network.spec.continuous
+        if labels is not None and not known:
+            raise UserError("labels have no meaning here: this generator is not conditional")
+        for label in labels or ():
+            if not 0 <= label < known:
+                raise UserError(f"label {label} is none of the {known} classes: 0 to {known - 1}")
+
     def _picked(self, picks: Sequence[int], count: int, seed: int) -> Float[Tensor, "n z"]:
         for pick in picks:
             if not 0 <= pick < count:
                 raise UserError(f"pick {pick} is none of the {count} images: 0 to {count - 1}")
-        return latents(count, self._network.spec.latent, seed)[list(picks)]
+        return inputs(self._network.spec, count, seed)[list(picks)]
 
     def _images(self, z: Float[Tensor, "n z"]) -> Images:
         with torch.no_grad():

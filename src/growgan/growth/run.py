@@ -118,6 +118,7 @@ def grow(
         settings = Settings.from_yaml(out / "config.yaml")
     chosen = settings if isinstance(settings, Settings) else make_settings(settings or {})
     decided, chosen = _decide(policy, chosen)
+    chosen = for_data(chosen, data)
     space = Space(chosen.preset, chosen.stack, data.channels, data.resolution, chosen.actions)
     space.stacks(space.levels)  # a target that cannot be reached is refused here
     if len(data) < LEAST_IMAGES:
@@ -183,6 +184,32 @@ def check_names(settings: Settings) -> Settings:
     return settings.model_copy(
         update={"stack": settings.stack.model_copy(update={"energy": energy})}
     )
+
+
+def for_data(settings: Settings, data: ImageSet) -> Settings:
+    """Return ``settings`` with the stacks as the conditioning and the data's classes need them.
+
+    Raises:
+        UserError: the conditioning needs labels, and ``data`` has none.
+    """
+    conditioning = make_objective(settings).conditioning
+    named, classes = settings.conditioning, len(data.classes)
+    if conditioning.labelled and (data.labels is None or classes < 2):
+        raise UserError(
+            f"conditioning '{named}' needs labels of two classes or more, but '{data.name}' has "
+            f"{classes or 'none'}; images in a folder for each class have them"
+        )
+    categories, numbers = conditioning.codes()
+    if not conditioning.labelled:
+        classes = categories + numbers
+    needs = {
+        "classes": classes,
+        "continuous": numbers,
+        "judging": conditioning.judging,
+        "readouts": tuple(conditioning.readouts(classes).items()) if classes else (),
+        "proxies": conditioning.proxies,
+    }
+    return settings.model_copy(update={"stack": settings.stack.model_copy(update=needs)})
 
 
 def check_out(out: Path, data: ImageSet, *, resume: bool) -> dict[str, Any] | None:

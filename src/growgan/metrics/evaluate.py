@@ -254,7 +254,7 @@ class _Walk:
         self.network, self.latent = network, int(network.spec.latent)
 
     def __call__(self, z: Tensor) -> Tensor:
-        images: Tensor = self.network(z)
+        images: Tensor = self.network(self.network.labelled(z))
         return images
 
 

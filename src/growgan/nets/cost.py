@@ -19,7 +19,7 @@ def multiplications(spec: StackSpec) -> float:
     """Return the multiplications of one forward of one image."""
     height, width = spec.base
     generator = spec.role == "generator"
-    stem = spec.latent if generator else 9 * spec.stem + spec.stem
+    stem = spec.inputs if generator else 9 * spec.stem + spec.stem
     total = float(height * width * spec.stem * stem)
     for i, layer in enumerate(spec.layers):
         height, width = height * layer.resample, width * layer.resample

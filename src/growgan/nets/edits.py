@@ -312,6 +312,10 @@ def _wires_of(stack: Stack, module: str) -> tuple[str | None, str | None]:
     if parts[0] == "stem" and isinstance(stack, Generator):
         reads, writes = stack.stem.ends[parts[1]]
         return ("stem" if isinstance(stack, Decoder) else reads), writes
+    if parts[0] == "readouts":
+        return "stem", None
+    if parts[0] == "label":
+        return None, None
     if parts[0] == "end" and isinstance(stack, Discriminator):
         return stack.end.ends[parts[1]]
     return (last, None) if generator else (None, last)

@@ -16,6 +16,7 @@ from growgan.config import Rate
 from growgan.errors import UserError
 
 Role = Literal["generator", "discriminator"]
+Judging = Literal["plain", "concat", "projection", "difference", "heads"]
 
 # Bounds that are checked before anything is allocated: a spec may come from a stranger's file.
 # By how much the heads of a form resample, where they do.
@@ -77,6 +78,14 @@ class StackSpec:
         kernels: of minibatch discrimination (D only; 0 for none).
         form: name in ``growgan.nets.forms.FORMS``: how the stack begins and ends.
         chunk: length of the piece of z that the stem and each styled layer get; 0: all of z.
+        classes: labels that images may have, 0 if they have none.
+        embedding: length of a label's learnt embedding; 0: one number a class.
+        label_stem: whether the stem reads the label beside z (G only).
+        latent_style: whether styles hold latents beside the label (G only).
+        judging: how D uses the label: "plain", "concat", "projection", "difference" or "heads".
+        continuous: how many of the classes, the last ones, are numbers and no classes.
+        proxies: length of D's learnt direction for each class; 0 for none.
+        readouts: further linear maps of D's features: names and numbers of outputs.
         mapping: dense layers between z and the styles (G only).
         mixing: chance that an image in training has styles of two latents (G only).
         energy: True if D is an autoencoder, whose errors take the place of logits.
@@ -94,6 +103,14 @@ class StackSpec:
     kernels: int = 0
     form: str = "progressive"
     chunk: int = 0
+    classes: int = 0
+    embedding: int = 0
+    label_stem: bool = True
+    latent_style: bool = True
+    judging: Judging = "plain"
+    continuous: int = 0
+    proxies: int = 0
+    readouts: tuple[tuple[str, int], ...] = ()
     mapping: int = 0
     mixing: float = 0.0
     energy: bool = False
@@ -107,6 +124,17 @@ class StackSpec:
         _check("stem", 1 <= self.stem <= LIMITS["width"], self.stem, "1 to 8192")
         _check("latent", 0 <= self.latent <= LIMITS["latent"], self.latent, "0 to 8192")
         _check("chunk", 0 <= self.chunk <= self.latent, self.chunk, f"0 to {self.latent}")
+        _check("classes", 0 <= self.classes <= LIMITS["latent"], self.classes, "0 to 8192")
+        _check("embedding", 0 <= self.embedding <= LIMITS["latent"], self.embedding, "0 to 8192")
+        _check(
+            "judging", self.judging in get_args(Judging), self.judging, ", ".join(get_args(Judging))
+        )
+        _check(
+            "continuous", 0 <= self.continuous <= self.classes, self.continuous, "at most classes"
+        )
+        _check("proxies", 0 <= self.proxies <= LIMITS["width"], self.proxies, "0 to 8192")
+        sizes = [size for _, size in self.readouts]
+        _check("readouts", all(1 <= size <= LIMITS["width"] for size in sizes), sizes, "1 to 8192")
         _check("mapping", 0 <= self.mapping <= 32, self.mapping, "0 to 32")
         _check("mixing", 0 <= self.mixing <= 1, self.mixing, "0 to 1")
         _check("kernels", 0 <= self.kernels <= 1024, self.kernels, "0 to 1024")
@@ -128,6 +156,37 @@ class StackSpec:
     def head_factor(self) -> int:
         """By how much the head resamples."""
         return HEAD_FACTORS.get((self.form, self.role), 1)
+
+    @property
+    def inputs(self) -> int:
+        """Length of what G is called with: latents, and the label with one number a class."""
+        return self.latent + self.classes
+
+    @property
+    def label_width(self) -> int:
+        """Length of a label as the layers read it."""
+        return (self.embedding or self.classes) if self.classes else 0
+
+    @property
+    def stem_reads(self) -> int:
+        """Length of what the stem's map reads."""
+        return (self.chunk or self.latent) + self.label_width * self.label_stem
+
+    @property
+    def style_width(self) -> int:
+        """Length of a style that is no mapping network's."""
+        latents = (self.chunk or self.latent) if self.latent_style or not self.classes else 0
+        return latents + self.label_width
+
+    @property
+    def seen(self) -> int:
+        """Maps that D's head reads: the image's channels, and those of a label beside it."""
+        return self.channels + self.label_width * (self.judging == "concat")
+
+    @property
+    def has_logit(self) -> bool:
+        """Whether D ends in a linear map to one logit."""
+        return not self.energy and self.judging != "heads"
 
     @property
     def kept(self) -> tuple[LayerSpec, ...]:
@@ -160,7 +219,8 @@ class StackSpec:
             _check("spec keys", not unknown, sorted(unknown), "those of StackSpec")
             layers = tuple(LayerSpec(**layer) for layer in data["layers"])
             base = (int(data["base"][0]), int(data["base"][1]))
-            return cls(**{**data, "layers": layers, "base": base})
+            readouts = tuple((str(name), int(size)) for name, size in data.get("readouts", ()))
+            return cls(**{**data, "layers": layers, "base": base, "readouts": readouts})
         except (TypeError, KeyError, IndexError, ValueError) as error:
             raise UserError(f"this is no stack spec: {error}") from error
 

@@ -6,12 +6,14 @@ new_head(layers(h)), alpha)``, and D's first features are blended the same way (
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 from functools import cached_property
 from math import prod
 
 import torch
-from jaxtyping import Float
+import torch.nn.functional as F
+from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from growgan.errors import UserError
@@ -47,6 +49,34 @@ def misfit(spec: StackSpec, kind: str) -> str:
     if spec.role == "discriminator" or BLOCKS[kind].margin == FORMS[spec.form].margin:
         return ""
     return f"a {kind} layer has no meaning for the form '{spec.form}': their margins differ"
+
+
+def one_hot(labels: Int[Tensor, " n"], classes: int) -> Float[Tensor, "n k"]:
+    """Return labels (modulo ``classes``) as one number a class; -1 is all zeros."""
+    known = F.one_hot(labels.clamp(min=0) % max(1, classes), max(1, classes))[:, :classes]
+    return known.float() * (labels >= 0).float()[:, None]
+
+
+def labelled(
+    spec: StackSpec, z: Float[Tensor, "n z"], labels: Sequence[int] | None = None, seed: int = 0
+) -> Float[Tensor, "n z"]:
+    """Return latents with labels that take turns (None: all), and codes that ``seed`` draws."""
+    if not spec.classes:
+        return z
+    known = spec.classes - spec.continuous
+    turns = torch.tensor(range(known) if labels is None else labels, device=z.device)
+    y = one_hot(turns.repeat(-(-len(z) // len(turns)))[: len(z)], known)
+    rng = torch.Generator().manual_seed(~seed & 0xFFFFFFFF)
+    numbers = torch.randn(len(z), spec.continuous, generator=rng).to(z.device)
+    return torch.cat([z, y, numbers], 1)
+
+
+def label_map(spec: StackSpec) -> nn.Module:
+    """Return what embeds a label: a learnt vector a class, or the label as it is."""
+    if not spec.embedding or not spec.classes:
+        return nn.Identity()
+    # Each starts as a vector of unit deviation: one class in so many is read.
+    return Dense(spec.classes, spec.embedding, gain=spec.classes**0.5, rate=spec.rate)
 
 
 class Stack(nn.Module):
@@ -123,15 +153,20 @@ class Stack(nn.Module):
 
 
 class Generator(Stack):
-    """z float ``[N, latent]`` to images float ``[N, C, H, W]``, about [-1, 1]."""
+    """z float ``[N, inputs]`` to images float ``[N, C, H, W]``, about [-1, 1]."""
 
     reference: Tensor  # latents [64, latent], where a norm needs them
 
     def __init__(self, spec: StackSpec) -> None:
         super().__init__(spec)
         self.stem = self.form.stem(spec)
+        self.label = label_map(spec)
         if any(layer.norm == "virtual" for layer in spec.layers):
-            self.register_buffer("reference", torch.randn(VirtualNorm.REFERENCES, spec.latent))
+            count = VirtualNorm.REFERENCES
+            labels = one_hot(torch.arange(count), spec.classes)
+            self.register_buffer(
+                "reference", torch.cat([torch.randn(count, spec.latent), labels], 1)
+            )
         styled = [block.styled for block in self.blocks()]
         self.places = [sum(styled[:i]) for i in range(len(styled) + 1)]
 
@@ -145,13 +180,24 @@ class Generator(Stack):
         """Whether images depend on more than z while it trains: on torch's own random numbers."""
         return self.spec.mixing > 0 or any(block.noisy for block in self.blocks())
 
-    def embed(self, z: Float[Tensor, "n z"]) -> Float[Tensor, "n z"]:
-        """Return what images are a smooth function of: z on its sphere, or what is made of it."""
-        return self.stem.embed(z)
+    def embed(self, z: Float[Tensor, "n z"]) -> Float[Tensor, "n w"]:
+        """Return what images are a smooth function of: z on its sphere, or what is made of it.
+
+        Where there are classes the last of ``z`` are the label, one number a class: 1 for its own,
+        all 0 for none, and anything between for a mixture.
+        """
+        if not self.spec.classes:
+            return self.stem.embed(z, None)
+        z, label = z.split([self.spec.latent, self.spec.classes], 1)
+        return self.stem.embed(z, self.label(label))
+
+    def labelled(self, z: Float[Tensor, "n z"]) -> Float[Tensor, "n z"]:
+        """Return latents with labels that take turns, where there are classes."""
+        return labelled(self.spec, z)
 
     def forward(self, z: Float[Tensor, "n z"]) -> Float[Tensor, "n c h w"]:
         w = self.embed(z)
-        return self.synthesise(self._mixed(w) if self.training and self.spec.mixing else w)
+        return self.synthesise(self._mixed(z, w) if self.training and self.spec.mixing else w)
 
     def synthesise(self, w: Tensor) -> Float[Tensor, "n c h w"]:
         """Return the images of what :meth:`embed` gave: [n, z], or [n, styles, z] for a mix."""
@@ -186,9 +232,10 @@ class Generator(Stack):
         index = self.places[place]
         return self.stem.style(w if w.ndim == 2 else w[:, index], index)
 
-    def _mixed(self, w: Float[Tensor, "n z"]) -> Float[Tensor, "n s z"]:
+    def _mixed(self, z: Float[Tensor, "n z"], w: Float[Tensor, "n w"]) -> Float[Tensor, "n s w"]:
         """Give some images the styles of another from a random place on (style mixing)."""
-        other = self.embed(torch.randn_like(w))
+        latents, label = z[:, : self.spec.latent], z[:, self.spec.latent :]
+        other = self.embed(torch.cat([torch.randn_like(latents), label], 1))
         cut = torch.randint(1, self.styles + 1, (len(w), 1, 1), device=w.device)
         cut = torch.where(torch.rand_like(w[:, :1, None]) < self.spec.mixing, cut, self.styles)
         place = torch.arange(self.styles, device=w.device).view(-1, 1)
@@ -218,7 +265,8 @@ class Decoder(Generator):
 
 
 class Discriminator(Stack):
-    """Images float ``[N, C, H, W]`` in [-1, 1] to logits float ``[N]``.
+    """Images float ``[N, C, H, W]`` in [-1, 1], and labels float ``[N, classes]`` where there are
+    some, to logits float ``[N]``.
 
     With ``spec.energy`` it is an autoencoder instead, and gives the mean |x - decoder(features)| of
     each image (BEGAN, Berthelot et al. 2017; EBGAN, Zhao et al. 2017).
@@ -229,15 +277,28 @@ class Discriminator(Stack):
     def __init__(self, spec: StackSpec) -> None:
         super().__init__(spec)
         self.end = self.form.end(spec)
+        if spec.judging == "concat":
+            self.label = label_map(spec)
+        width = self.form.end.width(spec)
+        self.readouts = nn.ModuleDict(
+            {name: Dense(width, size, rate=spec.rate) for name, size in spec.readouts}
+        )
+        if spec.proxies:
+            self.proxies = nn.Parameter(torch.randn(spec.classes, spec.proxies))
         if spec.energy:
             self.decoder = Decoder(spec)
         if spec.kernels:
-            width = self.form.end.width(spec)
             self.discrimination = MinibatchDiscrimination(width, spec.kernels, spec.rate)
             self.closeness = Dense(spec.kernels, 1, rate=spec.rate)
 
-    def features(self, x: Float[Tensor, "n c h w"]) -> Float[Tensor, "n d"]:
+    def features(
+        self, x: Float[Tensor, "n c h w"], y: Float[Tensor, "n k"] | None = None
+    ) -> Float[Tensor, "n d"]:
         """Return the features that the logit is a linear map of."""
+        if self.spec.judging == "concat":
+            assert y is not None
+            maps = self.label(y).to(x.dtype)[:, :, None, None].expand(-1, -1, *x.shape[2:])
+            x = torch.cat([x, maps], 1)
         blocks, kept = self.blocks(), len(self.spec.kept)
         h = self.head(x)
         for block in reversed(blocks[kept:]):
@@ -249,17 +310,31 @@ class Discriminator(Stack):
             h = block(h)
         return self.end(h)
 
-    def judge(self, features: Float[Tensor, "n d"]) -> Float[Tensor, " n"]:
-        """Return the logits of features."""
-        logits = self.end.judge(features)
+    def judge(
+        self, features: Float[Tensor, "n d"], y: Float[Tensor, "n k"] | None = None
+    ) -> Float[Tensor, " n"]:
+        """Return the logits of features.
+
+        To the logit of all classes comes that of their own: the projection <v_y, features>
+        (Miyato & Koyama 2018), the difference of two such (Han et al. 2021), or the latter alone.
+        """
+        logits = self.end.judge(features) if self.spec.has_logit else features.new_zeros(())
+        if self.spec.judging in ("projection", "heads", "difference"):
+            assert y is not None
+            own = self.readouts["p"](features).float()
+            if self.spec.judging == "difference":
+                own = own - self.readouts["q"](features).float()
+            logits = logits + (own * y).sum(1)
         if self.spec.kernels:  # beside the others, as if features had been appended
             logits = logits + self.closeness(self.discrimination(features)).flatten()
         return logits
 
-    def forward(self, x: Float[Tensor, "n c h w"]) -> Float[Tensor, " n"]:
-        features = self.features(x)
+    def forward(
+        self, x: Float[Tensor, "n c h w"], y: Float[Tensor, "n k"] | None = None
+    ) -> Float[Tensor, " n"]:
+        features = self.features(x, y)
         if not self.spec.energy:
-            return self.judge(features)
+            return self.judge(features, y)
         return (x - self.decoder(features)).abs().float().mean((1, 2, 3))
 
     def set_alpha(self, alpha: float) -> None:

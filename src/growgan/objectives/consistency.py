@@ -33,20 +33,20 @@ def moved(images: Tensor, rng: torch.Generator) -> Tensor:
 
 
 def _disagreement(step: Step, images: Tensor, logits: Tensor) -> Tensor:
-    return (logits - step.discriminator(moved(images, step.rng))).square().mean()
+    return (logits - step.verdict(moved(images, step.rng))).square().mean()
 
 
 @term("cr", "D agrees on a real and its shifted copy", "Zhang et al. 2020, 1910.12027", weight=10.0)
 def consistency(step: Step) -> Tensor:
     """E |D(x) - D(T(x))|² on reals, T a flip and a shift."""
-    return _disagreement(step, step.real, step.discriminator(step.real))
+    return _disagreement(step, step.real, step.verdict(step.real))
 
 
 @term("bcr", "as cr, on fakes too", "Zhao et al. 2021, 2002.04724", weight=10.0)
 def balanced_consistency(step: Step) -> Tensor:
     """E |D(x) - D(T(x))|² on reals plus the same on fakes."""
     fake = step.fake.detach()
-    on_fakes = _disagreement(step, fake, step.discriminator(fake))
+    on_fakes = _disagreement(step, fake, step.verdict(fake))
     return consistency(step) + on_fakes
 
 

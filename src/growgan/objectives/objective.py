@@ -9,11 +9,13 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import partial
 
+import torch
 from torch import Tensor, nn
 
 from growgan.config import Settings
 from growgan.errors import UserError
 from growgan.objectives.augment import Adaptive, Augmentation, make_augmentation
+from growgan.objectives.conditioning import Conditioning, Unconditional, make_conditioning
 from growgan.objectives.losses import LOSSES, Loss, make_loss
 from growgan.objectives.regulariser import Penalty, Regulariser, make_regulariser
 from growgan.objectives.step import Step
@@ -27,11 +29,13 @@ class Objective:
         loss: what the players play for.
         regularisers: by name.
         augmentation: of all that D sees.
+        conditioning: what is made of labels.
     """
 
     loss: Loss
     regularisers: Mapping[str, Regulariser] = field(default_factory=dict)
     augmentation: Augmentation = field(default_factory=Augmentation)
+    conditioning: Conditioning = field(default_factory=Unconditional)
 
     @property
     def paired(self) -> bool:
@@ -58,12 +62,33 @@ class Objective:
     def discriminator(self, step: Step) -> dict[str, Tensor]:
         """Return D's terms; their sum is its loss."""
         loss = self.loss.discriminator(step.real_logits, step.fake_logits, step.memory)
-        terms = {"loss_discriminator": loss}
+        terms = {"loss_discriminator": loss, **self.conditioning.discriminator(step)}
+        if getattr(self.conditioning, "contrary", 0.0):
+            terms["contrary"] = self._contrary(step)
         for name, each, strength in self._due(step):
             value = each.discriminator(step)
             if value is not None:
                 terms[name] = value * strength
         return terms
+
+    def _contrary(self, step: Step) -> Tensor:
+        """Return D's loss on images with labels that are not theirs, as if these were fakes.
+
+        No image keeps its row's label (a derangement); where two rows share one, it is left out.
+        """
+        n = len(step.labels)
+        turn = int(torch.randint(1, max(2, n), (), generator=step.rng, device=step.real.device))
+        wrong = step.labels.roll(turn, 0)
+        other = (wrong * step.labels).sum(1) < 0.5
+        total = torch.zeros((), device=step.real.device)
+        if not other.any():
+            return total
+        for images in (step.real, step.fake):
+            logits = step.discriminator(step.augment(images.detach()), wrong)[other]
+            real = step.real_logits.detach()[other]
+            total = total + self.loss.discriminator(real, logits, dict(step.memory))
+        weight: float = getattr(self.conditioning, "contrary", 0.0)
+        return weight * total / 2
 
     def generator(self, step: Step) -> dict[str, Tensor]:
         """Return G's terms; their sum is its loss."""
@@ -74,6 +99,7 @@ class Objective:
         if real is not None and len(real) != len(logits):
             real = real[: len(logits)]
         terms = {"loss_generator": self.loss.generator(real, logits, step.memory)}
+        terms |= self.conditioning.generator(step)
         for name, each, strength in self._due(step):
             value = each.generator(step)
             if value is not None:
@@ -123,4 +149,15 @@ def make_objective(settings: Settings) -> Objective:
                 f"it is for: {', '.join(fit)}"
             )
     augmentation = make_augmentation(settings.augment, settings.augment_options)
-    return Objective(loss, regularisers, augmentation)
+    conditioning = make_conditioning(settings.conditioning, settings.conditioning_options)
+    if settings.conditioning != "none" and loss.energies:
+        raise UserError(
+            f"conditioning '{settings.conditioning}' has no meaning for the loss "
+            f"'{settings.loss}', whose D gives errors and no logits"
+        )
+    if settings.conditioning != "none" and "replay" in regularisers:
+        raise UserError(
+            f"regulariser 'replay' has no meaning for the conditioning '{settings.conditioning}': "
+            "old fakes have other labels"
+        )
+    return Objective(loss, regularisers, augmentation, conditioning)

@@ -26,8 +26,12 @@ class Step:
     Attributes:
         real: images float ``[N, C, H, W]`` in [-1, 1].
         fake: G's images for ``latents``, same shape; detached while D trains.
-        latents: float ``[N, latent]``.
+        latents: float ``[N, inputs]``; where there are classes they end in the labels.
+        labels: float ``[N, classes]``, one number a class, all 0 for none; of reals and of fakes,
+            row by row; [N, 0] where labels are not used.
         rng: the step's own random numbers, on the device of the images.
+        real_features, fake_features: D's features of them, float ``[N, D]``; while G trains, those
+            of fakes alone.
         real_logits, fake_logits: D's outputs for them, float ``[N]``; while G trains, those of
             reals are there only for losses that pair.
         index: steps taken before by this lineage; ``images``: images it has seen.
@@ -46,6 +50,9 @@ class Step:
     rng: torch.Generator
     real_logits: Float[Tensor, " n"]
     fake_logits: Float[Tensor, " n"]
+    labels: Float[Tensor, "n k"] = field(default_factory=lambda: torch.empty(0))
+    real_features: Float[Tensor, "n d"] = field(default_factory=lambda: torch.empty(0))
+    fake_features: Float[Tensor, "n d"] = field(default_factory=lambda: torch.empty(0))
     index: int = 0
     images: int = 0
     memory: Memory = field(default_factory=dict)
@@ -55,7 +62,21 @@ class Step:
 
     def judge(self, images: Tensor) -> Float[Tensor, " n"]:
         """Return D's logits of ``images``, augmented as D sees all images."""
-        return self.discriminator(self.augment(images))
+        return self.verdict(self.augment(images))
+
+    def verdict(self, images: Tensor) -> Float[Tensor, " n"]:
+        """Return D's logits of ``images`` as they are, each row with its label."""
+        return self.discriminator(images, self.labels_of(images))
+
+    def features(self, images: Tensor) -> Float[Tensor, "n d"]:
+        """Return D's features of ``images``, augmented as D sees all images."""
+        return self.discriminator.features(self.augment(images), self.labels_of(images))
+
+    def labels_of(self, images: Tensor) -> Float[Tensor, "n k"] | None:
+        """Return the labels of ``images``: the batch's rows, once or several times."""
+        if not self.labels.numel():
+            return None
+        return self.labels.repeat(len(images) // len(self.labels), 1)
 
     def recall(self, name: str, default: float = 0.0) -> Tensor:
         """Return the scalar ``name`` from memory, ``default`` where there is none yet."""

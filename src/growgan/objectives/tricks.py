@@ -41,8 +41,8 @@ class TopK(Regulariser):
 def feature_matching(step: Step) -> Tensor:
     """||E f(x) - E f(G(z))||² / d, f the d features that D's logit is a linear map of."""
     with torch.no_grad():
-        real = step.discriminator.features(step.augment(step.real)).float().mean(0)
-    fake = step.discriminator.features(step.augment(step.fake)).float().mean(0)
+        real = step.features(step.real).float().mean(0)
+    fake = step.features(step.fake).float().mean(0)
     return (real - fake).square().mean()
 
 
@@ -55,7 +55,7 @@ def feature_matching(step: Step) -> Tensor:
 )
 def pulling_away(step: Step) -> Tensor:
     """Mean squared cosine of the features of two different fakes (1609.03126, equation 4)."""
-    features = F.normalize(step.discriminator.features(step.augment(step.fake)).float(), dim=1)
+    features = F.normalize(step.features(step.fake).float(), dim=1)
     cosines = (features @ features.T).square()
     n = len(features)
     return (cosines.sum() - cosines.diagonal().sum()) / max(1, n * (n - 1))

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from growgan.config import Settings
+from growgan.nets.stack import labelled
 from growgan.objectives.weights import matrices
 from growgan.training.gan import Gan
 
@@ -74,6 +75,7 @@ def examine(
     unseen: Tensor | None,
     score: float | None,
     copies: float | None = None,
+    labels: tuple[Tensor | None, Tensor | None] = (None, None),
 ) -> Vitals:
     """Measure a pair.
 
@@ -81,16 +83,25 @@ def examine(
         seen: training images float [N, C, H, W] in [-1, 1] at the pair's resolution.
         unseen: held-out ones, if there are any.
         copies: as :class:`Vitals` has it, measured elsewhere.
+        labels: of ``seen`` and of ``unseen``, float [N, classes]; None where there are none.
     """
     players = (gan.generator, gan.discriminator, gan.average)
     finite = all(bool(torch.isfinite(p).all()) for each in players for p in each.parameters())
     rng = torch.Generator().manual_seed(0)
     z = torch.randn(len(seen), gan.generator.spec.latent, generator=rng).to(seen.device)
+    spec = gan.generator.spec
+    z = labelled(spec, z)
+    if spec.classes and labels[0] is not None:
+        z = torch.cat([z[:, : spec.latent], labels[0]], 1)
     fakes = gan.average(z)
     sign = -1 if gan.discriminator.spec.energy else 1  # a real has the smaller energy
     judge = gan.discriminator.eval()
-    judged = sign * judge(fakes)
-    kinds = [sign * judge(each) for each in (seen, unseen) if each is not None]
+    judged = sign * judge(fakes, z[:, spec.latent :])
+    kinds = [
+        sign * judge(each, label)
+        for each, label in zip((seen, unseen), labels, strict=True)
+        if each is not None
+    ]
     judge.train()
     wins = [_wins(real, judged) for real in kinds]
     variety = float(seen.std(0).mean()) / 2

@@ -15,7 +15,7 @@ from growgan.config import OptimiserSettings
 from growgan.nets.edits import Edit, apply, inherit, renamed
 from growgan.nets.layers import downsample
 from growgan.nets.spec import StackSpec
-from growgan.nets.stack import Discriminator, Generator, build
+from growgan.nets.stack import Discriminator, Generator, build, labelled
 from growgan.objectives.step import Memory
 from growgan.training.optimisers import MOMENTS, make_optimiser, moments, restore_moments
 
@@ -184,10 +184,17 @@ class Gan:
     def generate(self, count: int, *, seed: int = 0, batch: int = 256) -> UInt8[Tensor, "n c h w"]:
         """Return ``count`` images of the running average, uint8 on the CPU.
 
-        The same ``seed`` gives the same latents at any age and resolution of the pair.
+        The same ``seed`` gives the same latents at any age and resolution of the pair; labels
+        take turns.
         """
-        z = latents(count, self.average.spec.latent, seed)
-        return to_uint8(self.average, z, batch)
+        return to_uint8(self.average, inputs(self.average.spec, count, seed), batch)
+
+
+def inputs(
+    spec: StackSpec, count: int, seed: int, labels: Sequence[int] | None = None
+) -> Float[Tensor, "n z"]:
+    """Return what G is called with: latents, and labels that take turns (None: all of them)."""
+    return labelled(spec, latents(count, spec.latent, seed), labels, seed)
 
 
 def latents(count: int, length: int, seed: int) -> Float[Tensor, "n z"]:

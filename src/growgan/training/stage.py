@@ -13,6 +13,7 @@ from torch import Tensor
 from growgan.config import Settings
 from growgan.data.batches import Batches
 from growgan.nets.layers import downsample, upsample
+from growgan.nets.stack import one_hot
 from growgan.objectives.objective import Objective
 from growgan.objectives.step import Step
 from growgan.training.gan import Gan
@@ -158,10 +159,10 @@ def step(
     up before the players move: the step is that of the whole batch, but for terms that look at
     several samples together.
     """
-    real, z, rng = _inputs(gan, batches, settings, runtime)
+    real, z, labels, rng = _inputs(gan, batches, objective, settings, runtime)
     views = [
-        _view(gan, x, latents, rng, objective)
-        for x, latents in zip(real.chunk(parts), z.chunk(parts), strict=True)
+        _view(gan, x, latents, y, rng, objective)
+        for x, latents, y in zip(*(t.chunk(parts) for t in (real, z, labels)), strict=True)
     ]
     terms = _step_discriminator(gan, views, objective, runtime)
     if (gan.steps + 1) % settings.critic_steps == 0:
@@ -174,7 +175,12 @@ def step(
 
 
 def _view(
-    gan: Gan, real: Tensor, latents: Tensor, rng: torch.Generator, objective: Objective
+    gan: Gan,
+    real: Tensor,
+    latents: Tensor,
+    labels: Tensor,
+    rng: torch.Generator,
+    objective: Objective,
 ) -> Step:
     """Return the step before anything is computed."""
     nothing = latents.new_empty(0)
@@ -187,6 +193,7 @@ def _view(
         rng,
         nothing,
         nothing,
+        labels=labels,
         index=gan.steps,
         images=gan.images,
         memory=gan.memory,
@@ -209,7 +216,7 @@ def _step_discriminator(
                 fake = gan.generator(view.latents)
             view.fake = fake.detach()
             objective.presented(view)
-            view.real_logits, view.fake_logits = _judged(view)
+            _judge(view)
             losses = objective.discriminator(view)
         _descend(losses, len(views), terms)
         view.real, view.fake = real, fake
@@ -218,12 +225,23 @@ def _step_discriminator(
     return terms
 
 
-def _judged(view: Step) -> tuple[Tensor, Tensor]:
-    """Return the logits of reals and of fakes, from one forward where they do not mix."""
-    if view.discriminator.mixes:
-        return view.judge(view.real), view.judge(view.fake)
-    real, fake = view.judge(torch.cat([view.real, view.fake])).split(len(view.real))
-    return real, fake
+def _judge(view: Step) -> None:
+    """Set D's features and logits of reals and fakes, from one forward where they do not mix."""
+    apart = view.discriminator.mixes
+    sets = [view.real, view.fake] if apart else [torch.cat([view.real, view.fake])]
+    looked = [_looked(view, images) for images in sets]
+    features, logits = (torch.cat(parts) for parts in zip(*looked, strict=True))
+    n = len(view.real)
+    view.real_features, view.fake_features = features[:n], features[n:]
+    view.real_logits, view.fake_logits = logits[:n], logits[n:]
+
+
+def _looked(view: Step, images: Tensor) -> tuple[Tensor, Tensor]:
+    """Return D's features and logits of images; an autoencoder's features are nobody's business."""
+    if view.discriminator.spec.energy:
+        return images.new_empty(len(images), 0), view.judge(images)
+    features = view.features(images)
+    return features, view.discriminator.judge(features, view.labels_of(images))
 
 
 def _step_generator(
@@ -236,7 +254,7 @@ def _step_generator(
         with runtime.autocast():
             if len(views) > 1:
                 view.fake = gan.generator(view.latents)
-            view.fake_logits = view.judge(view.fake)
+            view.fake_features, view.fake_logits = _looked(view, view.fake)
             if objective.paired:
                 view.real_logits = view.judge(view.real).detach()
             losses = objective.generator(view)
@@ -248,17 +266,25 @@ def _step_generator(
 
 
 def _inputs(
-    gan: Gan, batches: Batches, settings: Settings, runtime: Runtime
-) -> tuple[Tensor, Tensor, torch.Generator]:
-    """Return the step's reals, latents and random numbers."""
+    gan: Gan, batches: Batches, objective: Objective, settings: Settings, runtime: Runtime
+) -> tuple[Tensor, Tensor, Tensor, torch.Generator]:
+    """Return the step's reals, latents with labels, labels, and random numbers."""
     key = (settings.seed * 0x9E3779B97F4A7C15 + gan.steps) & (2**63 - 1)
     rng = torch.Generator(runtime.device).manual_seed(key)
     if gan.generator.noisy:
         torch.manual_seed(~key & (2**63 - 1))  # another stream than that of the latents
-    pixels, _ = batches.batch_at(gan.images)
+    pixels, labels = batches.batch_at(gan.images)
     real = _reals(gan, runtime.images(pixels), rng, settings.mirror)
-    z = torch.randn(len(real), gan.generator.spec.latent, generator=rng, device=runtime.device)
-    return real, z, rng
+    spec = gan.generator.spec
+    z = torch.randn(len(real), spec.latent, generator=rng, device=runtime.device)
+    y = z[:, :0]
+    if spec.classes and objective.conditioning.labelled and labels is not None:
+        y = one_hot(labels.to(runtime.device), spec.classes)
+    elif spec.classes:
+        drawn = torch.randint(1 << 30, (len(real),), generator=rng, device=runtime.device)
+        numbers = torch.randn(len(real), spec.continuous, generator=rng, device=runtime.device)
+        y = torch.cat([one_hot(drawn, spec.classes - spec.continuous), numbers], 1)
+    return real, torch.cat([z, y], 1), y, rng
 
 
 def _descend(losses: dict[str, Tensor], parts: int, terms: dict[str, Tensor]) -> None:

@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import ClassVar
 
+import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
@@ -45,18 +46,35 @@ class Stem(Part):
 
     mean: Tensor
 
-    def embed(self, z: Float[Tensor, "n z"]) -> Float[Tensor, "n w"]:
-        """Return what images are a smooth function of."""
-        return z
+    def embed(self, z: Float[Tensor, "n z"], label: Tensor | None) -> Float[Tensor, "n w"]:
+        """Return what images are a smooth function of: latents, then the embedded label."""
+        return z if label is None else torch.cat([z, label], 1)
+
+    def read(self, w: Float[Tensor, "n w"]) -> Float[Tensor, "n r"]:
+        """Return what the map to the base grid reads: the first piece of z, and the label."""
+        z, label = w[:, : self.spec.chunk or self.spec.latent], w[:, self.spec.latent :]
+        return torch.cat([z, label], 1) if self.spec.classes and self.spec.label_stem else z
 
     def style(self, w: Float[Tensor, "n w"], index: int) -> Float[Tensor, "n s"]:
-        """Return the style of the layer in place ``index`` among those that use one."""
-        return w
+        """Return the style of the layer in place ``index`` among those that use one.
+
+        With ``spec.chunk`` z is cut into pieces of that length: the first is for the stem, each
+        other is for one layer (hierarchical latents: Brock et al. 2019, appendix B).
+        """
+        spec = self.spec
+        z, label = w[:, : spec.latent], w[:, spec.latent :]
+        if spec.chunk:
+            pieces = z.split(spec.chunk, 1)[: spec.latent // spec.chunk]
+            # A stack that has outgrown its latents begins again with the first layer's.
+            z = pieces[1 + index % (len(pieces) - 1)] if len(pieces) > 1 else pieces[0]
+        if not spec.classes:
+            return z
+        return torch.cat([z, label], 1) if spec.latent_style else label
 
     @staticmethod
     def style_width(spec: StackSpec) -> int:
         """Return the length of a style."""
-        return spec.latent
+        return spec.style_width
 
     def forward(self, w: Float[Tensor, "n w"]) -> Float[Tensor, "n c h w"]:
         """Return the features at the base grid."""

@@ -22,10 +22,10 @@ class BasisStem(Stem):
     def __init__(self, spec: StackSpec) -> None:
         super().__init__(spec)
         self.basis = nn.Parameter(torch.randn(spec.stem, *spec.base))
-        self.linear = Conv(spec.latent, spec.stem, 1, gain=1.0, rate=spec.rate, bias=False)
+        self.linear = Conv(spec.stem_reads, spec.stem, 1, gain=1.0, rate=spec.rate, bias=False)
 
     def forward(self, w: Float[Tensor, "n w"]) -> Float[Tensor, "n c h w"]:
-        return self.linear(w[:, :, None, None]) * self.basis
+        return self.linear(self.read(w)[:, :, None, None]) * self.basis
 
 
 class LinearToImage(Head):
@@ -46,7 +46,7 @@ class LinearFromImage(Head):
 
     def __init__(self, spec: StackSpec, width: int) -> None:
         super().__init__(spec, width)
-        self.conv = Conv(spec.channels, width, 1, gain=1.0, rate=spec.rate, bias=False)
+        self.conv = Conv(spec.seen, width, 1, gain=1.0, rate=spec.rate, bias=False)
 
     def forward(self, x: Float[Tensor, "n c h w"]) -> Float[Tensor, "n d h w"]:
         return self.conv(x)
@@ -60,7 +60,7 @@ class BasisEnd(End):
     def __init__(self, spec: StackSpec) -> None:
         super().__init__(spec)
         self.basis = nn.Parameter(torch.randn(spec.stem, *spec.base) / prod(spec.base) ** 0.5)
-        if not spec.energy:
+        if spec.has_logit:
             self.output = Conv(spec.stem, 1, 1, gain=1.0, rate=spec.rate, bias=False)
 
     def forward(self, h: Float[Tensor, "n c h w"]) -> Float[Tensor, "n d"]:

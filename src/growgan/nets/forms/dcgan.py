@@ -20,12 +20,12 @@ class DcganStem(Stem):
 
     def __init__(self, spec: StackSpec) -> None:
         super().__init__(spec)
-        self.project = Project(spec.latent, spec.stem, spec.base, gain=2**0.5, rate=spec.rate)
+        self.project = Project(spec.stem_reads, spec.stem, spec.base, gain=2**0.5, rate=spec.rate)
         self.norm = BatchNorm(spec.stem)
         self.activation = nn.ReLU()
 
     def forward(self, w: Float[Tensor, "n w"]) -> Float[Tensor, "n c h w"]:
-        return self.activation(self.norm(self.project(w)))
+        return self.activation(self.norm(self.project(self.read(w))))
 
 
 class StridedToImage(Head):
@@ -46,7 +46,7 @@ class StridedFromImage(Head):
 
     def __init__(self, spec: StackSpec, width: int) -> None:
         super().__init__(spec, width)
-        self.conv = StridedConv(spec.channels, width, 4, doubles=False, rate=spec.rate)
+        self.conv = StridedConv(spec.seen, width, 4, doubles=False, rate=spec.rate)
         self.activation = ACTIVATIONS["leaky_relu"]()
 
     def forward(self, x: Float[Tensor, "n c h2 w2"]) -> Float[Tensor, "n d h w"]:
@@ -60,7 +60,7 @@ class DcganEnd(End):
 
     def __init__(self, spec: StackSpec) -> None:
         super().__init__(spec)
-        if not spec.energy:
+        if spec.has_logit:
             self.output = Conv(spec.stem, 1, spec.base, gain=1.0, rate=spec.rate, padding=0)
 
     @staticmethod

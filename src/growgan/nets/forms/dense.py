@@ -21,11 +21,11 @@ class DenseStem(Stem):
 
     def __init__(self, spec: StackSpec) -> None:
         super().__init__(spec)
-        self.project = Project(spec.latent, spec.stem, (1, 1), gain=2**0.5, rate=spec.rate)
+        self.project = Project(spec.stem_reads, spec.stem, (1, 1), gain=2**0.5, rate=spec.rate)
         self.activation = ACTIVATIONS["leaky_relu"]()
 
     def forward(self, w: Float[Tensor, "n w"]) -> Float[Tensor, "n c 1 1"]:
-        return self.activation(self.project(w))
+        return self.activation(self.project(self.read(w)))
 
 
 class DenseToImage(Head):
@@ -47,7 +47,7 @@ class DenseFromImage(Head):
 
     def __init__(self, spec: StackSpec, width: int) -> None:
         super().__init__(spec, width)
-        self.conv = Conv(spec.channels * prod(spec.base), width, 1, rate=spec.rate)
+        self.conv = Conv(spec.seen * prod(spec.base), width, 1, rate=spec.rate)
         self.activation = ACTIVATIONS["leaky_relu"]()
 
     def forward(self, x: Float[Tensor, "n c h w"]) -> Float[Tensor, "n d 1 1"]:
@@ -61,7 +61,7 @@ class DenseEnd(End):
 
     def __init__(self, spec: StackSpec) -> None:
         super().__init__(spec)
-        if not spec.energy:
+        if spec.has_logit:
             self.output = Conv(spec.stem, 1, 1, gain=1.0, rate=spec.rate)
 
     def forward(self, h: Float[Tensor, "n c 1 1"]) -> Float[Tensor, "n d"]:

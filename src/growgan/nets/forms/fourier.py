@@ -41,7 +41,7 @@ class FourierStem(StyleStem):
         self.register_buffer("frequencies", directions * radius)
         self.register_buffer("phases", torch.rand(spec.stem) - 0.5)
         self.register_buffer("moved", torch.eye(3))
-        self.motion = Dense(spec.latent, 4, rate=spec.rate)
+        self.motion = Dense(self.style_width(spec), 4, rate=spec.rate)
         self.motion.bias.data.copy_(torch.tensor([1.0, 0.0, 0.0, 0.0]))
         if spec.rate != "spectral":  # zero has no direction
             self.motion.weight.data.zero_()

@@ -21,15 +21,17 @@ class ProgressiveStem(Stem):
         super().__init__(spec)
         self.norm_latent = PixelNorm()
         # sqrt(2)/4: the published gain of the dense stem.
-        self.project = Project(spec.latent, spec.stem, spec.base, gain=2**0.5 / 4, rate=spec.rate)
+        self.project = Project(
+            spec.stem_reads, spec.stem, spec.base, gain=2**0.5 / 4, rate=spec.rate
+        )
         self.activation = ACTIVATIONS["leaky_relu"]()
         self.norm = PixelNorm()
 
-    def embed(self, z: Float[Tensor, "n z"]) -> Float[Tensor, "n w"]:
-        return self.norm_latent(z)
+    def embed(self, z: Float[Tensor, "n z"], label: Tensor | None) -> Float[Tensor, "n w"]:
+        return super().embed(self.norm_latent(z), label)
 
     def forward(self, w: Float[Tensor, "n w"]) -> Float[Tensor, "n c h w"]:
-        return self.norm(self.activation(self.project(w)))
+        return self.norm(self.activation(self.project(self.read(w))))
 
 
 class ToImage(Head):
@@ -50,7 +52,7 @@ class FromImage(Head):
 
     def __init__(self, spec: StackSpec, width: int) -> None:
         super().__init__(spec, width)
-        self.conv = Conv(spec.channels, width, 1, rate=spec.rate)
+        self.conv = Conv(spec.seen, width, 1, rate=spec.rate)
         self.activation = ACTIVATIONS["leaky_relu"]()
 
     def forward(self, x: Float[Tensor, "n c h w"]) -> Float[Tensor, "n d h w"]:
@@ -74,7 +76,7 @@ class ProgressiveEnd(End):
         self.mix = Conv(spec.stem + self.extra["mix"], spec.stem, 3, rate=spec.rate)
         self.collect = Conv(spec.stem, spec.stem, spec.base, padding=0, rate=spec.rate)
         self.activation = ACTIVATIONS["leaky_relu"]()
-        if not spec.energy:
+        if spec.has_logit:
             self.output = Conv(spec.stem, 1, 1, gain=1.0, rate=spec.rate)
 
     def forward(self, h: Float[Tensor, "n c h w"]) -> Float[Tensor, "n d"]:

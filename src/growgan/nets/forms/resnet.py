@@ -14,32 +14,16 @@ from growgan.nets.spec import StackSpec
 
 
 class ResnetStem(Stem):
-    """A linear map of z to the base grid.
-
-    With ``spec.chunk`` z is cut into pieces of that length: the first is for the stem, each other
-    is the style of one layer (hierarchical latents: Brock et al. 2019, appendix B).
-    """
+    """A linear map of z to the base grid."""
 
     ends: ClassVar[Ends] = {"project": (None, "stem")}
 
     def __init__(self, spec: StackSpec) -> None:
         super().__init__(spec)
-        read = spec.chunk or spec.latent
-        self.project = Project(read, spec.stem, spec.base, gain=1.0, rate=spec.rate)
-
-    def style(self, w: Float[Tensor, "n w"], index: int) -> Float[Tensor, "n s"]:
-        if not self.spec.chunk:
-            return w
-        pieces = w.split(self.spec.chunk, 1)[: self.spec.latent // self.spec.chunk]
-        # A stack that has outgrown its latents begins again with the first layer's.
-        return pieces[1 + index % (len(pieces) - 1)] if len(pieces) > 1 else pieces[0]
-
-    @staticmethod
-    def style_width(spec: StackSpec) -> int:
-        return spec.chunk or spec.latent
+        self.project = Project(spec.stem_reads, spec.stem, spec.base, gain=1.0, rate=spec.rate)
 
     def forward(self, w: Float[Tensor, "n w"]) -> Float[Tensor, "n c h w"]:
-        return self.project(w[:, : self.spec.chunk] if self.spec.chunk else w)
+        return self.project(self.read(w))
 
 
 class NormedToImage(Head):
@@ -62,10 +46,10 @@ class ResidualFromImage(Head):
 
     def __init__(self, spec: StackSpec, width: int) -> None:
         super().__init__(spec, width)
-        self.conv1 = Conv(spec.channels, width, 3, rate=spec.rate)
+        self.conv1 = Conv(spec.seen, width, 3, rate=spec.rate)
         self.activation = nn.ReLU()
         self.conv2 = Conv(width, width, 3, rate=spec.rate)
-        self.skip = Conv(spec.channels, width, 1, gain=1.0, rate=spec.rate)
+        self.skip = Conv(spec.seen, width, 1, gain=1.0, rate=spec.rate)
 
     def forward(self, x: Float[Tensor, "n c h2 w2"]) -> Float[Tensor, "n d h w"]:
         h = self.conv2(self.activation(self.conv1(x)))
@@ -77,7 +61,7 @@ class ConvFromImage(Head):
 
     def __init__(self, spec: StackSpec, width: int) -> None:
         super().__init__(spec, width)
-        self.conv = Conv(spec.channels, width, 3, rate=spec.rate)
+        self.conv = Conv(spec.seen, width, 3, rate=spec.rate)
 
     def forward(self, x: Float[Tensor, "n c h w"]) -> Float[Tensor, "n d h w"]:
         return self.conv(x)
@@ -91,7 +75,7 @@ class PooledEnd(End):
     def __init__(self, spec: StackSpec) -> None:
         super().__init__(spec)
         self.activation = nn.ReLU()
-        if not spec.energy:
+        if spec.has_logit:
             self.output = Conv(spec.stem, 1, 1, gain=1.0, rate=spec.rate)
 
     def forward(self, h: Float[Tensor, "n c h w"]) -> Float[Tensor, "n d"]:

@@ -26,20 +26,35 @@ class StyleStem(Stem):
         super().__init__(spec)
         self.norm_latent = PixelNorm()
         self.mapping = nn.ModuleList(
-            Dense(spec.latent, spec.latent, gain=2**0.5, rate=spec.rate, speed=SPEED)
-            for _ in range(spec.mapping)
+            Dense(
+                spec.latent + spec.label_width * (i == 0),
+                spec.latent,
+                gain=2**0.5,
+                rate=spec.rate,
+                speed=SPEED,
+            )
+            for i in range(spec.mapping)
         )
         self.activation = ACTIVATIONS["leaky_relu"]()
         self.constant = nn.Parameter(torch.randn(spec.stem, *spec.base))
-        self.register_buffer("mean", torch.zeros(spec.latent))
+        self.register_buffer("mean", torch.zeros(self.style_width(spec)))
 
-    def embed(self, z: Float[Tensor, "n z"]) -> Float[Tensor, "n w"]:
+    def embed(self, z: Float[Tensor, "n z"], label: Tensor | None) -> Float[Tensor, "n w"]:
         w = self.norm_latent(z)
+        if label is not None:
+            w = torch.cat([w, self.norm_latent(label)], 1)
         for layer in self.mapping:
             w = self.activation(layer(w))
         if self.training:
             self.mean.lerp_(w.detach().float().mean(0), 1 - MEMORY)
         return w
+
+    def style(self, w: Float[Tensor, "n w"], index: int) -> Float[Tensor, "n w"]:
+        return w
+
+    @staticmethod
+    def style_width(spec: StackSpec) -> int:
+        return spec.latent if spec.mapping else spec.latent + spec.label_width
 
     def forward(self, w: Float[Tensor, "n w"]) -> Float[Tensor, "n c h w"]:
         return self.constant.to(w.dtype).expand(len(w), *self.constant.shape)
@@ -50,7 +65,7 @@ class StyledToImage(Head):
 
     def __init__(self, spec: StackSpec, width: int) -> None:
         super().__init__(spec, width)
-        self.affine = Dense(spec.latent, width, rate=spec.rate, bias=1.0)
+        self.affine = Dense(StyleStem.style_width(spec), width, rate=spec.rate, bias=1.0)
         self.conv = Conv(width, spec.channels, 1, gain=1.0, rate=spec.rate)
 
     def forward(

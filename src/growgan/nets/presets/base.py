@@ -37,6 +37,14 @@ class Family:
     ) -> StackSpec:
         """Return the stack at the base grid."""
         generator = role == "generator"
+        by_role: dict[bool, dict[str, Any]] = {
+            True: {"label_stem": shape.label_stem, "latent_style": shape.latent_style},
+            False: {
+                "judging": shape.judging,
+                "readouts": shape.readouts,
+                "proxies": shape.proxies,
+            },
+        }
         return StackSpec(
             role,
             base,
@@ -48,6 +56,10 @@ class Family:
             form=self.form,
             chunk=shape.chunk if generator else 0,
             kernels=0 if generator else shape.kernels,
+            classes=shape.classes,
+            embedding=shape.embedding,
+            continuous=shape.continuous,
+            **(by_role[generator] if shape.classes else {}),
             energy=shape.energy and not generator,
         )
 
