@@ -27,7 +27,8 @@ from growgan.nets.presets.base import ROLES
 from growgan.nets.spec import StackSpec
 from growgan.nets.stack import Discriminator, Generator, build, labelled, one_hot
 from growgan.objectives import make_objective
-from growgan.objectives.conditioning import CONDITIONINGS, divergence, make_conditioning
+from growgan.objectives.conditioning import CONDITIONINGS, make_conditioning
+from growgan.objectives.conditioning.classifying import divergence
 from growgan.objectives.step import Step
 from growgan.training.gan import Gan
 from growgan.training.runtime import make_runtime

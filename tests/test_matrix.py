@@ -20,7 +20,7 @@ from growgan.config import Settings, make_settings
 from growgan.data import Batches, ImageSet
 from growgan.errors import UserError
 from growgan.growth.history import Space
-from growgan.growth.run import check_names
+from growgan.growth.run import check_names, for_data
 from growgan.nets.blocks import BLOCKS
 from growgan.nets.cost import parameters as parameters_of
 from growgan.nets.edits import Append
@@ -28,6 +28,7 @@ from growgan.nets.layers import NORMS
 from growgan.nets.presets import PRESETS
 from growgan.nets.spec import LayerSpec, StackSpec
 from growgan.objectives import AUGMENTATIONS, LOSSES, REGULARISERS, make_objective
+from growgan.objectives.conditioning import CONDITIONINGS
 from growgan.training.gan import Gan
 from growgan.training.runtime import make_runtime
 from growgan.training.stage import step
@@ -39,6 +40,7 @@ AXES = {
     "augment": [entry.name for entry in AUGMENTATIONS],
     "kind": [entry.name for entry in BLOCKS],
     "norm": [entry.name for entry in NORMS],
+    "conditioning": [entry.name for entry in CONDITIONINGS],
     "channels": [1, 3, 4],
 }
 SIZE = (32, 16)
@@ -74,7 +76,7 @@ QUICK = list(pairwise(list(AXES.values())))
 
 
 def settings_of(case: Case) -> Settings:
-    preset, loss, regulariser, augment, kind, norm, _ = case
+    preset, loss, regulariser, augment, kind, norm, conditioning, _ = case
     options = {"every": 1} if hasattr(REGULARISERS[regulariser], "every") else {}
     if regulariser == "lecam":
         options["start"] = 0
@@ -87,6 +89,7 @@ def settings_of(case: Case) -> Settings:
             "loss": loss,
             "regularisers": {regulariser: options},
             "augment": augment,
+            "conditioning": conditioning,
             "augment_options": {"p": 0.5} if augment in ("ada", "apa") else {},
             "stack": {
                 "width": 8,
@@ -103,14 +106,14 @@ def settings_of(case: Case) -> Settings:
 @cache
 def images(channels: int) -> ImageSet:
     pixels = np.random.default_rng(0).integers(0, 256, (32, channels, *SIZE), dtype=np.uint8)
-    return ImageSet("noise", pixels, None, (), "noise")
+    return ImageSet("noise", pixels, np.arange(32) % 3, ("a", "b", "c"), "noise")
 
 
 def check(case: Case) -> None:
     """Take steps, grow, take steps; all is finite, and nothing stands still."""
     settings = settings_of(case)
     try:
-        settings = check_names(settings)
+        settings = for_data(check_names(settings), images(case[-1]))
     except UserError as error:
         assert any(why in str(error) for why in REFUSED), "what is refused says why"
         return

@@ -312,3 +312,19 @@ def test_swd_refuses_what_it_cannot_compare() -> None:
         sliced_wasserstein(a, a[:3])
     with pytest.raises(ValueError, match="patches must be at least 1, but got 0"):
         sliced_wasserstein(a, a, patches=0)
+
+
+def test_swd_counts_what_dull_first_images_would_have_left_out() -> None:
+    """Both sets begin with flat images, as folders of classes may: the bins must reach the rest."""
+    rng = np.random.default_rng(0)
+    sets = []
+    for contrast in (np.ones(600), np.exp(rng.normal(size=600))):
+        noise = 25 * rng.standard_normal((600, 1, 16, 16)) * contrast[:, None, None, None]
+        pixels = (128 + noise).clip(0, 255).astype(np.uint8)
+        pixels[:40] = rng.integers(127, 130, (40, 1, 16, 16))
+        sets.append(torch.from_numpy(pixels))
+    how = {"repeats": 1, "directions": 4, "seed": 3}
+    counted = sliced_wasserstein(*sets, **how)  # type: ignore[arg-type]
+    order = torch.from_numpy(rng.permutation(600))
+    mixed = sliced_wasserstein(*(each[order] for each in sets), **how)  # type: ignore[arg-type]
+    assert counted.average == pytest.approx(mixed.average, rel=0.05)  # other patches are drawn

@@ -405,3 +405,15 @@ def test_bad_settings_are_refused_by_value() -> None:
         memorisation(x, x, torch.zeros(99, 2))
     with pytest.raises(ValueError, match="held_out must be finite"):
         memorisation(x, x, torch.full((99, 3), torch.nan))
+
+
+@pytest.mark.parametrize("width", [0.05, 0.004, 0.001])
+def test_tight_clusters_are_told_apart_in_float32(width: float) -> None:
+    rng = np.random.default_rng(0)
+    centres = np.repeat([[0.0], [1.0]], 150, 0)
+    real = centres + width * rng.standard_normal((300, 192))
+    fake = centres + width * (0.35 + rng.standard_normal((300, 192)))
+    exact = neighbourhoods(torch.from_numpy(fake), torch.from_numpy(real))
+    found = neighbourhoods(torch.from_numpy(fake).float(), torch.from_numpy(real).float())
+    for name in ("precision", "recall", "density", "coverage"):
+        assert getattr(found, name) == pytest.approx(getattr(exact, name), abs=0.02), name

@@ -212,9 +212,11 @@ def test_a_batch_that_would_hardly_fit_goes_through_in_parts_from_the_start(
         found = memory.parts_that_fit(pair, 8, 4, torch.device("cpu"))
         assert found == parts, "parts are of whole groups of four"
     monkeypatch.setattr(memory, "available", lambda device: 1.0)
-    run = grow(data, out=tmp_path / "run", images=160, settings=settings)
+    run = grow(data, out=tmp_path / "run", budget="3s", settings=settings)
     (event,) = (e for e in run.events if e["event"] == "memory")
     assert (event["candidate"], event["parts"]) == ("0000", 2)
+    run = grow(data, out=tmp_path / "exact", images=160, settings=settings)
+    assert not [e for e in run.events if e["event"] == "memory"], "nothing hangs on what is free"
 
 
 def test_free_memory_is_that_of_the_container_where_that_is_less(

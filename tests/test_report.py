@@ -328,7 +328,7 @@ def test_the_page_tells_what_the_doctor_saw_and_said(tmp_path: Path) -> None:
     assert run.by_id["0002"].vitals == {"diversity": 0.9, "wins_seen": 0.8, "singular": 3.0}
     assert run.notes == (
         "0003: fakes <vary> 5%; the run went back, with half of the rate.",
-        "0003: memory ran out; batches went through in 2 parts.",
+        "0003: memory was short; batches went through in 2 parts.",
     )
     html = page(run)
     assert "<h2>Health</h2>" in html and "fakes &lt;vary&gt; 5%" in html

@@ -37,7 +37,7 @@ OddKernel = Annotated[int, Field(ge=1, le=15), AfterValidator(_odd)]
 class Group(BaseModel):
     """A frozen group of settings; unknown keys are refused."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
 
 class OptimiserSettings(Group):
@@ -49,7 +49,9 @@ class OptimiserSettings(Group):
     beta2: float = Field(0.99, ge=0, lt=1)
     epsilon: float = Field(1e-8, gt=0)
     decay: float | None = Field(
-        100_000, gt=0, description="images after which the rate falls as 1 / sqrt(images), or None"
+        100_000,
+        gt=0,
+        description="images of one size after which the rate falls as 1 / sqrt, or None",
     )
 
 
@@ -111,7 +113,7 @@ class ActionSettings(Group):
     """Which edits a search may try (DGGAN, section 3.1, and function-preserving ones)."""
 
     kernels: tuple[OddKernel, ...] = Field((3, 5), min_length=1, description="of appended layers")
-    widths: tuple[float, ...] = Field(
+    widths: tuple[Annotated[float, Field(gt=0, le=64)], ...] = Field(
         (0.5, 1.0, 2.0), min_length=1, description="of appended layers, relative to the image end"
     )
     kinds: tuple[str, ...] = Field((), description="blocks to append; none: that of the stacks")

@@ -23,4 +23,5 @@ def unknown(what: str, name: str, valid: Iterable[str]) -> UserError:
     choices = sorted(valid)
     near = get_close_matches(name, choices, n=1, cutoff=0.5)
     hint = f" (did you mean '{near[0]}'?)" if near else ""
-    return UserError(f"unknown {what} '{name}'{hint}; it must be one of: {', '.join(choices)}")
+    may_be = f"it must be one of: {', '.join(choices)}" if choices else "there is none"
+    return UserError(f"unknown {what} '{name}'{hint}; {may_be}")

@@ -106,7 +106,15 @@ def _load(
         images = sides["fake"] = load_images(fake, resolution=size)
         how = {"resolution": images.resolution, "channels": images.channels}
         if size is not None:
-            sides["preparation"] = "loaded at --resolution, fit auto"
+            sides["preparation"] = "loaded at --resolution, fit auto, Lanczos"
+        elif not _is_run(real):
+            own = load_images(real)
+            if {"resolution": own.resolution, "channels": own.channels} != how:
+                height, width = own.resolution
+                was = f"{width}x{height} with {own.channels} channels"
+                sides["preparation"] = (
+                    f"reals of {was} brought to the fakes' form, fit auto, Lanczos"
+                )
     sides["real"] = _load_run(Path(real), None)[0] if _is_run(real) else load_images(real, **how)
     sides["held_out"] = load_images(held_out, **how) if held_out else None
     return sides

@@ -22,8 +22,8 @@ Out = Annotated[Path | None, typer.Option(help="run directory; default: a new on
 Resolution = Annotated[str | None, typer.Option(help="32, or HxW like 48x32")]
 Wall = Annotated[str | None, typer.Option(help="wall clock, everything counted: 90s, 10m, 2h")]
 Count = Annotated[str | None, typer.Option(help="instead: images trained on, like 500k")]
-Seed = Annotated[int, typer.Option(help="decides all that is random")]
-Device = Annotated[str, typer.Option(help="auto, cpu, cuda or mps")]
+Seed = Annotated[int | None, typer.Option(help="decides all that is random; default: 0")]
+Device = Annotated[str | None, typer.Option(help="auto (the default), cpu, cuda or mps")]
 Set = Annotated[list[str] | None, typer.Option("--set", help="key=value; reaches every setting")]
 Resume = Annotated[bool, typer.Option("--resume", help="go on with the run in --out")]
 Dry = Annotated[bool, typer.Option("--dry-run", help="show the stages and their cost, then stop")]
@@ -35,11 +35,13 @@ def grow(
     out: Out = None,
     policy: Annotated[str | None, typer.Option(help="see: growgan list policies")] = None,
     resolution: Resolution = None,
-    preset: Annotated[str, typer.Option(help="see: growgan list presets")] = "pggan",
+    preset: Annotated[
+        str | None, typer.Option(help="see: growgan list presets; default: pggan")
+    ] = None,
     budget: Wall = None,
     images: Count = None,
-    seed: Seed = 0,
-    device: Device = "auto",
+    seed: Seed = None,
+    device: Device = None,
     set_: Set = None,
     resume: Resume = False,
     dry_run: Dry = False,
@@ -48,10 +50,8 @@ def grow(
     """Grow a GAN on DATA within a budget."""
     from growgan.nets.presets import PRESETS
 
-    given = {"preset": preset, "seed": seed, "device": device}
-    if policy is not None:
-        given["policy"] = policy
-    small = PRESETS[preset].small
+    small = PRESETS[preset or "pggan"].small
+    given = _given(preset=preset, policy=policy, seed=seed, device=device)
     _run(
         data,
         out,
@@ -74,8 +74,8 @@ def train(
     resolution: Resolution = None,
     budget: Wall = None,
     images: Count = None,
-    seed: Seed = 0,
-    device: Device = "auto",
+    seed: Seed = None,
+    device: Device = None,
     set_: Set = None,
     resume: Resume = False,
     dry_run: Dry = False,
@@ -85,8 +85,12 @@ def train(
     from growgan.nets.presets import PRESETS
 
     published = PRESETS[preset].settings
-    given = {"preset": preset, "policy": "fixed", "seed": seed, "device": device}
-    _run(data, out, published, given, resolution, budget, images, set_, resume, dry_run, max_broken)
+
+    def start(side: int) -> dict[str, Any]:
+        return {**published(side), "preset": preset, "policy": "fixed"}
+
+    given = _given(seed=seed, device=device)
+    _run(data, out, start, given, resolution, budget, images, set_, resume, dry_run, max_broken)
 
 
 def _run(
@@ -106,13 +110,14 @@ def _run(
 
     ``start`` gives the settings to start from, by the smaller side of the images.
     """
-    from growgan.data import load_images, parse_resolution
+    from growgan.data import parse_resolution
     from growgan.nets.presets import PRESETS
 
     if resume and out is None:
         raise UserError("--resume needs --out RUN, the run to go on with")
-    if resume and (overrides or "policy" in given):
-        raise UserError("a resumed run keeps its settings: leave out --set and --policy")
+    kept = [f"--{name}" for name in given if name != "device"] + ["--set"] * bool(overrides)
+    if resume and kept:
+        raise UserError(f"a resumed run keeps its settings: leave out {' and '.join(kept)}")
     known, size = out if resume else None, parse_resolution(resolution)
     settings = _settings(known, start(min(size or (0,))), given, overrides)
     limit = _limit(budget, images, resume)
@@ -120,8 +125,7 @@ def _run(
     if size is not None:
         # Say what cannot be reached before any image is read.
         PRESETS[settings.preset].family.base(settings.stack, size)
-    prepared: dict[str, Any] = settings.data.model_dump()
-    found = load_images(source, resolution=size, max_broken=max_broken, **prepared)
+    found = _loaded(source, size, max_broken, settings)
     settings = _settings(known, start(min(found.resolution)), given, overrides)
     if dry_run:
         from growgan.cli.dry_run import show_stages
@@ -129,7 +133,26 @@ def _run(
 
         show_stages(found, for_data(settings, found), limit)
         return
-    _start(found, out or _free_folder(found.name), settings, limit, resume, source)
+    broken = [] if max_broken == 0.05 else ["--max-broken", f"{max_broken:g}"]
+    _start(found, out or _free_folder(found.name), settings, limit, resume, [source, *broken])
+
+
+def _loaded(
+    source: str, size: tuple[int, int] | None, max_broken: float, settings: Settings
+) -> ImageSet:
+    """Return the images; interrupted here, a run has not begun."""
+    from growgan.data import load_images
+
+    prepared: dict[str, Any] = settings.data.model_dump()
+    try:
+        return load_images(source, resolution=size, max_broken=max_broken, **prepared)
+    except KeyboardInterrupt:
+        raise KeyboardInterrupt("nothing had begun; give the same command again") from None
+
+
+def _given(**options: str | int | None) -> dict[str, Any]:
+    """Return the options that were given."""
+    return {name: value for name, value in options.items() if value is not None}
 
 
 def _settings(
@@ -144,6 +167,7 @@ def _settings(
 
     if resumed is not None and (resumed / "config.yaml").exists():
         settings = Settings.from_yaml(resumed / "config.yaml")
+        settings = settings.model_copy(update=given)  # at most another device
     else:
         settings = make_settings(start, given, overrides=overrides or ())
     return check_names(settings)
@@ -168,7 +192,7 @@ def _start(
     settings: Settings,
     budget: Budget | None,
     resume: bool,
-    source: str,
+    source: list[str],
 ) -> None:
     from safetensors import SafetensorError
 
@@ -177,14 +201,17 @@ def _start(
 
     shown = make_display()
     size = "x".join(str(side) for side in data.resolution)
-    words = ["growgan", "grow", source, "--resolution", size, "--out", str(out), "--resume"]
+    words = ["growgan", "grow", *source, "--resolution", size, "--out", str(out), "--resume"]
     again = f"go on with: {shlex.join(words)}"
     try:
-        run(data, out=out, settings=settings, budget=budget, resume=resume, display=shown)
+        made = run(data, out=out, settings=settings, budget=budget, resume=resume, display=shown)
     except KeyboardInterrupt:
         raise KeyboardInterrupt(again) from None
     except (OSError, SafetensorError) as error:
         raise RuntimeError(f"{error}; once '{out}' can be written, {again}") from error
+    ended = made.events[-1]
+    if ended.get("stopped"):
+        raise RuntimeError(f"the run was stopped before its budget was spent: {ended['stopped']}")
 
 
 def _free_folder(name: str) -> Path:

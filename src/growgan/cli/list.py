@@ -16,6 +16,7 @@ REGISTRIES = {
     "policies": "growgan.growth.policies:POLICIES",
     "losses": "growgan.objectives:LOSSES",
     "regularisers": "growgan.objectives:REGULARISERS",
+    "conditionings": "growgan.objectives.conditioning:CONDITIONINGS",
     "augmentations": "growgan.objectives:AUGMENTATIONS",
     "blocks": "growgan.nets.blocks:BLOCKS",
     "norms": "growgan.nets.layers:NORMS",

@@ -205,7 +205,7 @@ def open_source(data: str | Path, request: Request) -> Source:
     if path.exists():
         return _open_path(path, request.cache)
     if isinstance(data, str) and text and not set(text) & set("/\\.~"):
-        raise unknown("DATA", head, [*NAMES, "PATH"])
+        raise UserError(f"{unknown('DATA', head, [*NAMES, 'PATH'])}; and no file is called that")
     raise UserError(
         f"DATA '{text}' does not exist; give {KINDS}, or one of: {', '.join(sorted(NAMES))}"
     )

@@ -143,7 +143,12 @@ class Trainer:
                 self._halve(task)
 
     def _fit(self, task: Task, gan: Gan) -> None:
-        """Let batches go through in parts where all at once would hardly fit."""
+        """Let batches go through in parts where all at once would hardly fit.
+
+        A run counted in images repeats exactly, so there nothing hangs on how much is free.
+        """
+        if task.piece.images is not None:
+            return
         settings, pair = task.settings, (gan.generator.spec, gan.discriminator.spec)
         group = settings.stack.deviation_group
         parts = parts_that_fit(pair, settings.batch, group, self.runtime.device)

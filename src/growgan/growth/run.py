@@ -228,6 +228,10 @@ def check_out(out: Path, data: ImageSet, *, resume: bool) -> dict[str, Any] | No
     if not resume:
         raise UserError(f"'{out}' already holds a run; add --resume, or choose another --out")
     if began["data"]["fingerprint"] != data.fingerprint:
+        size = tuple(began.get("resolution") or ())
+        if size != data.resolution:
+            was, now = ("x".join(str(side) for side in sides) for sides in (size, data.resolution))
+            raise UserError(f"'{out}' holds a run at {was}, and '{data.name}' is given at {now}")
         raise UserError(
             f"'{out}' holds a run on '{began['data']['name']}', which is other data than "
             f"'{data.name}' as it is now"

@@ -157,7 +157,8 @@ def _load(
     watch: Watch,
 ) -> _Sets:
     fakes, model = _images(fake, "fakes", count, seed, watch)
-    reals, _ = _images(real, "reals", None, seed, watch)
+    # Reals that a model draws are of other latents than the fakes are.
+    reals, _ = _images(real, "reals", None, seed + 1, watch)
     held = None if held_out is None else _images(held_out, "held-out reals", None, seed, watch)[0]
     if model is not None:
         reals = _shrunk(reals, fakes)

@@ -3,7 +3,7 @@
 Distances are found in blocks of rows, in the features' own precision, on their device. Features are
 centred first, so that a common offset costs no digits; a squared distance then errs by about
 √d ε (|x|² + |y|²), where ε is 1e-7 for float32 and 2e-16 for float64, and ties are counted as such
-within that.
+within that. Where that is much beside the radii, float64 is used.
 """
 
 from __future__ import annotations
@@ -65,6 +65,9 @@ def neighbourhoods(fake: Tensor, real: Tensor, *, k: int = 3, k_density: int = 5
             )
     real, fake = _centred(real=real, fake=fake)
     radii, density_radii = _radii(real, k, k_density)
+    if _coarse(fake, real, radii):
+        real, fake = real.double(), fake.double()
+        radii, density_radii = _radii(real, k, k_density)
     (fake_radii,) = _radii(fake, k)
     precise = dense = 0
     recalled = torch.zeros(len(real), dtype=torch.bool, device=real.device)
@@ -126,6 +129,16 @@ def _centred(**sets: Tensor) -> list[Tensor]:
     dtype = torch.float64 if double else torch.float32
     mean = next(iter(sets.values())).to(dtype).mean(0)
     return [features.to(dtype) - mean for features in sets.values()]
+
+
+def _coarse(fake: Tensor, real: Tensor, radii: Tensor) -> bool:
+    """Return whether float32 errs by more than a thousandth of a usual squared radius.
+
+    Clusters that are tight beside the distances between them need more digits.
+    """
+    largest = max(float(each.square().sum(1).max()) for each in (fake, real))
+    error = 2 * (real.shape[1] ** 0.5 + 4) * torch.finfo(torch.float32).eps * largest
+    return real.dtype == torch.float32 and not error < 1e-3 * float(radii.median())
 
 
 def _blocks(x: Tensor, y: Tensor, *, ties: bool = False) -> Iterator[tuple[slice, Tensor]]:

@@ -20,12 +20,13 @@ _PAPER = "Parmar et al. 2022"
 def clean(images: Tensor, size: int) -> Tensor:
     """Return ``images`` [N, C, H, W] in [0, 255] as float32 [N, C, size, size], antialiased.
 
-    Pillow's bicubic (a = -1/2) on each channel as floats, to 0.01 of 255; neither rounded nor
-    clamped, so values may overshoot [0, 255]. Clean-FID: arXiv 2104.11222, section 3.
+    Pillow's bicubic (a = -1/2) on each channel as floats, to 0.01 of 255; clamped, as Clean-FID's
+    code does since 2022, and not rounded. Clean-FID: arXiv 2104.11222, section 3.
     """
-    return F.interpolate(
+    resized = F.interpolate(
         images.float(), size=(size, size), mode="bicubic", align_corners=False, antialias=True
     )
+    return resized.clamp(0, 255)
 
 
 @RESIZES.register("legacy-pytorch", "bilinear, not antialiased, as pytorch-fid's", _PAPER)

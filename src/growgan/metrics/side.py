@@ -43,6 +43,9 @@ class Side(Protocol):
     def fingerprint(self) -> str: ...
 
     @property
+    def labelling(self) -> str: ...
+
+    @property
     def extractor(self) -> Extractor: ...
 
     @property
@@ -102,6 +105,11 @@ class Stored:
         if path:
             write_atomic(path, found.encode())
         return found
+
+    @cached_property
+    def labelling(self) -> str:
+        """What names the images with their labels, whatever their order."""
+        return Digest.of(self.images, self.labels)
 
     @property
     def extractor(self) -> Extractor:
@@ -167,7 +175,7 @@ class Stored:
 
 
 class Digest:
-    """Names a set of images by its pixels: the sum of the SHA-256 of each, modulo 2²⁵⁶.
+    """Names a set of images by its pixels, and labels: the sum of each SHA-256, modulo 2²⁵⁶.
 
     Neither the order of the images nor how they were cut into batches changes it.
     """
@@ -176,19 +184,22 @@ class Digest:
         self._sum = 0
 
     @classmethod
-    def of(cls, images: NDArray[np.uint8]) -> str:
-        """Return the name of ``images`` [N, C, H, W]."""
+    def of(cls, images: NDArray[np.uint8], labels: NDArray[np.int64] | None = None) -> str:
+        """Return the name of ``images`` [N, C, H, W], and of their ``labels`` [N] if given."""
         digest = cls()
         for start in range(0, len(images), _CHUNK):
-            digest.update(images[start : start + _CHUNK])
+            some = slice(start, start + _CHUNK)
+            digest.update(images[some], None if labels is None else labels[some])
         return digest.name()
 
-    def update(self, images: NDArray[np.uint8]) -> None:
-        """Add ``images`` [n, C, H, W]."""
+    def update(self, images: NDArray[np.uint8], labels: NDArray[np.int64] | None = None) -> None:
+        """Add ``images`` [n, C, H, W], each with its label if there are ``labels``."""
         shape = f"{images.shape[1:]}".encode()
-        for image in np.ascontiguousarray(images):
+        for index, image in enumerate(np.ascontiguousarray(images)):
             digest = hashlib.sha256(image.data)
             digest.update(shape)
+            if labels is not None:
+                digest.update(str(int(labels[index])).encode())
             self._sum += int.from_bytes(digest.digest(), "big")
 
     def name(self) -> str:

@@ -28,6 +28,7 @@ _PIXELS = 2**19  # image values whose pyramid is built
 _PATCHES = 2**12  # patches cut
 _SEGMENT = 2**16  # projections on a direction that are counted
 _BINS = 2**16  # bins that they are counted in
+_NEGLIGIBLE = 1e-5  # share of a distance that may lie beyond the bins
 _KERNEL = (1 / 16, 4 / 16, 6 / 16, 4 / 16, 1 / 16)
 
 
@@ -90,6 +91,13 @@ class _Projected:
     def scaled(self, low: Tensor, scale: Tensor) -> _Projected:
         """Return the projections less ``low``, times ``scale``, [k] each."""
         return _Projected(self.patches, self.weight * scale, (self.bias - low) * scale)
+
+    def some(self) -> _Projected:
+        """Return the projections of some patches from all over the set, a chunk of them."""
+        patches = self.patches
+        step = max(1, patches.count // _PATCHES)
+        few = _Patches(patches.level[::step].contiguous(), patches.corners[::step], patches.size)
+        return _Projected(few, self.weight, self.bias)
 
     def chunks(self) -> Iterator[Tensor]:
         """Yield the next patches' projections, float32 [k, n]."""
@@ -267,24 +275,40 @@ def _counted(sets: list[_Projected], pool: Executor) -> Tensor:
     """Return the distances [k] of two sets of many patches, from histograms.
 
     The distance is the area between the two distribution functions, whose difference the counts
-    give exactly at the edges of the bins. Beyond the bins, which reach half as far again as the
-    first patches, it is read off the means of what lies there.
+    give exactly at the edges of the bins. Beyond the bins, which reach half as far again as some of
+    the patches, it is read off the means of what lies there; where that is not negligible the bins
+    are spread wider.
     """
     low, high = _range(sets)
+    while True:
+        distances, unsure = _count_within(sets, low, high, pool)
+        if bool((unsure <= _NEGLIGIBLE * distances).all()):
+            return distances
+        reach = high - low
+        low, high = low - reach, high + reach
+
+
+def _count_within(
+    sets: list[_Projected], low: Tensor, high: Tensor, pool: Executor
+) -> tuple[Tensor, Tensor]:
+    """Return the distances [k] by bins from ``low`` to ``high``, and how far they may be wrong."""
     scale = (_BINS - 1) / (high - low)
     table = np.zeros((len(scale), _BINS), dtype=np.int32)
     beyond = torch.zeros(2, len(scale), dtype=torch.float64)
+    mass = torch.zeros(len(scale), dtype=torch.float64)
     for sign, each in zip((1, -1), sets, strict=True):
         for places, outside in _places(each, low, scale):
             beyond += sign * outside
+            mass += outside.abs().sum(0)
             list(pool.map(partial(_count, sign), table, places))
     areas = torch.tensor(list(pool.map(_area, table)), dtype=torch.float64)
-    return (areas + beyond.abs().sum(0)) / scale / sets[0].patches.count
+    whole = scale.double() * sets[0].patches.count
+    return (areas + beyond.abs().sum(0)) / whole, mass / whole
 
 
 def _range(sets: list[_Projected]) -> tuple[Tensor, Tensor]:
     """Return the least and largest projections, [k] each, that have a bin of their own."""
-    first = torch.cat([next(each.chunks()) for each in sets], 1)
+    first = torch.cat([next(each.some().chunks()) for each in sets], 1)
     low, high = first.amin(1), first.amax(1)
     margin = (high - low) / 4 + 1e-6
     return low - margin, high + margin

@@ -51,6 +51,11 @@ class Metric:
         seed: int = 0,
         device: torch.device | str = "cpu",
     ) -> None:
+        if not names:
+            known = ", ".join(entry.name for entry in METRICS)
+            raise UserError(f"a Metric needs at least one name of: {known}")
+        if features == "domain":
+            raise UserError("features 'domain' are learnt from reals: pass domain_extractor(...)")
         self.needs: set[Need] = {need for name in names for need in METRICS[name].needs}
         for name in names:
             more = METRICS[name].needs - FEEDABLE
@@ -89,12 +94,18 @@ class Metric:
         for side, needed in ((self.fake, True), (self.real, "reals" in self.needs)):
             if needed and not len(side):
                 raise ValueError(f"{', '.join(self.names)} needs {side.name}, but was fed none")
+        if "labels" in self.needs:
+            for side in (self.fake, self.real):
+                if side.labels is None:
+                    raise ValueError(f"{', '.join(self.names)} needs labels of the {side.name}")
         comparison = Comparison(self.fake, self.real, seed=self.seed)
         return {name: METRICS[name].take(comparison) for name in self.names}
 
     def _quantised(self, images: Tensor) -> Tensor:
         if not images.is_floating_point():
             return uint8_images(images)
+        if not images.numel():
+            raise ValueError(f"images must not be empty, but are {list(images.shape)}")
         x = images.float() * 2 - 1 if self.normalize else images.float()
         if not float(x.abs().max()) <= 2:
             bounds = "[0, 1]" if self.normalize else "[-1, 1]"
@@ -126,7 +137,7 @@ class Fed:
         }
         self._labels: list[Tensor] = []
         self._shape, self._count = (0, 0, 0), 0
-        self._digest = Digest()
+        self._digest, self._labelling = Digest(), Digest()
 
     def __len__(self) -> int:
         return self._count
@@ -150,6 +161,7 @@ class Fed:
             self._kept[need].append(part)
         if labels is not None:
             self._labels.append(labels.cpu().long())
+            self._labelling.update(images.cpu().numpy(), labels.cpu().numpy())
         self._digest.update(images.cpu().numpy())
         self._shape, self._count = shape, self._count + len(images)
 
@@ -168,6 +180,11 @@ class Fed:
     def fingerprint(self) -> str:
         """What names the images, whatever their order."""
         return self._digest.name()
+
+    @property
+    def labelling(self) -> str:
+        """What names the images with their labels, whatever their order."""
+        return self._labelling.name()
 
     @property
     def extractor(self) -> Extractor:

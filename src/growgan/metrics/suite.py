@@ -6,7 +6,7 @@ A new metric is one function here: it is then listed, evaluated, fed and written
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from typing import Any, Literal, Protocol
 
@@ -173,7 +173,7 @@ def intra_fid(c: Comparison) -> Figure:
         sides += [side.features[labels >= 0], labels[labels >= 0]]
     found = frechet_by_class(*sides)
     details = {str(name): value for name, value in found.classes.items()}
-    estimator = "covariance over N - 1, mean over classes"
+    estimator = f"covariance over N - 1, mean over classes, labels {c.real.labelling[:16]}"
     protocol = c.protocol("intra-fid", estimator, counts=(len(sides[0]), len(sides[2])))
     return Figure(found.value, protocol, details=details)
 
@@ -216,7 +216,8 @@ def path_length(c: Comparison) -> Figure:
         progress=partial(c.watch, "paths"),
     )
     estimator = f"{_PATHS} full paths in z, step 1e-4, less 1 % at each end"
-    return Figure(value, c.protocol("ppl", estimator, counts=(_PATHS, 0), without=("reals",)))
+    protocol = c.protocol("ppl", estimator, counts=(_PATHS, 0), without=("reals",))
+    return Figure(value, replace(protocol, quantisation="none"))
 
 
 @metric(
@@ -233,7 +234,10 @@ def accuracy(c: Comparison) -> Figure:
     sides = [side for side in (c.fake, c.real, c.held_out) if side is not None]
     progress = partial(c.watch, "training of two classifiers")
     found = classification_accuracy_score(*map(_labelled, sides), seed=c.seed, progress=progress)
-    estimator = f"domain network {domain.VERSION}, tested on {sides[2].fingerprint[:16]}"
+    tested = f"{sides[2].fingerprint[:16]}, labels {sides[2].labelling[:16]}"
+    estimator = (
+        f"domain network {domain.VERSION}, labels {c.real.labelling[:16]}, tested on {tested}"
+    )
     counts = (found.count, found.count)
     protocol = c.protocol("cas", estimator, counts=counts, without=("features",))
     return Figure(found.score, protocol, details={"reals": found.yardstick})

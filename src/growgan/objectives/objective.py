@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from growgan.config import Settings
 from growgan.errors import UserError
 from growgan.objectives.augment import Adaptive, Augmentation, make_augmentation
-from growgan.objectives.conditioning import Conditioning, Unconditional, make_conditioning
+from growgan.objectives.conditioning import Conditioning, make_conditioning
 from growgan.objectives.losses import LOSSES, Loss, make_loss
 from growgan.objectives.regulariser import Penalty, Regulariser, make_regulariser
 from growgan.objectives.step import Step
@@ -35,7 +35,7 @@ class Objective:
     loss: Loss
     regularisers: Mapping[str, Regulariser] = field(default_factory=dict)
     augmentation: Augmentation = field(default_factory=Augmentation)
-    conditioning: Conditioning = field(default_factory=Unconditional)
+    conditioning: Conditioning = field(default_factory=Conditioning)
 
     @property
     def paired(self) -> bool:

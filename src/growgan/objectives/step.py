@@ -66,17 +66,17 @@ class Step:
 
     def verdict(self, images: Tensor) -> Float[Tensor, " n"]:
         """Return D's logits of ``images`` as they are, each row with its label."""
-        return self.discriminator(images, self.labels_of(images))
+        return self.discriminator(images, *self.labels_of(images))
 
     def features(self, images: Tensor) -> Float[Tensor, "n d"]:
         """Return D's features of ``images``, augmented as D sees all images."""
-        return self.discriminator.features(self.augment(images), self.labels_of(images))
+        return self.discriminator.features(self.augment(images), *self.labels_of(images))
 
-    def labels_of(self, images: Tensor) -> Float[Tensor, "n k"] | None:
-        """Return the labels of ``images``: the batch's rows, once or several times."""
+    def labels_of(self, images: Tensor) -> tuple[Tensor, ...]:
+        """Return the labels of ``images``, the batch's once or several times; nothing without."""
         if not self.labels.numel():
-            return None
-        return self.labels.repeat(len(images) // len(self.labels), 1)
+            return ()
+        return (self.labels.repeat(len(images) // len(self.labels), 1),)
 
     def recall(self, name: str, default: float = 0.0) -> Tensor:
         """Return the scalar ``name`` from memory, ``default`` where there is none yet."""

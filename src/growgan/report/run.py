@@ -249,9 +249,8 @@ def _note(e: Event) -> str:
         then = f"went back, with {e['remedy']}" if e.get("remedy") else "stopped"
         return f"{e.get('candidate')}: {e.get('diagnosis')}; the run {then}."
     if e.get("event") == "memory":
-        return (
-            f"{e.get('candidate')}: memory ran out; batches went through in {e.get('parts')} parts."
-        )
+        parts = f"batches went through in {e.get('parts')} parts"
+        return f"{e.get('candidate')}: memory was short; {parts}."
     if e.get("event") == "damage":
         return f"{e.get('reason')}; the run went back to {', '.join(map(str, e.get('alive', ())))}."
     return ""

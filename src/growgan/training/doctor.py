@@ -186,7 +186,7 @@ def _outright(now: Vitals, before: Vitals | None, grew: bool) -> str | None:
     if now.images < SETTLED or before is None or now.score is None or before.score is None:
         return None
     wins = now.wins_seen if now.wins_unseen is None else now.wins_unseen
-    if min(wins, before.wins_seen) > 0.995 and now.score > 0.9 * before.score and not grew:
+    if min(wins, before.wins_seen) > 0.995 and now.score >= before.score and not grew:
         return f"D tells {wins:.1%} of fakes from reals and G no longer gets better: D has won"
     return None
 

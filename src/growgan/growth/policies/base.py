@@ -53,7 +53,7 @@ def make_policy(name: str, values: Mapping[str, Any]) -> GrowthPolicy:
             raise unknown(f"{name} setting", key, known)
         kind = type(known[key].default)
         right = isinstance(value, (int, float) if kind is float else kind)
-        if not right or isinstance(value, bool):
+        if not right or isinstance(value, bool) != (kind is bool):
             raise UserError(f"setting 'growth.{key}' must be {kind.__name__}, but got {value!r}")
     made: GrowthPolicy = policy(**values)
     return made

@@ -124,6 +124,12 @@ class Dynamic:
             return Selection((best.id,) if best else (), "every child failed; back to the best")
         ranked = sorted(sound, key=_score)
         leader, reason = self._winner(ranked, early=history.left > 0.5)
+        if leader.parent is None and len(history.candidates) > len(children):
+            first = history.candidates[0]
+            wider = [
+                own.stem / old.stem for own, old in zip(leader.specs, first.specs, strict=True)
+            ]
+            reason = f"begun anew, G {wider[0]:g} and D {wider[1]:g} times as wide: they can be fed"
         before = unproven(history.lineage(leader))
         if before is not None and withers(leader, before, history):
             return Selection((before.id,), f"the growth of {before.id} did not take; back to it")

@@ -1,0 +1,90 @@
+"""How D is told about labels, and what both players learn from them.
+
+A conditioning says how D's logits use a label (``judging``), which further linear maps of its
+features there are (``readouts``), and which terms both losses gain. It sees features and labels,
+and never images. G's side is a matter of its stack (:mod:`growgan.nets.forms`).
+
+Notation: φ features, y the label (one number a class), f the features of fakes, CE cross entropy.
+A row whose label is all zeros has none, and is left out of terms that need one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch.nn.functional as F
+from jaxtyping import Float
+from torch import Tensor
+
+from growgan.nets import spec as specs
+from growgan.objectives.regulariser import with_options
+from growgan.objectives.step import Step
+from growgan.registry import Registry
+
+Rows = Float[Tensor, "n d"]
+
+
+@dataclass(frozen=True)
+class Conditioning:
+    """What D does with labels; fields are options, by ``conditioning_options.NAME``.
+
+    Attributes:
+        judging: how logits use the label, see :class:`growgan.nets.stack.Discriminator`.
+        labelled: whether the images must have labels.
+    """
+
+    judging: ClassVar[specs.Judging] = "plain"
+    labelled: ClassVar[bool] = True
+
+    def readouts(self, classes: int) -> dict[str, int]:
+        """Return the names and sizes of the linear maps of features that it needs."""
+        return {}
+
+    @property
+    def proxies(self) -> int:
+        """Length of the learnt direction of each class; 0: it needs none."""
+        return 0
+
+    def codes(self) -> tuple[int, int]:
+        """Return how many classes, and how many numbers, it makes up itself."""
+        return 0, 0
+
+    def discriminator(self, step: Step) -> dict[str, Tensor]:
+        """Return terms of D's loss, weighted."""
+        return {}
+
+    def generator(self, step: Step) -> dict[str, Tensor]:
+        """Return terms of G's loss, weighted."""
+        return {}
+
+
+CONDITIONINGS: Registry[type[Conditioning]] = Registry("conditioning")
+
+
+def scores(step: Step, name: str, features: Rows) -> Tensor:
+    """Return what D's readout ``name`` makes of features, float32."""
+    values: Tensor = step.discriminator.readouts[name](features)
+    return values.float()
+
+
+def cross_entropies(logits: Rows, y: Rows) -> tuple[Tensor, Tensor]:
+    """Return each row's cross entropy, 0 where there is no label, and 1 where there is one."""
+    known = y.sum(1)
+    return -(F.log_softmax(logits.float(), 1) * y).sum(1), known
+
+
+def cross_entropy(logits: Rows, y: Rows) -> Tensor:
+    """Return the mean cross entropy of the rows that have a label."""
+    each, known = cross_entropies(logits, y)
+    return each.sum() / known.sum().clamp(min=1)
+
+
+def make_conditioning(name: str, options: Mapping[str, float]) -> Conditioning:
+    """Return the conditioning ``name`` with ``options``.
+
+    Raises:
+        UserError: an unknown name or option, or a value out of range.
+    """
+    return with_options(CONDITIONINGS[name](), options, "conditioning_options")

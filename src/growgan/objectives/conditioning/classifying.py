@@ -1,0 +1,225 @@
+"""What has a classifier on D's features."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from growgan.objectives.conditioning.base import (
+    CONDITIONINGS,
+    Conditioning,
+    Rows,
+    cross_entropies,
+    cross_entropy,
+    scores,
+)
+from growgan.objectives.step import Step
+
+
+@dataclass(frozen=True)
+class Classifying(Conditioning):
+    """What has a classifier p on D's features.
+
+    Attributes:
+        weight: of D's term.
+        generator_weight: of G's.
+    """
+
+    weight: float = 1.0
+    generator_weight: float = 1.0
+
+    def readouts(self, classes: int) -> dict[str, int]:
+        return {"p": classes}
+
+
+@CONDITIONINGS.register("ac", "an auxiliary classifier", "Odena et al. 2017, 1610.09585")
+@dataclass(frozen=True)
+class AuxiliaryClassifier(Classifying):
+    """D: CE of reals, and of fakes; G: CE of fakes (Odena et al. 2017, equation 3)."""
+
+    generator_weight: float = 0.1
+
+    def discriminator(self, step: Step) -> dict[str, Tensor]:
+        on_reals, on_fakes = (
+            cross_entropy(scores(step, "p", each), step.labels)
+            for each in (step.real_features, step.fake_features)
+        )
+        return {"class": self.weight * (on_reals + on_fakes)}
+
+    def generator(self, step: Step) -> dict[str, Tensor]:
+        term = cross_entropy(scores(step, "p", step.fake_features), step.labels)
+        return {"class_generator": self.generator_weight * term}
+
+
+@CONDITIONINGS.register("tac", "a twin classifier, of fakes alone", "Gong et al. 2019, 1907.02690")
+@dataclass(frozen=True)
+class TwinAuxiliaryClassifier(Classifying):
+    """D: CE_p of reals and CE_q of fakes; G: CE_p - CE_q of fakes (Gong et al. 2019, equation 4).
+
+    The twin q takes from G what the classifier alone gives it: to make labels too clear.
+    """
+
+    def readouts(self, classes: int) -> dict[str, int]:
+        return {"p": classes, "q": classes}
+
+    def discriminator(self, step: Step) -> dict[str, Tensor]:
+        return {
+            "class": self.weight
+            * cross_entropy(scores(step, "p", step.real_features), step.labels),
+            "twin": self.weight * cross_entropy(scores(step, "q", step.fake_features), step.labels),
+        }
+
+    def generator(self, step: Step) -> dict[str, Tensor]:
+        term = log_ratio(step).mean()
+        return {"class_generator": self.generator_weight * term}
+
+
+@CONDITIONINGS.register("adc", "real and fake classes in one classifier", "Hou et al. 2022")
+@dataclass(frozen=True)
+class DiscriminativeClassifier(Classifying):
+    """One classifier of 2K classes, (y, real) and (y, fake) (Hou et al. 2022, 2107.10060).
+
+    D: CE of reals and fakes; G: CE to (y, real) less CE to (y, fake) on fakes.
+    """
+
+    def readouts(self, classes: int) -> dict[str, int]:
+        return {"p": 2 * classes}
+
+    def discriminator(self, step: Step) -> dict[str, Tensor]:
+        real, fake = self._targets(step)
+        on_reals = cross_entropy(scores(step, "p", step.real_features), real)
+        on_fakes = cross_entropy(scores(step, "p", step.fake_features), fake)
+        return {"class": self.weight * (on_reals + on_fakes)}
+
+    def generator(self, step: Step) -> dict[str, Tensor]:
+        real, fake = self._targets(step)
+        seen = scores(step, "p", step.fake_features)
+        term = cross_entropy(seen, real) - cross_entropy(seen, fake)
+        return {"class_generator": self.generator_weight * term}
+
+    def _targets(self, step: Step) -> tuple[Tensor, Tensor]:
+        nothing = torch.zeros_like(step.labels)
+        return torch.cat([step.labels, nothing], 1), torch.cat([nothing, step.labels], 1)
+
+
+@CONDITIONINGS.register("mh", "multi-hinge: fake is one more class", "Kavalerov et al. 2021")
+@dataclass(frozen=True)
+class MultiHinge(Classifying):
+    """Crammer-Singer hinge of K + 1 classes, the last of which is "fake" (1912.04216).
+
+    D: [1 - C_y + C_¬y]₊ on reals, [1 - C_K + C_¬K]₊ on fakes; G: [1 - C_y + C_¬y]₊ on fakes, where
+    C_¬y is the largest of the others.
+    """
+
+    def readouts(self, classes: int) -> dict[str, int]:
+        return {"p": classes + 1}
+
+    def discriminator(self, step: Step) -> dict[str, Tensor]:
+        own = F.pad(step.labels, (0, 1))
+        fake = F.pad(torch.zeros_like(step.labels), (0, 1), value=1.0)
+        on_reals = multi_hinge(scores(step, "p", step.real_features), own)
+        on_fakes = multi_hinge(scores(step, "p", step.fake_features), fake)
+        return {"class": self.weight * (on_reals + on_fakes)}
+
+    def generator(self, step: Step) -> dict[str, Tensor]:
+        term = multi_hinge(scores(step, "p", step.fake_features), F.pad(step.labels, (0, 1)))
+        return {"class_generator": self.generator_weight * term}
+
+
+@CONDITIONINGS.register("f-cgan", "G also closes the gap of two classifiers", "Han et al. 2021")
+@dataclass(frozen=True)
+class FDivergence(Classifying):
+    """L_G gains E f(r), r = exp(CE_q - CE_p) on fakes; D: CE_p of reals, CE_q of fakes.
+
+    Attributes:
+        divergence: 0 reverse KL, 1 KL, 2 Pearson, 3 squared Hellinger, 4 Jensen-Shannon.
+    """
+
+    divergence: int = 0
+
+    def readouts(self, classes: int) -> dict[str, int]:
+        return {"p": classes, "q": classes}
+
+    def discriminator(self, step: Step) -> dict[str, Tensor]:
+        return TwinAuxiliaryClassifier(self.weight).discriminator(step)
+
+    def generator(self, step: Step) -> dict[str, Tensor]:
+        # r is the density of reals over that of fakes, within the class.
+        log_r = -log_ratio(step)
+        term = divergence(int(self.divergence), log_r).mean()
+        return {"class_generator": self.generator_weight * term}
+
+
+@CONDITIONINGS.register(
+    "infogan", "codes that D can read off images", "Chen et al. 2016, 1606.03657"
+)
+@dataclass(frozen=True)
+class InfoGan(Conditioning):
+    """Both losses gain -log Q(c | G(z, c)), Q a readout of D; labels are not needed.
+
+    Attributes:
+        categories: of the categorical code, uniform.
+        numbers: continuous codes, standard normal, with Q of unit variance.
+        weight: λ.
+    """
+
+    categories: int = 10
+    numbers: int = 2
+    weight: float = 1.0
+
+    labelled = False
+
+    def codes(self) -> tuple[int, int]:
+        return self.categories, self.numbers
+
+    def readouts(self, classes: int) -> dict[str, int]:
+        return {"p": classes}
+
+    def discriminator(self, step: Step) -> dict[str, Tensor]:
+        return {"code": self.weight * self._surprise(step)}
+
+    def generator(self, step: Step) -> dict[str, Tensor]:
+        return {"code_generator": self.weight * self._surprise(step)}
+
+    def _surprise(self, step: Step) -> Tensor:
+        guess, k = scores(step, "p", step.fake_features), self.categories
+        numbers = 0.5 * (guess[:, k:] - step.labels[:, k:]).square().sum(1).mean()
+        return cross_entropy(guess[:, :k], step.labels[:, :k]) + numbers
+
+
+def divergence(kind: int, log_r: Tensor) -> Tensor:
+    """Return f(r), whose mean over fakes is the divergence of reals from fakes; r = p/q.
+
+    Reverse KL -log r, KL r log r, Pearson (r - 1)², squared Hellinger (sqrt(r) - 1)²,
+    Jensen-Shannon ½ (r log r - (r + 1) log((r + 1)/2)).
+    """
+    log_r = log_r.clamp(-10, 10)
+    r = log_r.exp()
+    if kind == 0:
+        return -log_r
+    if kind == 1:
+        return r * log_r
+    if kind == 2:
+        return (r - 1).square()
+    if kind == 3:
+        return (r.sqrt() - 1).square()
+    return 0.5 * (r * log_r - (r + 1) * ((r + 1) / 2).log())
+
+
+def log_ratio(step: Step) -> Tensor:
+    """Return CE_p - CE_q of each fake: how much clearer its class is among fakes."""
+    each = [
+        cross_entropies(scores(step, name, step.fake_features), step.labels)[0] for name in "pq"
+    ]
+    return each[0] - each[1]
+
+
+def multi_hinge(values: Rows, y: Rows) -> Tensor:
+    """Return the mean of [1 - C_y + C_¬y]₊ over the rows that have a label."""
+    own = (values * y).sum(1)
+    others = (values - 1e9 * y).amax(1)
+    known = y.sum(1)
+    return (F.relu(1 - own + others) * known).sum() / known.sum().clamp(min=1)

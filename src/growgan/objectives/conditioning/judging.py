@@ -1,0 +1,102 @@
+"""What lets D's logits depend on the label."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from growgan.objectives.conditioning.base import (
+    CONDITIONINGS,
+    Conditioning,
+    Rows,
+    cross_entropies,
+    scores,
+)
+from growgan.objectives.step import Step
+
+
+@CONDITIONINGS.register("none", "labels are not used")
+@dataclass(frozen=True)
+class Unconditional(Conditioning):
+    """No label is seen by any player."""
+
+    labelled = False
+
+
+@dataclass(frozen=True)
+class Judging(Conditioning):
+    """What lets D's logits depend on the label.
+
+    Attributes:
+        contrary: weight of the a contrario term: that images with the label of another are fakes,
+            reals and fakes alike (Boulahbal et al. 2021, 2103.15470; of text, Reed et al. 2016).
+    """
+
+    contrary: float = 0.0
+
+
+@CONDITIONINGS.register("concat", "the label as maps beside the image", "Mirza & Osindero 2014")
+@dataclass(frozen=True)
+class Concatenation(Judging):
+    """D(x, y) sees y as constant maps (Mirza & Osindero 2014, 1411.1784)."""
+
+    judging = "concat"
+
+
+@CONDITIONINGS.register("projection", "logit + <v_y, features>", "Miyato & Koyama 2018, 1802.05637")
+@dataclass(frozen=True)
+class Projection(Judging):
+    """D(x, y) = ψ(φ) + <v_y, φ> (Miyato & Koyama 2018, equation 3)."""
+
+    judging = "projection"
+
+    def readouts(self, classes: int) -> dict[str, int]:
+        return {"p": classes}
+
+
+@CONDITIONINGS.register("md", "a logit of its own for each class", "Mescheder et al. 2018")
+@dataclass(frozen=True)
+class MultiHead(Judging):
+    """D(x, y) is the y-th of K logits."""
+
+    judging = "heads"
+
+    def readouts(self, classes: int) -> dict[str, int]:
+        return {"p": classes}
+
+
+@CONDITIONINGS.register(
+    "p2gan", "projection on the difference of two classifiers", "Han et al. 2021"
+)
+@dataclass(frozen=True)
+class DualProjection(Judging):
+    """D = ψ + <v_y^p - v_y^q, φ>, with CE_p of reals and CE_q of fakes (2108.09016, equation 8).
+
+    Attributes:
+        weight: of both cross entropies.
+        adaptive: 1 for a weight exp(-w(φ)) of each image's own, with the penalty mean w.
+    """
+
+    weight: float = 1.0
+    adaptive: int = 0
+
+    judging = "difference"
+
+    def readouts(self, classes: int) -> dict[str, int]:
+        weights = {"w": 1} if self.adaptive else {}
+        return {"p": classes, "q": classes, **weights}
+
+    def discriminator(self, step: Step) -> dict[str, Tensor]:
+        return {
+            "class": self.weight * self._term(step, "p", step.real_features),
+            "twin": self.weight * self._term(step, "q", step.fake_features),
+        }
+
+    def _term(self, step: Step, name: str, features: Rows) -> Tensor:
+        each, known = cross_entropies(scores(step, name, features), step.labels)
+        if self.adaptive:
+            w = scores(step, "w", features)[:, 0]
+            each = torch.exp(-w) * each + w * known
+        return each.sum() / known.sum().clamp(min=1)
