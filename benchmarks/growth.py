@@ -5,7 +5,7 @@
 
 A cell is one run: a method, a dataset, a budget, a seed. Its figures go into
 ``benchmarks/results/growth.jsonl`` as soon as it is done; a cell that is there is not run again.
-``--group`` picks the policies, the random stacks, the search's single ideas, or the recipes (loss,
+``--group`` picks the policies, shapes that were known before, the random stacks, the search's single ideas, or the recipes (loss,
 penalties, rate and layers of a fixed stack). With ``--jobs`` several cells run side by side, each
 on its share of the cores: every method alike.
 
@@ -65,6 +65,12 @@ IDEAS: dict[str, dict[str, Any]] = {
     "dynamic, trials whatever the budget": {"shown": 0.01, "images": 100},
     "dynamic, three growths a round": {"tries": 3, "shown": 0.01, "images": 100},
 }
+# The shapes that dynamic picks at five and at twenty minutes, from the start: what its first slice
+# and its planning cost, and how far the settings' own shape is from them.
+SHAPES = {
+    "fixed, G and D twice as wide": {"width": 64, "discriminator_width": 64},
+    "fixed, G four times and D twice": {"width": 128, "discriminator_width": 64},
+}
 STACKS = tuple(f"stack{i}" for i in range(8))
 PENALTY = ("regularisers=gp,drift", "loss=wasserstein")
 RECIPES: dict[str, tuple[str, ...]] = {
@@ -88,6 +94,7 @@ RECIPES: dict[str, tuple[str, ...]] = {
 }
 GROUPS: dict[str, tuple[str, ...]] = {
     "policies": POLICIES,
+    "shapes": tuple(SHAPES),
     "stacks": STACKS,
     "ideas": tuple(IDEAS),
     "recipes": tuple(RECIPES),
@@ -129,6 +136,8 @@ def settings_of(cell: Cell, threads: int) -> Settings:
     values: dict[str, Any] = {"seed": cell.seed, "threads": threads, "policy": "fixed"}
     if cell.method in STACKS:
         values["stack"] = random_shape(STACKS.index(cell.method))
+    elif cell.method in SHAPES:
+        values["stack"] = SHAPES[cell.method]
     elif cell.method in IDEAS:
         values |= {"policy": "dynamic", "growth": IDEAS[cell.method]}
     elif cell.method in POLICIES:
@@ -265,7 +274,7 @@ def table() -> str:
             "| method | seeds | FD | SWD | images | candidates |",
             "|---|---|---|---|---|---|",
         ]
-        for method in (*POLICIES, *IDEAS, *RECIPES):
+        for method in (*POLICIES, *SHAPES, *IDEAS, *RECIPES):
             own = [r for r in part if r["method"] == method]
             if own:
                 lines.append(_line(method, own))
