@@ -5,9 +5,9 @@
 
 A cell is one run: a method, a dataset, a budget, a seed. Its figures go into
 ``benchmarks/results/growth.jsonl`` as soon as it is done; a cell that is there is not run again.
-``--group`` picks the policies, shapes that were known before, the random stacks, the search's single ideas, or the recipes (loss,
-penalties, rate and layers of a fixed stack). With ``--jobs`` several cells run side by side, each
-on its share of the cores: every method alike.
+``--group`` picks the policies, shapes that were known before, the random stacks, the search's single
+ideas, or the recipes (loss, penalties, rate and layers of a fixed stack). With ``--jobs`` several
+cells run side by side, each on its share of the cores: every method alike.
 
 Distances are taken by a judge that the search never sees: a classifier of its own seed, trained
 on the labels. Both networks are trained before the clock starts (some 20 s a dataset, once) and
