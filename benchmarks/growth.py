@@ -5,7 +5,7 @@
 
 A cell is one run: a method, a dataset, a budget, a seed. Its figures go into
 ``benchmarks/results/growth.jsonl`` as soon as it is done; a cell that is there is not run again.
-``--group`` picks the policies, shapes that were known before, the random stacks, the search's single
+``--group`` picks the policies, shapes known before, the random stacks, the search's single
 ideas, or the recipes (loss, penalties, rate and layers of a fixed stack). With ``--jobs`` several
 cells run side by side, each on its share of the cores: every method alike.
 
