@@ -109,13 +109,17 @@ def _load(
             sides["preparation"] = "loaded at --resolution, fit auto, Lanczos"
         elif not _is_run(real):
             own = load_images(real)
-            if {"resolution": own.resolution, "channels": own.channels} != how:
+            if {"resolution": own.resolution, "channels": own.channels} == how:
+                sides["real"] = own
+            else:
                 height, width = own.resolution
                 was = f"{width}x{height} with {own.channels} channels"
                 sides["preparation"] = (
                     f"reals of {was} brought to the fakes' form, fit auto, Lanczos"
                 )
-    sides["real"] = _load_run(Path(real), None)[0] if _is_run(real) else load_images(real, **how)
+    if "real" not in sides:
+        run = _is_run(real)
+        sides["real"] = _load_run(Path(real), None)[0] if run else load_images(real, **how)
     sides["held_out"] = load_images(held_out, **how) if held_out else None
     return sides
 

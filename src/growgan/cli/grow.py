@@ -118,15 +118,16 @@ def _run(
     kept = [f"--{name}" for name in given if name != "device"] + ["--set"] * bool(overrides)
     if resume and kept:
         raise UserError(f"a resumed run keeps its settings: leave out {' and '.join(kept)}")
-    known, size = out if resume else None, parse_resolution(resolution)
-    settings = _settings(known, start(min(size or (0,))), given, overrides)
+    known, told = out if resume else None, parse_resolution(resolution)
+    settings = _settings(known, start(min(told or (0,))), given, overrides)
     limit = _limit(budget, images, resume)
-    size = size or settings.resolution
+    size = told or settings.resolution
     if size is not None:
         # Say what cannot be reached before any image is read.
         PRESETS[settings.preset].family.base(settings.stack, size)
     found = _loaded(source, size, max_broken, settings)
-    settings = _settings(known, start(min(found.resolution)), given, overrides)
+    if told is None:
+        settings = _settings(known, start(min(found.resolution)), given, overrides)
     if dry_run:
         from growgan.cli.dry_run import show_stages
         from growgan.growth.run import for_data

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from growgan.config import Settings
-from growgan.data import ImageSet
+from growgan.data import ImageSet, default_cache
 from growgan.data.files import replace_file
 from growgan.errors import UserError
 from growgan.growth.budget import Budget
@@ -19,6 +19,7 @@ from growgan.growth.model import Model
 from growgan.growth.run import Run, check_out, make_scorer
 from growgan.metrics.features import Extractor
 from growgan.metrics.neighbours import nearest, neighbourhoods
+from growgan.metrics.side import Stored
 from growgan.report.sheet import save_sheet
 
 PICKS, STEPS = (0, 1, 2, 3), 8  # of the walk: as many rows as ways
@@ -61,8 +62,14 @@ def nearest_images(
 ) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
     """Return ``count`` samples and the training image nearest to each, uint8 [N, H, W, C]."""
     samples = model.sample(count)
-    rows = [extractor(torch.from_numpy(np.array(chunk))) for chunk in _chunks(data)]
-    index, _ = nearest(extractor(_first(samples)), torch.cat(rows))
+    reals = Stored(
+        data.images,
+        name="reals",
+        extractor=lambda: extractor,
+        identity=data.fingerprint,
+        cache=default_cache(),
+    )
+    index, _ = nearest(extractor(_first(samples)), reals.features)
     return samples, np.array(data.images[index.numpy()]).transpose(0, 2, 3, 1)
 
 
@@ -90,10 +97,6 @@ def _extractor(run: Run, data: ImageSet) -> Extractor:
     extractor = make_scorer(data, settings, budget, torch.device("cpu"), copy).extractor
     assert extractor is not None
     return extractor
-
-
-def _chunks(data: ImageSet, size: int = 1024) -> list[NDArray[np.uint8]]:
-    return [data.images[start : start + size] for start in range(0, len(data), size)]
 
 
 def _first(images: NDArray[np.uint8]) -> Tensor:

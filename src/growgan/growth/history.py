@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from functools import cached_property
 
 from growgan.config import ActionSettings, StackSettings
 from growgan.growth.actions import UNCHANGED, Growth, legal_growths
@@ -79,7 +80,7 @@ class Space:
     target: tuple[int, int]
     actions: ActionSettings = ActionSettings()
 
-    @property
+    @cached_property
     def smallest(self) -> tuple[int, int]:
         """Height and width of the smallest images that both players can be made for."""
         return PRESETS[self.preset].smallest(self.shape, self.channels, self.target)

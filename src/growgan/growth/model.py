@@ -71,7 +71,7 @@ class Model:
 
     def labels(self, count: int, labels: Sequence[int] | None = None) -> NDArray[np.int64] | None:
         """Return the labels that :meth:`sample` draws, int64 [N]; None if it is unconditional."""
-        known = self._network.spec.classes - self._network.spec.continuous
+        known = self._network.spec.categories
         return np.resize(labels or range(known), count).astype(np.int64) if known else None
 
     def walk(self, picks: Sequence[int], steps: int, *, count: int = 64, seed: int = 0) -> Images:
@@ -136,7 +136,7 @@ class Model:
         return self._made(table.flatten(0, 1))
 
     def _check(self, labels: Sequence[int] | None) -> None:
-        known = self._network.spec.classes - self._network.spec.continuous
+        known = self._network.spec.categories
         if labels is not None and not known:
             raise UserError("labels have no meaning here: this generator is not conditional")
         for label in labels or ():

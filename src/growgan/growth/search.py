@@ -275,9 +275,9 @@ class Search:
         """Rebuild the history from the ledger, and forget what was never written down."""
         tried: dict[str, Candidate] = {}
         for event in self.ledger.read():
-            self._ended |= event["event"] == "end"
+            if event["event"] in ("candidate", "damage", "end"):
+                self._ended = event["event"] == "end"
             if event["event"] == "candidate":
-                self._ended = False
                 candidate = self._counted(candidate_from_event(event), tried)
                 tried[candidate.id] = candidate
                 self._unselected.append(candidate)
@@ -292,7 +292,6 @@ class Search:
             elif event["event"] == "memory":
                 self.parts = event["parts"]
             elif event["event"] == "damage":
-                self._ended = False
                 lost, alive = frozenset(event["lost"]), tuple(event["alive"])
                 self.history = replace(self.history, lost=lost, alive=alive)
         for folder in (self.out / "candidates").iterdir():

@@ -159,10 +159,11 @@ class Fed:
         made = {need: self._make(need, images) for need in self._kept}
         for need, part in made.items():
             self._kept[need].append(part)
+        pixels = images.cpu().numpy()
         if labels is not None:
             self._labels.append(labels.cpu().long())
-            self._labelling.update(images.cpu().numpy(), labels.cpu().numpy())
-        self._digest.update(images.cpu().numpy())
+            self._labelling.update(pixels, self._labels[-1].numpy())
+        self._digest.update(pixels)
         self._shape, self._count = shape, self._count + len(images)
 
     def _make(self, need: Need, images: Tensor) -> Tensor:

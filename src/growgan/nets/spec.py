@@ -158,6 +158,11 @@ class StackSpec:
         return HEAD_FACTORS.get((self.form, self.role), 1)
 
     @property
+    def categories(self) -> int:
+        """How many of the classes are classes, and no numbers."""
+        return self.classes - self.continuous
+
+    @property
     def inputs(self) -> int:
         """Length of what G is called with: latents, and the label with one number a class."""
         return self.latent + self.classes

@@ -63,9 +63,9 @@ def labelled(
     """Return latents with labels that take turns (None: all), and codes that ``seed`` draws."""
     if not spec.classes:
         return z
-    known = spec.classes - spec.continuous
-    turns = torch.tensor(range(known) if labels is None else labels, device=z.device)
-    y = one_hot(turns.repeat(-(-len(z) // len(turns)))[: len(z)], known)
+    wanted = range(spec.categories) if labels is None else labels
+    turns = torch.tensor(wanted, device=z.device)
+    y = one_hot(turns.repeat(-(-len(z) // len(turns)))[: len(z)], spec.categories)
     rng = torch.Generator().manual_seed(~seed & 0xFFFFFFFF)
     numbers = torch.randn(len(z), spec.continuous, generator=rng).to(z.device)
     return torch.cat([z, y, numbers], 1)

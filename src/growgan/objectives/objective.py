@@ -63,8 +63,8 @@ class Objective:
         """Return D's terms; their sum is its loss."""
         loss = self.loss.discriminator(step.real_logits, step.fake_logits, step.memory)
         terms = {"loss_discriminator": loss, **self.conditioning.discriminator(step)}
-        if getattr(self.conditioning, "contrary", 0.0):
-            terms["contrary"] = self._contrary(step)
+        if weight := getattr(self.conditioning, "contrary", 0.0):
+            terms["contrary"] = weight * self._contrary(step)
         for name, each, strength in self._due(step):
             value = each.discriminator(step)
             if value is not None:
@@ -87,8 +87,7 @@ class Objective:
             logits = step.discriminator(step.augment(images.detach()), wrong)[other]
             real = step.real_logits.detach()[other]
             total = total + self.loss.discriminator(real, logits, dict(step.memory))
-        weight: float = getattr(self.conditioning, "contrary", 0.0)
-        return weight * total / 2
+        return total / 2
 
     def generator(self, step: Step) -> dict[str, Tensor]:
         """Return G's terms; their sum is its loss."""

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from html import escape
 from itertools import pairwise
 from pathlib import Path
 
+from growgan.plain import parse
 from growgan.report.chart import Axis, Mark, Point, Series, line_chart, time_axis
 from growgan.report.pictures import evenly
 from growgan.report.run import CandidateRecord, RunRecord, StatPoint
@@ -199,7 +199,7 @@ def health_figures(run: RunRecord) -> list[str]:
 def truncation_figures(path: Path) -> list[str]:
     """Precision against recall over truncation, if ``path`` holds such a curve."""
     try:
-        curve = json.loads(path.read_text())
+        curve = parse(path.read_bytes())
         points = [(float(p["recall"]), float(p["precision"]), p["truncation"]) for p in curve]
     except (OSError, ValueError, TypeError, KeyError):
         return []

@@ -283,7 +283,7 @@ def _inputs(
     elif spec.classes:
         drawn = torch.randint(1 << 30, (len(real),), generator=rng, device=runtime.device)
         numbers = torch.randn(len(real), spec.continuous, generator=rng, device=runtime.device)
-        y = torch.cat([one_hot(drawn, spec.classes - spec.continuous), numbers], 1)
+        y = torch.cat([one_hot(drawn, spec.categories), numbers], 1)
     return real, torch.cat([z, y], 1), y, rng
 
 

@@ -6,9 +6,9 @@ import torch
 from torch import Tensor, nn
 
 from growgan.config import Rate
-from growgan.nets.blocks.base import BLOCKS, Block
+from growgan.nets.blocks.base import BLOCKS, StyledBlock
 from growgan.nets.filters import shrink, stretch
-from growgan.nets.layers import GAIN, Conv, Dense
+from growgan.nets.layers import GAIN
 from growgan.nets.spec import LayerSpec, Role
 
 MARGIN = 10  # pixels on each side of a grid that belong to no image
@@ -16,7 +16,7 @@ MEMORY = 0.999  # of the mean square of a layer's input, a batch
 
 
 @BLOCKS.register("alias-free", "modulated, nonlinear between filters", "Karras et al. 2021")
-class AliasFreeBlock(Block):
+class AliasFreeBlock(StyledBlock):
     """Modulated convolution; activation at twice the larger rate, between low-pass filters.
 
     What the activation adds above half of the rate is filtered away, so that no pixel grid shows
@@ -29,10 +29,7 @@ class AliasFreeBlock(Block):
         size: running mean square of the input.
     """
 
-    widens = False
     held = 8.0
-    styled = True
-    judges = False
     margin = MARGIN
     size: Tensor
 
@@ -45,9 +42,6 @@ class AliasFreeBlock(Block):
         self, layer: LayerSpec, inner: int, *, role: Role, rate: Rate, style: int = 0
     ) -> None:
         super().__init__(layer, inner, role=role, rate=rate, style=style)
-        self.affine = Dense(style, self.width_in, rate=rate, bias=1.0)
-        self.conv = Conv(self.width_in, self.width_out, layer.kernel, rate=rate, bias=False)
-        self.bias = nn.Parameter(torch.zeros(self.width_out))
         self.register_buffer("size", torch.ones(()))
 
     def forward(self, x: Tensor, style: Tensor | None = None) -> Tensor:

@@ -8,11 +8,12 @@ in G, with style vectors of length ``style``, which kinds and norms may use.
 
 from __future__ import annotations
 
+import torch
 from torch import nn
 
 from growgan.config import Rate
 from growgan.errors import UserError
-from growgan.nets.layers import ACTIVATIONS, NORMS
+from growgan.nets.layers import ACTIVATIONS, NORMS, Conv, Dense
 from growgan.nets.spec import LayerSpec, Role
 from growgan.registry import Registry
 
@@ -76,3 +77,19 @@ class Block(nn.Module):
         self.width_in, self.width_out = sides if role == "generator" else sides[::-1]
         self.activation = ACTIVATIONS[layer.activation]()
         self.norm = NORMS[layer.norm](self.normed, style, rate)
+
+
+class StyledBlock(Block):
+    """What convolves with weights that an affine map of the style scales, and adds a bias."""
+
+    widens = False
+    styled = True
+    judges = False
+
+    def __init__(
+        self, layer: LayerSpec, inner: int, *, role: Role, rate: Rate, style: int = 0
+    ) -> None:
+        super().__init__(layer, inner, role=role, rate=rate, style=style)
+        self.affine = Dense(style, self.width_in, rate=rate, bias=1.0)
+        self.conv = Conv(self.width_in, self.width_out, layer.kernel, rate=rate, bias=False)
+        self.bias = nn.Parameter(torch.zeros(self.width_out))

@@ -6,17 +6,18 @@ from math import sqrt
 from zlib import crc32
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from growgan.config import Rate
-from growgan.nets.blocks.base import BLOCKS, Block
+from growgan.nets.blocks.base import BLOCKS, Block, StyledBlock
 from growgan.nets.filters import smooth_double, smooth_halve
-from growgan.nets.layers import GAIN, Conv, Dense
+from growgan.nets.layers import GAIN, Conv
 from growgan.nets.spec import LayerSpec, Role
 
 
 @BLOCKS.register("modulated", "convolution scaled by the style, noise", "Karras et al. 2020")
-class ModulatedBlock(Block):
+class ModulatedBlock(StyledBlock):
     """y = activation(demodulate(conv(x · s)) + noise + bias), s an affine map of the style.
 
     Each output channel is divided by the norm of its modulated weights, so that it has unit
@@ -24,11 +25,8 @@ class ModulatedBlock(Block):
     afterwards; its strength is learnt and starts at 0.
     """
 
-    widens = False
     held = 1.5
-    styled = True
     noisy = True
-    judges = False
 
     @classmethod
     def multiplications(cls, layer: LayerSpec, inner: int, role: Role, pixels: int) -> float:
@@ -39,9 +37,6 @@ class ModulatedBlock(Block):
         self, layer: LayerSpec, inner: int, *, role: Role, rate: Rate, style: int = 0
     ) -> None:
         super().__init__(layer, inner, role=role, rate=rate, style=style)
-        self.affine = Dense(style, self.width_in, rate=rate, bias=1.0)
-        self.conv = Conv(self.width_in, self.width_out, layer.kernel, rate=rate, bias=False)
-        self.bias = nn.Parameter(torch.zeros(self.width_out))
         self.strength = nn.Parameter(torch.zeros(()))
 
     def forward(self, x: Tensor, style: Tensor | None = None) -> Tensor:
@@ -49,7 +44,8 @@ class ModulatedBlock(Block):
         square = scale.square() @ weight.square().sum((2, 3)).T  # [N, out]
         norm = torch.rsqrt(square.float() + 1e-8).to(x.dtype)
         h = x * scale.to(x.dtype)[:, :, None, None]
-        h = smooth_double(h, weight) if self.up == 2 else self.conv(h)
+        padding = weight.shape[-1] // 2
+        h = smooth_double(h, weight) if self.up == 2 else F.conv2d(h, weight, padding=padding)
         h = h * norm[:, :, None, None] * GAIN
         h = h + (self.noise(h) * self.strength).to(h.dtype) + self.bias[:, None, None].to(h.dtype)
         return self.norm(self.activation(h), style)

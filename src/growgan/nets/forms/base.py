@@ -82,7 +82,13 @@ class Stem(Part):
 
 
 class End(Part):
-    """D's small end."""
+    """D's small end.
+
+    Attributes:
+        output: the linear map of features [N, D, 1, 1] to the logit.
+    """
+
+    output: nn.Module
 
     def forward(self, h: Float[Tensor, "n c h w"]) -> Float[Tensor, "n d"]:
         """Return the features that the logit is a linear map of."""
@@ -95,7 +101,8 @@ class End(Part):
 
     def judge(self, features: Float[Tensor, "n d"]) -> Float[Tensor, " n"]:
         """Return the logits of features."""
-        raise NotImplementedError
+        logits: Tensor = self.output(features[:, :, None, None])
+        return logits.float().flatten()
 
 
 class Head(nn.Module):

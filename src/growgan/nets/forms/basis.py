@@ -10,6 +10,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from growgan.nets.forms.base import FORMS, End, Ends, Form, Head, Stem
+from growgan.nets.forms.progressive import ToImage
 from growgan.nets.layers import Conv
 from growgan.nets.spec import StackSpec
 
@@ -28,17 +29,10 @@ class BasisStem(Stem):
         return self.linear(self.read(w)[:, :, None, None]) * self.basis
 
 
-class LinearToImage(Head):
+class LinearToImage(ToImage):
     """A 1×1 convolution to image channels, linear, without bias."""
 
-    def __init__(self, spec: StackSpec, width: int) -> None:
-        super().__init__(spec, width)
-        self.conv = Conv(width, spec.channels, 1, gain=1.0, rate=spec.rate, bias=False)
-
-    def forward(
-        self, h: Float[Tensor, "n d h w"], style: Tensor | None = None
-    ) -> Float[Tensor, "n c h w"]:
-        return self.conv(h)
+    bias = False
 
 
 class LinearFromImage(Head):
@@ -65,9 +59,6 @@ class BasisEnd(End):
 
     def forward(self, h: Float[Tensor, "n c h w"]) -> Float[Tensor, "n d"]:
         return (h * self.basis).sum((2, 3))
-
-    def judge(self, features: Float[Tensor, "n d"]) -> Float[Tensor, " n"]:
-        return self.output(features[:, :, None, None]).float().flatten()
 
 
 FORMS.register("basis", "sums of learnt grids, linear heads", "Huang et al. 2024, 2501.05441")(

@@ -67,9 +67,6 @@ class DenseEnd(End):
     def forward(self, h: Float[Tensor, "n c 1 1"]) -> Float[Tensor, "n d"]:
         return h.flatten(1)
 
-    def judge(self, features: Float[Tensor, "n d"]) -> Float[Tensor, " n"]:
-        return self.output(features[:, :, None, None]).float().flatten()
-
 
 FORMS.register("dense", "vectors of features, tanh", "Goodfellow et al. 2014, 1406.2661")(
     Form(DenseStem, DenseToImage, DenseFromImage, DenseEnd)

@@ -37,9 +37,11 @@ class ProgressiveStem(Stem):
 class ToImage(Head):
     """A 1×1 convolution to image channels, linear."""
 
+    bias: ClassVar[bool] = True
+
     def __init__(self, spec: StackSpec, width: int) -> None:
         super().__init__(spec, width)
-        self.conv = Conv(width, spec.channels, 1, gain=1.0, rate=spec.rate)
+        self.conv = Conv(width, spec.channels, 1, gain=1.0, rate=spec.rate, bias=self.bias)
 
     def forward(
         self, h: Float[Tensor, "n d h w"], style: Tensor | None = None
@@ -82,9 +84,6 @@ class ProgressiveEnd(End):
     def forward(self, h: Float[Tensor, "n c h w"]) -> Float[Tensor, "n d"]:
         h = self.activation(self.mix(self.deviation(h)))
         return self.activation(self.collect(h)).flatten(1)
-
-    def judge(self, features: Float[Tensor, "n d"]) -> Float[Tensor, " n"]:
-        return self.output(features[:, :, None, None]).float().flatten()
 
 
 FORMS.register("progressive", "dense stem, linear 1x1 heads, minibatch deviation", "Karras 2018")(

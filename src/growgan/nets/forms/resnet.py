@@ -81,9 +81,6 @@ class PooledEnd(End):
     def forward(self, h: Float[Tensor, "n c h w"]) -> Float[Tensor, "n d"]:
         return self.activation(h).sum((2, 3))
 
-    def judge(self, features: Float[Tensor, "n d"]) -> Float[Tensor, " n"]:
-        return self.output(features[:, :, None, None]).float().flatten()
-
 
 FORMS.register(
     "resnet", "linear stem, residual head of D, sum over the grid", "Miyato et al. 2018"

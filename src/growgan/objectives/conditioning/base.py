@@ -77,7 +77,11 @@ def cross_entropies(logits: Rows, y: Rows) -> tuple[Tensor, Tensor]:
 
 def cross_entropy(logits: Rows, y: Rows) -> Tensor:
     """Return the mean cross entropy of the rows that have a label."""
-    each, known = cross_entropies(logits, y)
+    return mean_of_known(*cross_entropies(logits, y))
+
+
+def mean_of_known(each: Float[Tensor, " n"], known: Float[Tensor, " n"]) -> Tensor:
+    """Return the mean of the rows that have a label; what the others hold must be 0."""
     return each.sum() / known.sum().clamp(min=1)
 
 

@@ -14,6 +14,7 @@ from growgan.objectives.conditioning.base import (
     Rows,
     cross_entropies,
     cross_entropy,
+    mean_of_known,
     scores,
 )
 from growgan.objectives.step import Step
@@ -131,7 +132,7 @@ class MultiHinge(Classifying):
 
 @CONDITIONINGS.register("f-cgan", "G also closes the gap of two classifiers", "Han et al. 2021")
 @dataclass(frozen=True)
-class FDivergence(Classifying):
+class FDivergence(TwinAuxiliaryClassifier):
     """L_G gains E f(r), r = exp(CE_q - CE_p) on fakes; D: CE_p of reals, CE_q of fakes.
 
     Attributes:
@@ -139,12 +140,6 @@ class FDivergence(Classifying):
     """
 
     divergence: int = 0
-
-    def readouts(self, classes: int) -> dict[str, int]:
-        return {"p": classes, "q": classes}
-
-    def discriminator(self, step: Step) -> dict[str, Tensor]:
-        return TwinAuxiliaryClassifier(self.weight).discriminator(step)
 
     def generator(self, step: Step) -> dict[str, Tensor]:
         # r is the density of reals over that of fakes, within the class.
@@ -222,4 +217,4 @@ def multi_hinge(values: Rows, y: Rows) -> Tensor:
     own = (values * y).sum(1)
     others = (values - 1e9 * y).amax(1)
     known = y.sum(1)
-    return (F.relu(1 - own + others) * known).sum() / known.sum().clamp(min=1)
+    return mean_of_known(F.relu(1 - own + others) * known, known)

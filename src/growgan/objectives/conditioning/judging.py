@@ -12,6 +12,7 @@ from growgan.objectives.conditioning.base import (
     Conditioning,
     Rows,
     cross_entropies,
+    mean_of_known,
     scores,
 )
 from growgan.objectives.step import Step
@@ -99,4 +100,4 @@ class DualProjection(Judging):
         if self.adaptive:
             w = scores(step, "w", features)[:, 0]
             each = torch.exp(-w) * each + w * known
-        return each.sum() / known.sum().clamp(min=1)
+        return mean_of_known(each, known)
