@@ -21,6 +21,7 @@ from growgan.errors import UserError
 from growgan.growth import grow
 from growgan.growth.history import Space
 from growgan.growth.run import check_names, for_data
+from growgan.metrics import evaluate
 from growgan.nets.edits import Widen, apply
 from growgan.nets.presets import PRESETS
 from growgan.nets.presets.base import ROLES
@@ -400,6 +401,11 @@ def test_a_conditional_search_grows_and_samples_by_label(data: ImageSet, tmp_pat
         assert found["labels"].tolist() == [1, 0, 1, 0, 1]
     again = grow(data, out=run.path, images=2000, resume=True)
     assert again.best.network().spec.classes == 2
+    drawn = evaluate(again, data, metrics="intra-fid", features="pixels", count=60, cache=tmp_path)
+    made = again.best.sample(60).transpose(0, 3, 1, 2).copy()
+    labelled = ImageSet("drawn", made, again.best.labels(60), data.classes, "")
+    told = evaluate(labelled, data, metrics="intra-fid", features="pixels", cache=tmp_path)
+    assert drawn["intra-fid"].value == told["intra-fid"].value
 
 
 def test_codes_need_no_labels(data: ImageSet, tmp_path: Path) -> None:
@@ -416,6 +422,7 @@ def test_codes_need_no_labels(data: ImageSet, tmp_path: Path) -> None:
     spec = run.best.network().spec
     assert (spec.classes, spec.continuous) == (5, 1)
     assert run.best.sample(8, labels=[3]).shape == (8, 16, 16, 1)
+    assert run.best.classes == ()  # codes are no classes of the data
     with pytest.raises(
         UserError, match="needs labels of two classes or more, but 'blobs' has none"
     ):

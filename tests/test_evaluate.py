@@ -266,6 +266,30 @@ def test_several_metrics_share_a_pass_and_reals_may_stay(two: tuple[ImageSet, Im
     assert extractor.seen == 120 + 90 + 90
 
 
+def test_a_metric_that_moves_takes_its_network_along(
+    two: tuple[ImageSet, ImageSet], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[str] = []
+
+    def load(features: str, *, device: str, **how: Any) -> PixelExtractor:
+        asked.append(str(device))
+        return PixelExtractor()
+
+    monkeypatch.setattr("growgan.metrics.streaming.load_extractor", load)
+    metric = Metric("fid", features="pixels")
+    metric.update(tensor(two[0]))
+    assert metric.to("meta") is metric
+    metric.update(tensor(two[1]), real=True)
+    assert asked == ["cpu", "meta"] and float(metric.compute()) > 0
+
+
+def test_a_deviation_is_not_called_an_error(two: tuple[ImageSet, ImageSet], tmp_path: Path) -> None:
+    found = evaluate(*two, metrics=["fid", "kid"], features="pixels", cache=tmp_path)
+    assert found["kid"].stderr is None and (found["kid"].deviation or 0) > 0
+    assert found["fid"].deviation is None and (found["fid"].stderr or 0) > 0
+    assert found.to_json()["metrics"]["kid"]["deviation"] == found["kid"].deviation
+
+
 def test_classes_are_matched_by_name(make_images: Make, tmp_path: Path) -> None:
     fake, real = make_images(60, 1, 16, 16, seed=1), make_images(60, 1, 16, 16, seed=2)
     renamed = replace(fake, classes=("above", "below"))
@@ -279,6 +303,8 @@ def test_a_typing_error_is_never_passed_over(
     for how, message in (
         ({"features": "incepton"}, "unknown features 'incepton'"),
         ({"features": "none.pt"}, "weights 'none.pt' of the features are not there"),
+        ({"features": "none.ts"}, "weights 'none.ts' of the features are not there"),
+        ({"metrics": "fit"}, "unknown metric 'fit'"),
         ({"features": "inception", "resize": "cleen"}, "unknown resize 'cleen'"),
         ({"resize": "legacy-pytorch"}, "is of the features 'inception', not of 'domain'"),
     ):

@@ -116,6 +116,8 @@ def test_bad_features_are_refused_by_name() -> None:
     with pytest.raises(ValueError, match="b must hold at least 2"):
         frechet(Moments.of(torch.ones(2, 3)), one)
     eye, zero = torch.eye(3), torch.zeros(3)
+    with pytest.raises(ValueError, match=r"features must be at most 1e\+75"):
+        Moments.of(torch.full((4, 3), 1e160, dtype=torch.float64))
     with pytest.raises(ValueError, match="cov_b must be finite"):
         frechet_distance(zero, eye, zero, eye * torch.inf)
     with pytest.raises(ValueError, match=r"cov_b must be \[3, 3\], but is \[2, 2\]"):

@@ -14,7 +14,7 @@ PROTOCOL = Protocol("kid", "unbiased, 100 x 1000", "domain-1a", "reals-2b", (32,
 
 
 def test_a_figure_survives_json() -> None:
-    figure = Figure(0.25, PROTOCOL, 0.5, {"shirt": 1.0})
+    figure = Figure(0.25, PROTOCOL, 0.5, {"shirt": 1.0}, deviation=0.1)
     assert Figure.from_json(json.loads(json.dumps(figure.to_json()))) == figure
 
 
@@ -34,6 +34,13 @@ def test_other_protocols_are_refused_by_name(change: dict[str, object], named: s
     other = replace(PROTOCOL, **change)  # type: ignore[arg-type]
     with pytest.raises(UserError, match=named):
         compare(Figure(0.25, PROTOCOL), Figure(0.25, other))
+
+
+def test_a_protocol_that_does_not_say_all_is_none() -> None:
+    known = PROTOCOL.to_json()
+    for name in known:
+        with pytest.raises(UserError, match=name):
+            Protocol.from_json({key: value for key, value in known.items() if key != name})
 
 
 @pytest.mark.parametrize("data", [{}, {"value": 1.0}, {"value": 1, "stderr": None, "protocol": {}}])

@@ -12,6 +12,8 @@ from typing import Any
 import pytest
 import torch
 
+from growgan.cli.dry_run import show_stages
+from growgan.cli.grow import grow as grow_verb
 from growgan.config import ActionSettings, OptimiserSettings, Settings, StackSettings, make_settings
 from growgan.data import Batches, ImageSet
 from growgan.errors import UserError
@@ -21,6 +23,8 @@ from growgan.growth.budget import Budget
 from growgan.growth.executor import Outcome, Task, Trainer
 from growgan.growth.history import Candidate, History, Proposal, Space
 from growgan.growth.policies import Dynamic, Fixed, Progressive, RandomGrowth
+from growgan.growth.policies.base import Selection, go_on
+from growgan.nets.cost import parameters
 from growgan.nets.edits import Append, Insert, Widen, apply
 from growgan.nets.spec import LayerSpec
 from growgan.objectives import make_objective
@@ -228,6 +232,49 @@ def test_a_finished_run_goes_on_when_its_budget_is_raised(data: ImageSet, tmp_pa
     assert all(0.5 < share <= 1 for share in shares) and len(shares) >= 4
     with pytest.raises(UserError, match="no run to resume"):
         grow(data, out=tmp_path / "none", images=80, resume=True)
+
+
+def test_a_policy_that_is_not_registered_must_be_given_again(
+    data: ImageSet, tmp_path: Path
+) -> None:
+    class Mine:
+        def propose(self, alive: Sequence[Candidate], history: History) -> Sequence[Proposal]:
+            return Fixed().propose(alive, history)
+
+        def select(self, children: Sequence[Candidate], history: History) -> Selection:
+            return go_on(children, history)
+
+    out = tmp_path / "run"
+    first = grow(data, out=out, policy=Mine(), images=80, settings=tiny())
+    assert first.events[0]["policy"] == Settings.from_yaml(out / "config.yaml").policy == "Mine"
+    with pytest.raises(UserError, match="unknown policy 'Mine'"):
+        grow(data, out=out, images=160, resume=True)
+    grow(data, out=out, policy=Mine(), images=160, resume=True)
+    assert max(e["images"] for e in first.events if e["event"] == "candidate") == 160
+
+
+def test_an_occupied_folder_is_refused_before_any_image_is_read(tmp_path: Path) -> None:
+    (tmp_path / "thesis.txt").write_text("mine")
+    with pytest.raises(UserError, match="is not an empty folder"):
+        grow_verb("there are no such images", out=tmp_path)
+    with pytest.raises(UserError, match="there is no run to resume"):
+        grow_verb("there are no such images", out=tmp_path / "none", resume=True)
+
+
+def test_a_dry_run_shows_the_pair_that_the_policy_would_begin_with(
+    data: ImageSet, capsys: pytest.CaptureFixture[str]
+) -> None:
+    settings = tiny(policy="dynamic", growth={"start": 16})
+    space = Space("pggan", settings.stack, 1, (16, 16))
+
+    def sizes(shape: StackSettings) -> list[str]:
+        return [f"{parameters(spec):,}" for spec in space.stacks(2, shape)]
+
+    for images, shape in ((100, settings.stack), (10**9, settings.stack.scaled(8, 8))):
+        show_stages(data, settings, Budget(images=images))
+        shown = capsys.readouterr().out
+        assert all(size in shown for size in sizes(shape)), shown
+        assert ("widths up to 64 in G and 64 in D" in shown) == (images > 100)
 
 
 def test_a_wall_clock_budget_is_kept(data: ImageSet, tmp_path: Path) -> None:

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import time
+from dataclasses import replace
 
 import torch
 from rich.console import Console
 from rich.table import Table
 
-from growgan.config import Settings
+from growgan.config import Settings, StackSettings
 from growgan.data import ImageSet
 from growgan.data.batches import Batches
 from growgan.growth.budget import Budget
-from growgan.growth.history import Space
+from growgan.growth.history import History, Space
+from growgan.growth.policies import Dynamic, make_policy
 from growgan.objectives import make_objective
 from growgan.training.gan import Gan
 from growgan.training.memory import PeakMemory
@@ -23,9 +25,16 @@ STEPS = 16  # each lazy penalty acts once
 
 
 def show_stages(data: ImageSet, settings: Settings, budget: Budget | None) -> None:
-    """Print size and speed of the preset's stack at each resolution on the way."""
+    """Print size and speed of the stacks at each resolution on the way.
+
+    They have the shape that the policy would choose on this machine.
+    """
     torch.set_num_threads(settings.threads or best_threads())
-    space = Space(settings.preset, settings.stack, data.channels, data.resolution)
+    space = Space(settings.preset, settings.stack, data.channels, data.resolution, settings.actions)
+    larger = _planned(data, settings, space, budget)
+    if larger is not None:
+        settings = settings.model_copy(update={"stack": larger})
+        space = replace(space, shape=larger)
     table = Table("resolution", "G parameters", "D parameters", "images/s", "memory")
     for level in range(space.levels + 1):
         gan, rate, mib = _measure(data, settings, space, level)
@@ -36,9 +45,25 @@ def show_stages(data: ImageSet, settings: Settings, budget: Budget | None) -> No
     console = Console()
     console.print(f"{len(data):,} images, {data.channels} channels; {machine()}")
     console.print(table)
+    if larger is not None:
+        widths = f"{larger.width} in G and {larger.of('discriminator').width} in D"
+        console.print(f"widths up to {widths}: the budget can feed more than the settings' shape")
     console.print(
         f"policy {settings.policy}, loss {settings.loss}, budget {budget}; nothing written"
     )
+
+
+def _planned(
+    data: ImageSet, settings: Settings, space: Space, budget: Budget | None
+) -> StackSettings | None:
+    """Return the shape that a policy would begin with in place of the settings' own, if any."""
+    policy = make_policy(settings.policy, settings.growth)
+    if budget is None or not isinstance(policy, Dynamic):
+        return None
+    gan, rate, _ = _measure(data, settings, space, space.levels)
+    images = budget.images or rate * (budget.seconds or 0)
+    known = gan.generator.spec, gan.discriminator.spec
+    return policy.planned(known, images, History(space, budget, settings.seed))
 
 
 def _measure(

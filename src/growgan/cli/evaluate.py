@@ -165,6 +165,7 @@ def _show(found: Evaluation) -> None:
     table = Table("metric", "value", "±", "fakes", "reals", "how")
     for name, figure in found.items():
         error = "" if figure.stderr is None else f"{figure.stderr:.2g}"
+        error = error if figure.deviation is None else f"{figure.deviation:.2g} (deviation)"
         counts = [f"{n:,}" if n else "" for n in figure.protocol.counts]
         table.add_row(name, f"{figure.value:.4g}", error, *counts, figure.protocol.estimator)
         for key, value in figure.details.items():

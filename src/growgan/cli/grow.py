@@ -113,11 +113,8 @@ def _run(
     from growgan.data import parse_resolution
     from growgan.nets.presets import PRESETS
 
-    if resume and out is None:
-        raise UserError("--resume needs --out RUN, the run to go on with")
     kept = [f"--{name}" for name in given if name != "device"] + ["--set"] * bool(overrides)
-    if resume and kept:
-        raise UserError(f"a resumed run keeps its settings: leave out {' and '.join(kept)}")
+    _check_place(out, resume, kept, dry_run)
     known, told = out if resume else None, parse_resolution(resolution)
     settings = _settings(known, start(min(told or (0,))), given, overrides)
     limit = _limit(budget, images, resume)
@@ -136,6 +133,18 @@ def _run(
         return
     broken = [] if max_broken == 0.05 else ["--max-broken", f"{max_broken:g}"]
     _start(found, out or _free_folder(found.name), settings, limit, resume, [source, *broken])
+
+
+def _check_place(out: Path | None, resume: bool, kept: list[str], dry_run: bool) -> None:
+    """Raise a UserError where ``out`` is taken, or ``kept`` options do not fit a resumed run."""
+    from growgan.growth.run import check_out
+
+    if resume and out is None:
+        raise UserError("--resume needs --out RUN, the run to go on with")
+    if resume and kept:
+        raise UserError(f"a resumed run keeps its settings: leave out {' and '.join(kept)}")
+    if out is not None and not dry_run:
+        check_out(out, None, resume=resume)
 
 
 def _loaded(

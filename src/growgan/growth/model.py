@@ -18,8 +18,11 @@ from jaxtyping import Float, UInt8
 from numpy.typing import NDArray
 from torch import Tensor
 
+from growgan.config import Settings
 from growgan.errors import UserError
 from growgan.nets.stack import Generator
+from growgan.objectives import make_objective
+from growgan.plain import parse
 from growgan.training.checkpoint import load_generator
 from growgan.training.gan import inputs, to_uint8
 
@@ -36,6 +39,15 @@ class Model:
     def network(self) -> Generator:
         """Return the running average of G, on the CPU, ready to be called."""
         return load_generator(self.folder)
+
+    @cached_property
+    def classes(self) -> tuple[str, ...]:
+        """Names of the classes that it draws, as in the run's data; none if it is unconditional."""
+        run = self.folder.parent.parent
+        settings = Settings.from_yaml(run / "config.yaml")
+        if not make_objective(settings).conditioning.labelled:
+            return ()
+        return tuple(parse((run / "data.json").read_bytes())["classes"])
 
     @cached_property
     def _network(self) -> Generator:

@@ -100,7 +100,8 @@ def grow(
 
     Args:
         data: from :func:`growgan.load_images`, at the target resolution.
-        policy: a policy, or its name; by default the one in ``settings``.
+        policy: a policy, or its name; by default the one in ``settings``. A run by a policy that
+            is not registered is resumed by giving it again.
         budget: wall clock, like "10m"; everything is counted.
         images: instead: number of images trained on, for exact repetition.
         settings: a :class:`Settings`, or nested values that differ from the defaults.
@@ -151,8 +152,12 @@ def _decide(policy: GrowthPolicy | str | None, settings: Settings) -> tuple[Grow
         settings = check_names(settings.model_copy(update={"policy": policy or settings.policy}))
         return make_policy(settings.policy, settings.growth), settings
     names = [entry.name for entry in POLICIES if isinstance(policy, entry.value)]
-    known = {"policy": names[0], "growth": dict(vars(policy))} if names else {}
-    return policy, check_names(settings).model_copy(update=known)
+    known: dict[str, Any] = {"policy": type(policy).__name__, "growth": {}}
+    if names:
+        known = {"policy": names[0], "growth": dict(vars(policy))}
+    # What the settings name instead is not used, and need not be known.
+    settings = check_names(settings.model_copy(update={"policy": "fixed", "growth": {}}))
+    return policy, settings.model_copy(update=known)
 
 
 def check_names(settings: Settings) -> Settings:
@@ -212,8 +217,10 @@ def for_data(settings: Settings, data: ImageSet) -> Settings:
     return settings.model_copy(update={"stack": settings.stack.model_copy(update=needs)})
 
 
-def check_out(out: Path, data: ImageSet, *, resume: bool) -> dict[str, Any] | None:
+def check_out(out: Path, data: ImageSet | None, *, resume: bool) -> dict[str, Any] | None:
     """Return the start event of the run in ``out``, None if it is free for a new one.
+
+    Without ``data``, which may not have been read yet, a run's own are not compared with them.
 
     Raises:
         UserError: it holds a run (or none, for ``resume``), a run on other data, or other files.
@@ -227,7 +234,7 @@ def check_out(out: Path, data: ImageSet, *, resume: bool) -> dict[str, Any] | No
         return None
     if not resume:
         raise UserError(f"'{out}' already holds a run; add --resume, or choose another --out")
-    if began["data"]["fingerprint"] != data.fingerprint:
+    if data is not None and began["data"]["fingerprint"] != data.fingerprint:
         size = tuple(began.get("resolution") or ())
         if size != data.resolution:
             was, now = ("x".join(str(side) for side in sides) for sides in (size, data.resolution))

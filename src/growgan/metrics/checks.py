@@ -5,6 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+LARGEST = 1e75  # the fourth power of which is still a float64
+
 
 def checked(features: Tensor) -> Tensor:
     """Return ``features`` as finite float64 [N, d], N >= 1."""
@@ -36,10 +38,12 @@ def finite(name: str, values: Tensor) -> Tensor:
 
 
 def check_finite(name: str, values: Tensor) -> None:
-    """Raise ValueError where ``values`` hold NaN or infinity."""
+    """Raise ValueError where ``values`` hold NaN or infinity, or what would overflow."""
     if not bool(torch.isfinite(values).all()):
         bad = int((~torch.isfinite(values)).sum())
         raise ValueError(f"{name} must be finite, but holds {bad} NaN or infinite values")
+    if values.numel() and float(values.abs().max()) > LARGEST:
+        raise ValueError(f"{name} must be at most {LARGEST:g}, or sums of squares overflow")
 
 
 def uint8_images(images: Tensor) -> Tensor:

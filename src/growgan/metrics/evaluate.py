@@ -29,7 +29,10 @@ SAMPLES = 10_000  # that are drawn from a run
 
 
 class Model(Protocol):
-    """What a run's model can do: draw images uint8 [N, H, W, C], and give its network."""
+    """What a run's model can do: draw images uint8 [N, H, W, C], and give its network.
+
+    A conditional one has ``classes``, their names, and ``labels(count)``: those that it draws.
+    """
 
     def sample(self, count: int, *, seed: int = 0) -> NDArray[np.uint8]: ...
 
@@ -81,7 +84,7 @@ def evaluate(
     fake: Source,
     real: Source,
     *,
-    metrics: Sequence[str] = (),
+    metrics: str | Sequence[str] = (),
     features: str = "domain",
     resize: str = "clean",
     count: int | None = None,
@@ -99,8 +102,8 @@ def evaluate(
         fake: a run, its model, an :class:`ImageSet`, or uint8 [N, H, W, C].
         real: the reference, as many channels, and the same resolution (or a multiple of that of a
             model that stopped below it: reals are then averaged down, as in the search).
-        metrics: names of :data:`METRICS`, or "all"; those that usually apply if empty. What was not
-            named and cannot be had is left out with its reason.
+        metrics: one name or several of :data:`METRICS`, or "all"; those that usually apply if
+            empty. What was not named and cannot be had is left out with its reason.
         features: "domain" (trained on ``real`` once), "pixels", "inception", "dinov2", "clip", such
             a network with its weights ("inception:FILE.pt"), or any TorchScript "FILE.pt".
         resize: to inception's input: "clean", or a legacy way of :data:`RESIZES`.
@@ -116,6 +119,7 @@ def evaluate(
     """
     cache = cache or default_cache()
     check_features(features, resize)
+    metrics = [metrics] if isinstance(metrics, str) else metrics
     strict = bool(metrics) and "all" not in metrics
     wanted = [entry.name for entry in METRICS] if "all" in metrics else list(metrics or USUAL)
     needs = {name: METRICS[name].needs for name in wanted}
@@ -277,7 +281,9 @@ def _images(
     watch(f"drawing {name}", 0, 1)
     drawn = model.sample(count or SAMPLES, seed=seed).transpose(0, 3, 1, 2)
     watch(f"drawing {name}", 1, 1)
-    return ImageSet(name, np.ascontiguousarray(drawn), None, (), ""), model
+    classes = getattr(model, "classes", ())
+    labels = model.labels(len(drawn)) if classes else None
+    return ImageSet(name, np.ascontiguousarray(drawn), labels, classes, ""), model
 
 
 def _check_count(count: int | None) -> None:

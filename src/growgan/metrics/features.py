@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -37,6 +38,26 @@ class Extractor(Protocol):
 
     def continuous(self, images: Tensor) -> Tensor:
         """Return the features of float ``images`` in [0, 255], not rounded to integers."""
+
+
+@contextmanager
+def full_precision(device: torch.device) -> Iterator[None]:
+    """Compute in float32 itself: no autocast, and no TF32, which a GPU's convolutions default to.
+
+    So features, and the figures made of them, are those of any other machine.
+    """
+    backends: list[Any] = []
+    if device.type == "cuda":
+        backends = [torch.backends.cudnn, torch.backends.cuda.matmul]
+    before = [backend.allow_tf32 for backend in backends]
+    try:
+        for backend in backends:
+            backend.allow_tf32 = False
+        with torch.autocast(device.type, enabled=False):
+            yield
+    finally:
+        for backend, allowed in zip(backends, before, strict=True):
+            backend.allow_tf32 = allowed
 
 
 class PixelExtractor:
@@ -91,7 +112,7 @@ class DomainExtractor:
                 f"images must have {self.channels} channels, as the extractor was trained on, "
                 f"but have {images.shape[1]}"
             )
-        with torch.inference_mode(), torch.autocast(self.device.type, enabled=False):
+        with torch.inference_mode(), full_precision(self.device):
             chunks = [
                 self.network(domain.prepare(chunk.to(self.device), self.resolution))
                 for chunk in torch.split(images, _CHUNK)

@@ -15,7 +15,12 @@ from torch import Tensor
 
 from growgan.errors import UserError, unknown
 from growgan.metrics.checks import uint8_images
-from growgan.metrics.features import Extractor, PixelExtractor, domain_extractor
+from growgan.metrics.features import (
+    Extractor,
+    PixelExtractor,
+    domain_extractor,
+    full_precision,
+)
 from growgan.metrics.resize import RESIZES, clean
 from growgan.metrics.weights import Weights, load_torchscript, open_weights
 from growgan.registry import Registry
@@ -33,6 +38,7 @@ DINOV2 = Weights(file="dinov2-vitl14.pt")
 CLIP = Weights(file="clip-vitl14.pt")
 
 WEIGHTLESS = ("domain", "pixels")
+ENDINGS = (".pt", ".pth", ".ts", ".torchscript")  # of TorchScript files
 
 _CHUNK = 64  # images that pass through a network at once
 _INCEPTION_SIZE = 299  # pixels
@@ -77,7 +83,7 @@ class TorchScriptExtractor:
         """Return what the network, called with ``options``, makes of all images."""
         called = {**self.options, **options}
         chunks = torch.split(_colours(images), _CHUNK)
-        with torch.inference_mode(), torch.autocast(self.device.type, enabled=False):
+        with torch.inference_mode(), full_precision(self.device):
             return torch.cat([self._run_chunk(chunk, called) for chunk in chunks])
 
     def _run_chunk(self, chunk: Tensor, options: Mapping[str, bool]) -> Tensor:
@@ -203,7 +209,7 @@ def check_features(features: str, resize: str = "clean") -> None:
     Whether weights can be had is not looked at, but whether a file that was named is there.
     """
     name, _, path = features.partition(":")
-    if not (name in FEATURES or features.endswith(".pt")) or (path and name in WEIGHTLESS):
+    if not (name in FEATURES or features.endswith(ENDINGS)) or (path and name in WEIGHTLESS):
         raise unknown("features", features, [*(entry.name for entry in FEATURES), "FILE.pt"])
     named = path if name in FEATURES else features
     if named and not Path(named).is_file():

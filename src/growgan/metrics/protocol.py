@@ -50,6 +50,9 @@ class Protocol:
     def from_json(cls, data: Mapping[str, Any]) -> Protocol:
         """Rebuild a protocol; raise a :class:`UserError` for anything that is not one."""
         try:
+            missing = [f.name for f in fields(cls) if f.name not in data]
+            if missing:
+                raise ValueError(f"it lacks {', '.join(missing)}")
             pairs = {name: tuple(map(int, data[name])) for name in ("resolution", "counts")}
             return cls(**{**data, **pairs})
         except (TypeError, KeyError, ValueError) as error:
@@ -60,18 +63,21 @@ class Protocol:
 class Figure:
     """A measured value with its protocol.
 
-    ``stderr`` is the standard error, or the deviation where the metric's protocol asks for that;
-    None where neither is known. ``details`` holds values a class, a level or a fold.
+    ``stderr`` is its standard error, where that is known; ``deviation`` that over subsets, where
+    the metric's protocol asks for it. ``details`` holds values a class, a level or a fold.
     """
 
     value: float
     protocol: Protocol
     stderr: float | None = None
     details: Mapping[str, float] = field(default_factory=dict)
+    deviation: float | None = None
 
     def to_json(self) -> dict[str, Any]:
         """Return plain data that :meth:`from_json` reads back."""
         own: dict[str, Any] = {"value": self.value, "stderr": self.stderr}
+        if self.deviation is not None:
+            own["deviation"] = self.deviation
         if self.details:
             own["details"] = dict(self.details)
         return {**own, "protocol": self.protocol.to_json()}
@@ -82,7 +88,8 @@ class Figure:
         try:
             value, stderr = float(data["value"]), data["stderr"]
             protocol = Protocol.from_json(data["protocol"])
-            return cls(value, protocol, stderr, dict(data.get("details", {})))
+            details = dict(data.get("details", {}))
+            return cls(value, protocol, stderr, details, data.get("deviation"))
         except (TypeError, KeyError, ValueError) as error:
             raise UserError(f"this is no figure: {error}") from error
 

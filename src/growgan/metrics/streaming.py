@@ -68,6 +68,12 @@ class Metric:
         self._features, self._resize, self._device = features, resize, device
         self.fake, self.real = (Fed(name, self.needs, self._get) for name in ("fakes", "reals"))
 
+    def to(self, device: torch.device | str) -> Metric:
+        """Compute features on ``device`` from now on; an extractor that was given stays its own."""
+        self._device = device
+        self.__dict__.pop("_loaded", None)
+        return self
+
     def reset(self) -> None:
         """Forget the fakes, and the reals unless they shall be kept."""
         self.fake = Fed("fakes", self.needs, self._get)

@@ -127,7 +127,7 @@ def kernel_distance(c: Comparison) -> Figure:
     subsets, size = 100, 1000 if least > 1000 else max(2, least // 2)
     found = kid(c.fake.features, c.real.features, subsets=subsets, size=size, seed=c.seed)
     estimator = f"(x y / d + 1)^3, unbiased; {subsets} subsets of {size}"
-    return Figure(found.value, c.protocol("kid", estimator), found.deviation)
+    return Figure(found.value, c.protocol("kid", estimator), deviation=found.deviation)
 
 
 @metric("is", "Inception score: each sure, all varied", "Salimans et al. 2016", "probabilities")
@@ -136,7 +136,8 @@ def inception(c: Comparison) -> Figure:
     splits = min(10, len(c.fake))
     found = inception_score(c.fake.probabilities, probabilities=True, splits=splits, seed=c.seed)
     estimator = f"{splits} shuffled splits, logits without bias"
-    return Figure(found.value, c.protocol("is", estimator, without=("reals",)), found.deviation)
+    protocol = c.protocol("is", estimator, without=("reals",))
+    return Figure(found.value, protocol, deviation=found.deviation)
 
 
 def _neighbourhood(name: str, summary: str, paper: str, k: int) -> None:

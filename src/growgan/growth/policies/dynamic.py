@@ -2,8 +2,11 @@
 
 The published search is top-K greedy pruning: the parents of a round are the best K pairs in the
 history, each legal growth of each parent is a candidate with probability p, each candidate trains
-for a fixed slice and is scored, and the scores decide. This policy keeps that and makes it pay on
-a small budget:
+for a fixed slice and is scored, and the scores decide. This policy keeps that, and makes it pay on
+a small budget: it decides by measured speed what can be known beforehand (the size to begin with,
+when to double the resolution), and by trial what cannot. A trial takes time from the winner, so
+the smallest budgets have none: by the defaults the first opens where the pair sees 1.25 million
+images in the whole budget.
 
 1. *Size.* The shape in the settings trains for a short slice, which shows how fast this machine is.
    If the budget can feed a larger pair, with ``shown`` images for each of its parameters, the run
@@ -58,7 +61,7 @@ class Dynamic:
     """Top-K greedy pruning from a planned size, trials on demand, and a budget planner.
 
     Attributes:
-        top_k: how many of the best pairs in the history are parents in a round of trials.
+        top_k: how many of the best pairs of a round go on to be parents in a round of trials.
         keep: probability with which each legal growth becomes a candidate.
         probe: share of the budget of the first slice.
         anew: begin again with a larger pair where the budget can feed one.
@@ -117,7 +120,7 @@ class Dynamic:
         return [Proposal(leader.id, portion(history, usual_slice(history)))]
 
     def select(self, children: Sequence[Candidate], history: History) -> Selection:
-        """Keep the best K of the parents and children; the leader comes first."""
+        """Keep the best K of the children, the leader first, and what the leader may go back to."""
         sound = [c for c in children if c.score is not None]
         if not sound:
             best = history.best
@@ -140,15 +143,26 @@ class Dynamic:
 
     def _larger(self, leader: Candidate, history: History) -> StackSettings | None:
         """Return the largest shape that the budget can feed, once the first slice is done."""
-        if not self.anew or len(history.candidates) != 1:
+        if len(history.candidates) != 1:
             return None
+        return self.planned(leader.specs, outlook(leader, history, history.left), history)
+
+    def planned(
+        self, known: tuple[StackSpec, StackSpec], images: float, history: History
+    ) -> StackSettings | None:
+        """Return the largest shape that the budget can feed, None if that is the settings' own.
+
+        Args:
+            known: a pair of the settings' own shape.
+            images: how many it would see in the rest of the budget.
+        """
         space, largest = history.space, None
-        for g_scale, d_scale in SIZES:
+        for g_scale, d_scale in SIZES if self.anew else ():
             shape = space.shape.scaled(g_scale, d_scale)
             pair = space.stacks(space.levels, shape)
             if max(spec.stem for spec in pair) > space.actions.widest:
                 break
-            if self._feeds(leader, pair, history):
+            if self._feeds(known, images, pair, history):
                 largest = shape
         return largest
 
@@ -202,8 +216,7 @@ class Dynamic:
         kept.sort(key=lambda pair: pair[1].fades())
         ranked = first + [pair for pair in kept if pair not in first]
         room = max(0, min(self._affordable(history), self.tries))
-        fed = (c for c in ranked if self._feeds(c[0], c[1].specs(*c[0].specs), history))
-        tried = list(islice(fed, room))
+        tried = list(islice((c for c in ranked if self._grows(*c, history)), room))
         share = self.trial if tried else portion(history, usual_slice(history))
         return [
             Proposal(leader.id, share),
@@ -217,14 +230,24 @@ class Dynamic:
         rivals = [c for c in alive[1:] if c.resolution == leader.resolution and c.id not in line]
         return [leader, *rivals][: self.top_k]
 
-    def _feeds(self, known: Candidate, pair: tuple[StackSpec, StackSpec], history: History) -> bool:
+    def _grows(self, parent: Candidate, growth: Growth, history: History) -> bool:
+        images = outlook(parent, history, history.left)
+        return self._feeds(parent.specs, images, growth.specs(*parent.specs), history)
+
+    def _feeds(
+        self,
+        known: tuple[StackSpec, StackSpec],
+        images: float,
+        pair: tuple[StackSpec, StackSpec],
+        history: History,
+    ) -> bool:
         """Return whether enough images are left for each parameter of ``pair``.
 
-        Its speed is that of a ``known`` one, at the relative cost of their steps.
+        Its speed is that of a ``known`` one, which would see ``images``, at the relative cost of
+        their steps.
         """
-        images = outlook(known, history, history.left)
         if history.budget.seconds is not None:
-            images *= step_cost(*known.specs) / step_cost(*pair)
+            images *= step_cost(*known) / step_cost(*pair)
         return images >= self.shown * sum(map(parameters, pair))
 
     def _winner(self, ranked: Sequence[Candidate], *, early: bool) -> tuple[Candidate, str]:
