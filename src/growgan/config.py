@@ -51,7 +51,7 @@ class OptimiserSettings(Group):
     decay: float | None = Field(
         100_000,
         gt=0,
-        description="images of one size after which the rate falls as 1 / sqrt, or None",
+        description="images after which the rate falls as 1 / sqrt, or None",
     )
 
 

@@ -60,7 +60,6 @@ def save_gan(gan: Gan, folder: Path, mark: Mark | None = None) -> None:
     counts = {
         "images": gan.images,
         "steps": gan.steps,
-        "doubled": gan.doubled,
         "optimiser": gan.optimiser_settings.model_dump(),
         "mark": asdict(mark) if mark else None,
     }
@@ -136,7 +135,6 @@ def load_gan(folder: Path, device: str = "cpu") -> Gan:
         optimiser = OptimiserSettings(**counts["optimiser"])
         gan = Gan(cast(Generator, g), cast(Discriminator, d), optimiser, cast(Generator, average))
         gan.images, gan.steps = int(counts["images"]), int(counts["steps"])
-        gan.doubled = int(counts["doubled"])
         gan.memory = {name: value.to(device) for name, value in under(state, "memory").items()}
     except (OSError, ValueError, KeyError, TypeError, RuntimeError, SafetensorError) as error:
         raise UserError(f"candidate '{folder}' cannot be loaded: {error}") from error

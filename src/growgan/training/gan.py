@@ -28,7 +28,6 @@ class Gan:
         average: exponential moving average of G; what :meth:`generate` samples from.
         images: real images seen so far along the whole lineage.
         steps: training steps so far along the whole lineage.
-        doubled: images that had been seen when the resolution last changed.
         memory: what the objective remembers from step to step, by name.
     """
 
@@ -47,7 +46,6 @@ class Gan:
         self.discriminator_optimiser = make_optimiser(discriminator, optimiser)
         self.images = 0
         self.steps = 0
-        self.doubled = 0
         self.memory: Memory = {}
 
     @classmethod
@@ -130,8 +128,6 @@ class Gan:
         for edit in discriminator:
             child._edit_discriminator(edit, seed)
         made, judged = child.generator.spec, child.discriminator.spec
-        if made.resolution != self.resolution:
-            child.doubled = child.images
         if made.resolution != judged.resolution:
             raise ValueError(f"G makes {made.resolution} images, but D judges {judged.resolution}")
         return child
@@ -167,7 +163,7 @@ class Gan:
             deepcopy(self.average),
         )
         copy.restore_moments(*self.moments())
-        copy.images, copy.steps, copy.doubled = self.images, self.steps, self.doubled
+        copy.images, copy.steps = self.images, self.steps
         copy.memory = {name: value.clone() for name, value in self.memory.items()}
         return copy
 

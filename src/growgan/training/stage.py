@@ -308,11 +308,10 @@ def _reals(gan: Gan, full: Tensor, rng: torch.Generator, mirror: bool) -> Tensor
 
 
 def set_rates(gan: Gan, settings: Settings, progress: float) -> None:
-    """Hold the rates, let them fall as 1/sqrt(images of this size), to 0 over ``anneal``."""
+    """Hold the rates, let them fall as 1/sqrt(images), to 0 over ``anneal``."""
     left = (1 - progress) / settings.anneal if settings.anneal else 1.0
     decay = settings.optimiser.decay
-    # Cheap images of smaller sizes would make the last one start at a rate that has fallen.
-    aged = sqrt(max(1.0, (gan.images - gan.doubled) / decay)) if decay else 1.0
+    aged = sqrt(max(1.0, gan.images / decay)) if decay else 1.0
     share, own = min(1.0, max(left, 0.0)) / aged, settings.optimiser
     rates = (own.lr, own.discriminator_lr or own.lr)
     optimisers = (gan.generator_optimiser, gan.discriminator_optimiser)
