@@ -6,7 +6,8 @@
 A cell is one run: a method, a dataset, a budget, a seed. Its figures go into
 ``benchmarks/results/growth.jsonl`` as soon as it is done; a cell that is there is not run again.
 ``--group`` picks the policies, shapes known before, the random stacks, the search's single
-ideas, or the recipes (loss, penalties, rate and layers of a fixed stack). With ``--jobs`` several
+ideas, the recipes (loss, penalties, rate and layers of a fixed stack), or the conditionings, for
+which the mean distance within classes is taken, too. With ``--jobs`` several
 cells run side by side, each on its share of the cores: every method alike.
 
 Distances are taken by a judge that the search never sees: a classifier of its own seed, trained
@@ -33,6 +34,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor
 
 import growgan as gg
 from growgan.config import Settings, make_settings
@@ -40,10 +42,12 @@ from growgan.data import ImageSet, default_cache
 from growgan.growth.budget import Budget
 from growgan.growth.model import Model
 from growgan.growth.run import make_scorer
+from growgan.metrics.classes import frechet_by_class
 from growgan.metrics.distances import Moments, frechet
 from growgan.metrics.features import domain_extractor
 from growgan.metrics.side import Stored
 from growgan.metrics.sliced import sliced_wasserstein
+from growgan.objectives.conditioning import CONDITIONINGS
 from growgan.training.runtime import machine
 
 RESULTS = Path(__file__).parent / "results" / "growth.jsonl"
@@ -92,12 +96,19 @@ RECIPES: dict[str, tuple[str, ...]] = {
     "twice the width": ("stack.width=64",),
     "float32": ("precision=float32",),
 }
+CONDITIONED = {
+    entry.name: (f"conditioning={entry.name}",) for entry in CONDITIONINGS if entry.value.labelled
+} | {
+    "p2gan, adaptive": ("conditioning=p2gan", "conditioning_options.adaptive=1"),
+    "projection, a contrario": ("conditioning=projection", "conditioning_options.contrary=1"),
+}
 GROUPS: dict[str, tuple[str, ...]] = {
     "policies": POLICIES,
     "shapes": tuple(SHAPES),
     "stacks": STACKS,
     "ideas": tuple(IDEAS),
     "recipes": tuple(RECIPES),
+    "conditionings": tuple(CONDITIONED),
 }
 
 
@@ -142,7 +153,7 @@ def settings_of(cell: Cell, threads: int) -> Settings:
         values |= {"policy": "dynamic", "growth": IDEAS[cell.method]}
     elif cell.method in POLICIES:
         values["policy"] = cell.method
-    return make_settings(values, overrides=RECIPES.get(cell.method, ()))
+    return make_settings(values, overrides=(RECIPES | CONDITIONED).get(cell.method, ()))
 
 
 def run_cell(cell: Cell, threads: int) -> dict[str, Any]:
@@ -203,13 +214,25 @@ def judge(model: Model, data: ImageSet) -> dict[str, float]:
     kept = {"identity": data.fingerprint, "cache": default_cache()}
     real = Stored(data.images, name="reals", extractor=lambda: extractor, **kept).moments
     some = torch.from_numpy(np.array(data.images[:SAMPLES]))
-    distances, sliced = [], []
+    distances, within, sliced = [], [], []
     for seed in range(99, 99 + DRAWS):
         drawn = model.sample(SAMPLES, seed=seed).transpose(0, 3, 1, 2)
         images = torch.from_numpy(drawn.copy())
-        distances.append(frechet(Moments.of(extractor(images)), real))
+        features = extractor(images)
+        distances.append(frechet(Moments.of(features), real))
+        if model.classes:
+            within.append(_within(features, model.labels(SAMPLES), data, extractor))
         sliced.append(sliced_wasserstein(images[: len(some)], some, repeats=1, seed=seed).average)
-    return {"fd": statistics.mean(distances), "swd": statistics.mean(sliced)}
+    found = {"fd": statistics.mean(distances), "swd": statistics.mean(sliced)}
+    return found | ({"intra": statistics.mean(within)} if within else {})
+
+
+def _within(features: Tensor, labels: Any, data: ImageSet, extractor: Any) -> float:
+    """Return the mean Fréchet distance within classes, of so many reals as there are samples."""
+    assert data.labels is not None
+    real = extractor(torch.from_numpy(np.array(data.images[:SAMPLES])))
+    known = torch.from_numpy(np.array(data.labels[:SAMPLES]))
+    return frechet_by_class(features, torch.from_numpy(labels), real, known).value
 
 
 def _judge(data: ImageSet) -> Any:
@@ -274,7 +297,7 @@ def table() -> str:
             "| method | seeds | FD | SWD | images | candidates |",
             "|---|---|---|---|---|---|",
         ]
-        for method in (*POLICIES, *SHAPES, *IDEAS, *RECIPES):
+        for method in (*POLICIES, *SHAPES, *IDEAS, *RECIPES, *CONDITIONED):
             own = [r for r in part if r["method"] == method]
             if own:
                 lines.append(_line(method, own))
@@ -307,8 +330,9 @@ def _line(name: str, rows: list[dict[str, Any]]) -> str:
 
     images = statistics.mean(r["images"] for r in rows)
     tried = statistics.mean(r["candidates"] for r in rows)
+    intra = f", within classes {figure('intra', 2)}" if all("intra" in r for r in rows) else ""
     return (
-        f"| {name} | {len(rows)} | {figure('fd', 2)} | {figure('swd', 1)} "
+        f"| {name} | {len(rows)} | {figure('fd', 2)}{intra} | {figure('swd', 1)} "
         f"| {images / 1000:.0f}k | {tried:.0f} |"
     )
 

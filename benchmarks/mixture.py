@@ -129,12 +129,13 @@ def table(rows: list[dict[str, Any]]) -> str:
         own = [row for row in rows if row["method"] == method]
         if own:
             modes, good = ([row[key] for row in own] for key in ("modes", "good"))
-            cells = (_figure(modes, 1), _figure([100 * x for x in good], 0))
+            cells = (figure(modes, 1), figure([100 * x for x in good], 0))
             lines.append(f"| {method} | {len(own)} | {' | '.join(cells)} |")
     return "\n".join(lines)
 
 
-def _figure(values: list[float], digits: int) -> str:
+def figure(values: list[float], digits: int) -> str:
+    """Return a mean, with its deviation where there are several."""
     spread = f" ± {statistics.stdev(values):.{digits}f}" if len(values) > 1 else ""
     return f"{statistics.mean(values):.{digits}f}{spread}"
 

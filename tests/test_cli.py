@@ -110,7 +110,7 @@ def test_version(run: Run) -> None:
     ("line", "message"),
     [
         ("dumy x", r"unknown command 'dumy' \(did you mean 'dummy'\?\); it must be one of: .*grow"),
-        ("qqq", r"unknown command 'qqq'; it must be one of: data, dummy, evaluate, grow, "),
+        ("qqq", r"unknown command 'qqq'; it must be one of: condition, data, dummy, "),
         ("--verson", r"unknown option '--verson' \(did you mean '--version'\?\); it must be"),
         ("dummy x --polcy=fixed", r"unknown option '--polcy' \(did you mean '--policy'\?\); "),
         ("dummy x --no-resum", r"unknown option '--no-resum' \(did you mean '--no-resume'\?\); "),

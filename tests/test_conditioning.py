@@ -393,6 +393,16 @@ def test_a_conditional_search_grows_and_samples_by_label(data: ImageSet, tmp_pat
     same = best.sample(6, labels=[1])
     both = best.sample(6)
     assert np.array_equal(same[1], both[1]) and not np.array_equal(same[0], both[0])
+    table = best.morph([0, 1, 0], 2, rows=3, seed=4)
+    assert table.shape == (3 * 5, 16, 16, 1)
+    rows = table.reshape(3, 5, 16, 16, 1)
+    assert np.array_equal(rows[:, 0], rows[:, 4])
+    assert np.array_equal(rows[:, 2], best.sample(3, seed=4, labels=[1]))
+    sheet = tmp_path / "morph.png"
+    command = ["sample", str(run.path), "--morph", "0,1", "--steps", "3", "--out", str(sheet)]
+    assert main(command) == 0 and sheet.stat().st_size > 0
+    with pytest.raises(UserError, match="a morph needs two labels"):
+        best.morph([0], 2)
     with pytest.raises(UserError, match="label 2 is none of the 2 classes: 0 to 1"):
         best.sample(4, labels=[2])
     out = tmp_path / "samples.npz"

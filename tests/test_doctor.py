@@ -14,9 +14,8 @@ import torch
 from growgan.config import OptimiserSettings, StackSettings, make_settings
 from growgan.data import Batches, ImageSet, load_images
 from growgan.growth import Run, executor, grow
-from growgan.growth.executor import Trainer
+from growgan.growth.executor import Trainer, held_out
 from growgan.growth.history import Space
-from growgan.growth.run import held_out
 from growgan.metrics.features import PixelExtractor
 from growgan.metrics.score import Scorer
 from growgan.training import stage

@@ -11,12 +11,15 @@ import pytest
 import torch
 
 from growgan.cli import main
+from growgan.config import OptimiserSettings, StackSettings
 from growgan.data import ImageSet
 from growgan.errors import UserError
 from growgan.growth import Run, grow
-from growgan.growth.gallery import nearest_images, truncation_curve, write_gallery
+from growgan.growth.gallery import nearest_images, pairings, truncation_curve, write_gallery
+from growgan.growth.history import Space
 from growgan.growth.model import Model
 from growgan.metrics.features import PixelExtractor
+from growgan.training.gan import Gan
 
 pytestmark = pytest.mark.usefixtures("own_cache")
 
@@ -86,3 +89,40 @@ def test_a_run_without_weights_still_has_a_page(run: Run, tmp_path: Path) -> Non
         (copy / name).write_bytes((run.path / name).read_bytes())
     assert main(["report", str(copy)]) == 0
     assert not (copy / "gallery").exists()
+
+
+def test_a_conditional_run_shows_its_classes(data: ImageSet, tmp_path: Path) -> None:
+    settings = {
+        "policy": "fixed",
+        "batch": 8,
+        "conditioning": "projection",
+        "stack": {"latent": 16, "width": 8},
+        "score": {"kind": "swd", "samples": 64},
+    }
+    run = grow(data, out=tmp_path / "run", images=800, settings=settings)
+    folder = write_gallery(run, data)
+    assert {"classes.png", "morph.png", "classes.json"} <= {p.name for p in folder.iterdir()}
+    found = json.loads((folder / "classes.json").read_text())
+    assert set(found["distances"]) == set(data.classes)
+    assert set(found["pairings"]) == {
+        f"{kind}, {side}" for kind in ("real", "fake") for side in ("right", "wrong")
+    }
+    assert main(["report", str(run.path)]) == 0
+    page = (run.path / "report.html").read_text()
+    assert "From one class to the next" in page and "Class by class" in page
+
+
+def test_the_pairings_tell_a_d_that_looks_at_labels(data: ImageSet) -> None:
+    shape = StackSettings(latent=8, width=8, classes=2, judging="projection", readouts=(("p", 2),))
+    gan = Gan.create(*Space("pggan", shape, 1, (16, 16)).stacks(2), OptimiserSettings(), seed=0)
+    with torch.no_grad():
+        readout = gan.discriminator.readouts["p"]
+        readout.weight.zero_()
+    blind = pairings(gan, data)
+    assert blind["real, right"] == pytest.approx(blind["real, wrong"], abs=1e-6)
+    with torch.no_grad():
+        readout.bias.copy_(torch.tensor([1.0, 3.0]))
+    share = float((data.labels == 1).mean())  # type: ignore[union-attr]
+    told = pairings(gan, data)
+    gap = (1 - share) * (1 - 3) + share * (3 - 1)
+    assert told["real, right"] - told["real, wrong"] == pytest.approx(gap, abs=0.05)

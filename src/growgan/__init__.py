@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from growgan.config import Settings
     from growgan.data import ImageSet, load_images
     from growgan.growth import Run, grow
+    from growgan.growth.condition import condition
     from growgan.growth.policies import Dynamic, Fixed, Plateau, Progressive
     from growgan.growth.policies import RandomGrowth as Random
     from growgan.metrics.evaluate import evaluate
@@ -29,6 +30,7 @@ __all__ = [
     "Run",
     "Settings",
     "__version__",
+    "condition",
     "evaluate",
     "grow",
     "load_images",
@@ -43,6 +45,7 @@ _HOMES = {
     "Random": "growgan.growth.policies:RandomGrowth",
     "Run": "growgan.growth:Run",
     "Settings": "growgan.config:Settings",
+    "condition": "growgan.growth.condition:condition",
     "evaluate": "growgan.metrics.evaluate:evaluate",
     "grow": "growgan.growth:grow",
     "load_images": "growgan.data:load_images",

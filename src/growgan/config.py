@@ -81,6 +81,9 @@ class StackSettings(Group):
     embedding: int = Field(0, ge=0, le=8192, description="of a label; 0: one number a class")
     label_stem: bool = Field(True, description="G's stem reads the label")
     latent_style: bool = Field(True, description="styles hold latents beside the label")
+    modifier: int = Field(
+        0, ge=0, le=32, description="blocks of the map before a frozen G; see growgan condition"
+    )
     classes: int = Field(0, ge=0, le=8192, description="set by the data")
     continuous: int = Field(0, ge=0, description="set by the conditioning")
     judging: str = Field("plain", description="set by the conditioning")
@@ -131,6 +134,14 @@ class DataSettings(Group):
     channels: Literal[1, 3, 4] | None = Field(None, description="None: what the images have")
 
 
+class LabelSettings(Group):
+    """Which labelled images are trained on."""
+
+    share: float = Field(1.0, gt=0, le=1, description="of each class; below 1 labelled ones alone")
+    only: int | None = Field(None, ge=0, description="the one class that there is")
+    balance: bool = Field(False, description="repeat the images of rarer classes")
+
+
 class AverageSettings(Group):
     """The running average of G that samples are drawn from."""
 
@@ -168,6 +179,10 @@ class Settings(Group):
     augment_options: dict[str, float] = Field(default_factory=dict, description="its fields")
     conditioning: str = Field("none", description="what is made of labels")
     conditioning_options: dict[str, float] = Field(default_factory=dict, description="its fields")
+    labels: LabelSettings = LabelSettings()
+    origin: Literal["none", "reprogram", "fine-tune"] = Field(
+        "none", description="how a run goes on from another one's pair; see growgan condition"
+    )
     critic_steps: int = Field(1, ge=1, le=100, description="steps of D for one of G")
     batch: int = Field(32, ge=1, le=65536)
     mirror: bool = Field(False, description="flip half of the reals left to right")

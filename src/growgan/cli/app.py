@@ -35,6 +35,8 @@ class Verb:
 VERBS = {
     "grow": Verb("growgan.cli.grow:grow", "Grow a GAN on images within a budget.", True),
     "train": Verb("growgan.cli.grow:train", "Train a preset as it is, without growth.", True),
+    "condition": Verb("growgan.cli.condition:condition", "Teach a run's generator labels.", True),
+    "per-label": Verb("growgan.cli.per_label:per_label", "Train a pair for each label, and pool."),
     "sample": Verb("growgan.cli.sample:sample", "Draw images from a run."),
     "evaluate": Verb("growgan.cli.evaluate:evaluate", "Measure images against reals."),
     "inspect": Verb("growgan.cli.inspect:inspect", "Show a run's growth tree, scores and costs."),

@@ -125,18 +125,18 @@ def _load(
 
 
 def _is_run(source: str) -> bool:
-    return (Path(source) / "ledger.jsonl").is_file()
+    from growgan.growth.pool import Pool
+
+    return (Path(source) / "ledger.jsonl").is_file() or Pool.is_one(source)
 
 
 def _load_run(path: Path, candidate: str | None) -> tuple[Any, dict[str, Any]]:
     """Return a run's model, and how its reals were loaded."""
-    from growgan.config import Settings
-    from growgan.growth import Run
+    from growgan.growth.pool import Pool, open_model
 
-    run = Run.open(path)
-    model = run.candidate(candidate) if candidate else run.best
-    settings = Settings.from_yaml(path / "config.yaml")
-    channels = model.network().spec.channels
+    model = open_model(path, candidate)
+    one = model.run(0).best if isinstance(model, Pool) else model
+    settings, channels = one.settings, one.network().spec.channels
     how = {"resolution": settings.resolution, "channels": channels, "fit": settings.data.fit}
     return model, how
 

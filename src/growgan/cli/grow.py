@@ -15,6 +15,7 @@ from growgan.errors import UserError
 if TYPE_CHECKING:
     from growgan.config import Settings
     from growgan.data import ImageSet
+    from growgan.growth import Run
     from growgan.growth.budget import Budget
 
 Data = Annotated[str, typer.Argument(help="folder, zip, .npz, IDX file or a dataset's name")]
@@ -51,7 +52,7 @@ def grow(
     from growgan.nets.presets import PRESETS
 
     small = PRESETS[preset or "pggan"].small
-    given = _given(preset=preset, policy=policy, seed=seed, device=device)
+    given = options_given(preset=preset, policy=policy, seed=seed, device=device)
     _run(
         data,
         out,
@@ -89,7 +90,7 @@ def train(
     def start(side: int) -> dict[str, Any]:
         return {**published(side), "preset": preset, "policy": "fixed"}
 
-    given = _given(seed=seed, device=device)
+    given = options_given(seed=seed, device=device)
     _run(data, out, start, given, resolution, budget, images, set_, resume, dry_run, max_broken)
 
 
@@ -111,13 +112,14 @@ def _run(
     ``start`` gives the settings to start from, by the smaller side of the images.
     """
     from growgan.data import parse_resolution
+    from growgan.growth import grow as make
     from growgan.nets.presets import PRESETS
 
     kept = [f"--{name}" for name in given if name != "device"] + ["--set"] * bool(overrides)
     _check_place(out, resume, kept, dry_run)
     known, told = out if resume else None, parse_resolution(resolution)
     settings = _settings(known, start(min(told or (0,))), given, overrides)
-    limit = _limit(budget, images, resume)
+    limit = limit_of(budget, images, resume)
     size = told or settings.resolution
     if size is not None:
         # Say what cannot be reached before any image is read.
@@ -131,8 +133,9 @@ def _run(
 
         show_stages(found, for_data(settings, found), limit)
         return
-    broken = [] if max_broken == 0.05 else ["--max-broken", f"{max_broken:g}"]
-    _start(found, out or _free_folder(found.name), settings, limit, resume, [source, *broken])
+    how: dict[str, Any] = {"settings": settings, "budget": limit, "resume": resume}
+    place = out or free_folder(found.name)
+    carry_out(make, found, place, loading(source, max_broken), **how)
 
 
 def _check_place(out: Path | None, resume: bool, kept: list[str], dry_run: bool) -> None:
@@ -160,7 +163,12 @@ def _loaded(
         raise KeyboardInterrupt("nothing had begun; give the same command again") from None
 
 
-def _given(**options: str | int | None) -> dict[str, Any]:
+def loading(source: str, max_broken: float) -> list[str]:
+    """Return the words of a command that load ``source`` again."""
+    return [source] if max_broken == 0.05 else [source, "--max-broken", f"{max_broken:g}"]
+
+
+def options_given(**options: str | int | None) -> dict[str, Any]:
     """Return the options that were given."""
     return {name: value for name, value in options.items() if value is not None}
 
@@ -183,7 +191,7 @@ def _settings(
     return check_names(settings)
 
 
-def _limit(budget: str | None, images: str | None, resume: bool) -> Budget | None:
+def limit_of(budget: str | None, images: str | None, resume: bool) -> Budget | None:
     """Return the budget: ten minutes by default, None for that of the run that is resumed."""
     from growgan.growth.budget import Budget, parse_count
 
@@ -196,25 +204,22 @@ def _limit(budget: str | None, images: str | None, resume: bool) -> Budget | Non
     return Budget.parse(budget or "10m")
 
 
-def _start(
-    data: ImageSet,
-    out: Path,
-    settings: Settings,
-    budget: Budget | None,
-    resume: bool,
-    source: list[str],
+def carry_out(
+    make: Callable[..., Run], data: ImageSet, out: Path, source: list[str], **how: Any
 ) -> None:
+    """Call ``make`` for a run in ``out``, and say how it goes on where it does not end.
+
+    ``source`` are the words of a command that load the same data.
+    """
     from safetensors import SafetensorError
 
     from growgan.cli.display import make_display
-    from growgan.growth.run import grow as run
 
-    shown = make_display()
     size = "x".join(str(side) for side in data.resolution)
     words = ["growgan", "grow", *source, "--resolution", size, "--out", str(out), "--resume"]
     again = f"go on with: {shlex.join(words)}"
     try:
-        made = run(data, out=out, settings=settings, budget=budget, resume=resume, display=shown)
+        made = make(data, out=out, display=make_display(), **how)
     except KeyboardInterrupt:
         raise KeyboardInterrupt(again) from None
     except (OSError, SafetensorError) as error:
@@ -224,7 +229,7 @@ def _start(
         raise RuntimeError(f"the run was stopped before its budget was spent: {ended['stopped']}")
 
 
-def _free_folder(name: str) -> Path:
+def free_folder(name: str) -> Path:
     """Return the first folder ``runs/NAME-N`` that does not exist."""
     stem = re.sub(r"[^\w.-]+", "-", Path(name).stem) or "run"
     number = 1

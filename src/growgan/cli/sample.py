@@ -13,11 +13,20 @@ from growgan.errors import UserError
 if TYPE_CHECKING:
     from growgan.growth.model import Images, Model
 
+Out = Annotated[str, typer.Option(help="FILE.png, FILE.npz, FILE.zip or FOLDER")]
+Truncation = Annotated[
+    float | None,
+    typer.Option(help="redraw latents beyond; with a mapping network, distance of styles kept"),
+]
+Labels = Annotated[str | None, typer.Option(help="like 0,3: they take turns; default: all classes")]
 Walk = Annotated[
     str | None, typer.Option(help="picks like 3,17,5: images on the way from each to the next")
 ]
 Combine = Annotated[
     str | None, typer.Option(help="sums of mean latents of picks, like 1,2,3-4,5,6+7,8,9")
+]
+Morph = Annotated[
+    str | None, typer.Option(help="labels like 0,3,5: eight latents on the way between classes")
 ]
 Mix = Annotated[
     str | None, typer.Option(help="picks like 0,1,2:3,4: coarse styles of these, fine of those")
@@ -27,39 +36,40 @@ Mix = Annotated[
 def sample(
     run: Annotated[Path, typer.Argument(help="run directory")],
     count: Annotated[int, typer.Option("-n", "--count", min=1, help="number of images")] = 64,
-    out: Annotated[
-        str, typer.Option(help="FILE.png, FILE.npz, FILE.zip or FOLDER")
-    ] = "samples.png",
+    out: Out = "samples.png",
     seed: Annotated[int, typer.Option(help="decides the latents")] = 0,
-    truncation: Annotated[
-        float | None,
-        typer.Option(help="redraw latents beyond; with a mapping network, distance of styles kept"),
-    ] = None,
+    truncation: Truncation = None,
     candidate: Annotated[str | None, typer.Option(help="id; default: the best")] = None,
-    labels: Annotated[
-        str | None, typer.Option(help="like 0,3: they take turns; default: all classes")
-    ] = None,
+    labels: Labels = None,
     walk: Walk = None,
     steps: Annotated[int, typer.Option(min=1, help="images from one pick of a walk on")] = 8,
     combine: Combine = None,
     mix: Mix = None,
+    morph: Morph = None,
 ) -> None:
     """Draw images from a run's best generator, or from another candidate's.
 
     Picks are numbers of images that the same -n and --seed draw, counted from 0, row by row.
     """
-    from growgan.growth import Run
+    from growgan.growth.model import Model
+    from growgan.growth.pool import Pool, open_model
     from growgan.report.sheet import write_images
 
-    opened = Run.open(run)
-    model = opened.candidate(candidate) if candidate else opened.best
+    model = open_model(run, candidate)
+    looks = walk or combine or mix or morph
+    if isinstance(model, Pool) and looks:
+        raise UserError("--walk, --combine, --mix and --morph are of one run, not of a pool")
     if seed < 0:
         raise UserError(f"--seed must be 0 or more, but got {seed}")
-    if sum(value is not None for value in (truncation, walk, combine, mix)) > 1:
-        raise UserError("--truncation, --walk, --combine and --mix exclude each other")
+    if sum(value is not None for value in (truncation, walk, combine, mix, morph)) > 1:
+        raise UserError("--truncation, --walk, --combine, --mix and --morph exclude each other")
     columns: int | None = None
     wanted: list[int] | None = None
-    if walk or combine or mix:
+    if isinstance(model, Model) and morph:
+        wanted = _picks("morph", morph)
+        columns = (len(wanted) - 1) * steps + 1
+        images = model.morph(wanted, steps, seed=seed)
+    elif isinstance(model, Model) and looks:
         images, columns = _looked_into(model, count, seed, walk, steps, combine, mix)
     else:
         wanted = None if labels is None else _picks("labels", labels)

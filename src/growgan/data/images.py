@@ -74,6 +74,43 @@ class ImageSet:
         labels = None if self.labels is None else self.labels[rows]
         return replace(self, images=_take(self.images, rows), labels=labels, fingerprint=digest)
 
+    def labelled(self, share: float = 1.0, seed: int = 0) -> ImageSet:
+        """Return ``share`` of the labelled images of each class, one at least, drawn by ``seed``.
+
+        Raises UserError where no image has a label.
+        """
+        rng, kept = np.random.default_rng(seed), []
+        for rows in self._by_class():
+            kept.append(rng.permutation(rows)[: max(1, round(share * len(rows)))])
+        return self.subset(np.sort(np.concatenate(kept)))
+
+    def only(self, label: int) -> ImageSet:
+        """Return the images of one class, which then needs no label.
+
+        Raises UserError where there are none.
+        """
+        known = np.full(len(self), -1) if self.labels is None else self.labels
+        rows = np.flatnonzero(known == label)
+        if not len(rows):
+            raise UserError(f"'{self.name}' has no images of label {label}")
+        return replace(self.subset(rows), labels=None, classes=())
+
+    def balanced(self) -> ImageSet:
+        """Return the labelled images, those of rarer classes repeated: all classes are as many.
+
+        Raises UserError where no image has a label.
+        """
+        groups = self._by_class()
+        most = max(map(len, groups))
+        return self.subset(np.sort(np.concatenate([np.resize(rows, most) for rows in groups])))
+
+    def _by_class(self) -> list[NDArray[np.int64]]:
+        """Return the rows of each class that has any."""
+        if self.labels is None or not (self.labels >= 0).any():
+            raise UserError(f"'{self.name}' has no labels; a folder for each class gives them")
+        rows = (np.flatnonzero(self.labels == k) for k in range(int(self.labels.max()) + 1))
+        return [each for each in rows if len(each)]
+
     def held_out(self, fraction: float) -> tuple[ImageSet, ImageSet]:
         """Split into (train, held): ``fraction`` of the images, chosen by chance, is held.
 

@@ -10,8 +10,10 @@ from typing import Protocol
 import torch
 
 from growgan.config import Settings
+from growgan.data import ImageSet
 from growgan.data.batches import Batches
 from growgan.growth.history import Proposal
+from growgan.growth.origin import continued
 from growgan.metrics.neighbours import memorisation
 from growgan.metrics.score import GROUPS, Score, Scorer
 from growgan.nets.stack import labelled, one_hot
@@ -88,6 +90,7 @@ class Trainer:
     runtime: Runtime
     scorer: Scorer
     keeper: Keeper
+    origin: Gan | None = None  # of another run, from which roots go on
     parts: int = 1  # in which a batch goes through: more where memory has run out
     _known: tuple[torch.Tensor, torch.Tensor] | None = None  # features of training and new images
 
@@ -172,6 +175,8 @@ class Trainer:
         if proposal.stacks is None:
             raise ValueError(f"proposal {task.id} has neither a parent nor stacks of its own")
         settings, device = task.settings.optimiser, self.runtime.device
+        if self.origin is not None:
+            return continued(self.origin, proposal.stacks, settings, seed=task.seed, device=device)
         return Gan.create(*proposal.stacks, settings, seed=task.seed, device=device)
 
     @torch.no_grad()
@@ -263,3 +268,20 @@ class SerialExecutor:
         for task in tasks:
             parent_id = task.proposal.parent
             yield self.trainer.make(task, self.parent(parent_id) if parent_id else None)
+
+
+def batches_of(data: ImageSet, settings: Settings) -> Batches:
+    """Return the batches that a run trains on: of all images, or of those that ``labels`` says.
+
+    Some are held out, unless images repeat.
+    """
+    share, balance = settings.labels.share, settings.labels.balance
+    seen = data.labelled(share, settings.seed) if share < 1 else data
+    if balance:
+        return Batches(seen.balanced(), settings.batch, settings.seed)
+    return Batches(seen, settings.batch, settings.seed, held_out(len(seen)))
+
+
+def held_out(images: int) -> int:
+    """Return how many images are kept from training, for the doctor to try D on."""
+    return min(LOOKED_AT, images // 50) if images >= 2000 else 0

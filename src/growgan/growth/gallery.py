@@ -1,4 +1,4 @@
-"""What a finished generator has learnt, for the report: walks, nearest images, truncation."""
+"""What a finished pair has learnt, for the report: walks, nearest images, truncation, classes."""
 
 from __future__ import annotations
 
@@ -17,15 +17,22 @@ from growgan.errors import UserError
 from growgan.growth.budget import Budget
 from growgan.growth.model import Model
 from growgan.growth.run import Run, check_out, make_scorer
+from growgan.metrics.distances import frechet_of_samples
 from growgan.metrics.features import Extractor
 from growgan.metrics.neighbours import nearest, neighbourhoods
 from growgan.metrics.side import Stored
+from growgan.nets.stack import one_hot
 from growgan.report.sheet import save_sheet
+from growgan.training.checkpoint import load_gan
+from growgan.training.doctor import LOOKED_AT
+from growgan.training.gan import Gan, latents
 
 PICKS, STEPS = (0, 1, 2, 3), 8  # of the walk: as many rows as ways
 SHOWN = 16  # samples beside their nearest images
 COMPARED = 2_000  # samples, and reals, for a point of the curve
 CUTS = (0.25, 0.5, 0.75, 1.0, 1.5, 2.0)  # deviations beyond which latents are redrawn
+KINDS, COLUMNS = 12, 8  # classes on a sheet, and latents of each
+MORPHED, WAY = 4, 4  # classes that become each other, and images on a way
 SHARES = (0.25, 0.5, 0.75, 1.0)  # of a style's distance to the mean one
 
 Curve = list[dict[str, float | None]]
@@ -43,6 +50,8 @@ def write_gallery(run: Run, data: ImageSet | None = None) -> Path:
     folder.mkdir(exist_ok=True)
     walk = model.walk(PICKS, STEPS)[: STEPS * (len(PICKS) - 1)]
     save_sheet(walk.transpose(0, 3, 1, 2), folder / "walk.png", STEPS)
+    if model.classes:
+        show_classes(model, folder)
     if data is None:
         return folder
     size = model.network().spec.resolution
@@ -54,7 +63,59 @@ def write_gallery(run: Run, data: ImageSet | None = None) -> Path:
     save_sheet(pairs, folder / "neighbours.png", SHOWN)
     curve = truncation_curve(model, data, extractor)
     replace_file(folder / "truncation.json", json.dumps(curve, indent=1).encode())
+    if model.classes:
+        found = {"distances": class_distances(model, data, extractor)}
+        found["pairings"] = pairings(load_gan(model.folder), data)
+        replace_file(folder / "classes.json", json.dumps(found, indent=1).encode())
     return folder
+
+
+def show_classes(model: Model, folder: Path) -> None:
+    """Draw each class from the same latents, and some latents on the way between classes."""
+    known = range(min(KINDS, len(model.classes)))
+    rows = np.concatenate([model.sample(COLUMNS, labels=[label]) for label in known])
+    save_sheet(rows.transpose(0, 3, 1, 2), folder / "classes.png", COLUMNS)
+    ends = known[:MORPHED]
+    ways = model.morph(ends, WAY, rows=COLUMNS)
+    save_sheet(ways.transpose(0, 3, 1, 2), folder / "morph.png", WAY * (len(ends) - 1) + 1)
+
+
+def class_distances(model: Model, data: ImageSet, extractor: Extractor) -> dict[str, float]:
+    """Return the Fréchet distance of each class by name, of as many samples as there are reals."""
+    assert data.labels is not None
+    counts = np.bincount(data.labels[data.labels >= 0], minlength=len(model.classes))
+    found = {}
+    for label, name in enumerate(model.classes):
+        rows = np.flatnonzero(data.labels == label)[:COMPARED]
+        if counts[label] > 1:
+            fake = extractor(_first(model.sample(len(rows), labels=[label])))
+            real = extractor(torch.from_numpy(np.array(data.images[rows])))
+            found[name] = frechet_of_samples(fake, real)
+    return found
+
+
+@torch.no_grad()
+def pairings(gan: Gan, data: ImageSet) -> dict[str, float]:
+    """Return D's mean logit of reals and of fakes, each with the right label and with a wrong one.
+
+    A D that looks at labels puts each wrong pairing below the right one (Boulahbal et al. 2021,
+    2103.15470, table 1). Empty where its logit has no use for labels.
+    """
+    spec = gan.discriminator.spec
+    if spec.judging == "plain" or data.labels is None:
+        return {}
+    rows = np.random.default_rng(0).permutation(np.flatnonzero(data.labels >= 0))[:LOOKED_AT]
+    labels = torch.from_numpy(data.labels[np.sort(rows)])
+    right, wrong = (one_hot((labels + shift) % spec.classes, spec.classes) for shift in (0, 1))
+    real = torch.from_numpy(np.array(data.images[np.sort(rows)])).float() / 127.5 - 1
+    z = torch.cat([latents(len(labels), gan.average.spec.latent, 0), right], 1)
+    sets = {"real": real, "fake": gan.average(z)}
+    gan.discriminator.eval()
+    return {
+        f"{kind}, {side}": float(gan.discriminator(images, y).mean())
+        for kind, images in sets.items()
+        for side, y in (("right", right), ("wrong", wrong))
+    }
 
 
 def nearest_images(

@@ -72,6 +72,7 @@ class Space:
         channels: of the images.
         target: height and width to reach, in pixels.
         actions: the edits that may be tried.
+        origin: stacks of another run's pair, where this one goes on from it.
     """
 
     preset: str
@@ -79,6 +80,7 @@ class Space:
     channels: int
     target: tuple[int, int]
     actions: ActionSettings = ActionSettings()
+    origin: tuple[StackSpec, StackSpec] | None = None
 
     @cached_property
     def smallest(self) -> tuple[int, int]:
@@ -100,6 +102,8 @@ class Space:
 
     def stacks(self, level: int, shape: StackSettings | None = None) -> tuple[StackSpec, StackSpec]:
         """Return complete stacks of G and D after ``level`` doublings."""
+        if self.origin is not None:
+            return self.origin
         preset, size = PRESETS[self.preset], self.resolution(level)
         roles: tuple[Role, Role] = ("generator", "discriminator")
         g, d = (

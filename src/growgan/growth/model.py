@@ -20,7 +20,7 @@ from torch import Tensor
 
 from growgan.config import Settings
 from growgan.errors import UserError
-from growgan.nets.stack import Generator
+from growgan.nets.stack import Generator, one_hot
 from growgan.objectives import make_objective
 from growgan.plain import parse
 from growgan.training.checkpoint import load_generator
@@ -43,11 +43,18 @@ class Model:
     @cached_property
     def classes(self) -> tuple[str, ...]:
         """Names of the classes that it draws, as in the run's data; none if it is unconditional."""
-        run = self.folder.parent.parent
-        settings = Settings.from_yaml(run / "config.yaml")
-        if not make_objective(settings).conditioning.labelled:
+        if not make_objective(self.settings).conditioning.labelled:
             return ()
-        return tuple(parse((run / "data.json").read_bytes())["classes"])
+        return tuple(parse((self._run / "data.json").read_bytes())["classes"])
+
+    @property
+    def settings(self) -> Settings:
+        """All settings of its run."""
+        return Settings.from_yaml(self._run / "config.yaml")
+
+    @property
+    def _run(self) -> Path:
+        return self.folder.parent.parent
 
     @cached_property
     def _network(self) -> Generator:
@@ -103,6 +110,28 @@ class Model:
             for share in shares
         ]
         return self._images(torch.stack([*ways, z[-1]]))
+
+    def morph(self, labels: Sequence[int], steps: int, *, rows: int = 8, seed: int = 0) -> Images:
+        """Return a table, row by row: one latent a row, on its way from each label to the next.
+
+        Each way has ``steps`` images, and the last label its own; between two classes the label is
+        a mixture of both.
+
+        Raises:
+            UserError: the generator is not conditional, or there are fewer than two labels.
+        """
+        if steps < 1 or len(labels) < 2:
+            raise UserError(f"a morph needs two labels and a step, but got {[*labels]}, {steps}")
+        self._check(labels)
+        shares = torch.arange(steps) / steps
+        z = inputs(self._network.spec, rows, seed)
+        ends = one_hot(torch.tensor(labels), self._network.spec.categories)
+        ways = [torch.lerp(a, b, share) for a, b in pairwise(ends) for share in shares]
+        y = torch.stack([*ways, ends[-1]])
+        table = z[:, None].repeat(1, len(y), 1)
+        first = self._network.spec.latent
+        table[:, :, first : first + y.shape[1]] = y
+        return self._images(table.flatten(0, 1))
 
     def combine(
         self,

@@ -15,15 +15,15 @@ import torch
 
 from growgan.config import Settings, make_settings
 from growgan.data import ImageSet, default_cache
-from growgan.data.batches import Batches
 from growgan.data.files import replace_file
 from growgan.errors import UserError
 from growgan.growth.budget import Budget, Meter
-from growgan.growth.executor import SCORE_SEED, Clock, SerialExecutor, Trainer
+from growgan.growth.executor import SCORE_SEED, Clock, SerialExecutor, Trainer, batches_of
 from growgan.growth.history import History, Space
 from growgan.growth.ledger import Ledger
 from growgan.growth.lock import LOCK, OWNER, held
 from growgan.growth.model import Model
+from growgan.growth.origin import ORIGIN, keep_origin, origin_of, origin_stacks
 from growgan.growth.policies import POLICIES, GrowthPolicy, make_policy
 from growgan.growth.search import Search, start_event
 from growgan.growth.stop import Stop
@@ -37,7 +37,6 @@ from growgan.nets.presets import PRESETS
 from growgan.objectives import make_objective
 from growgan.registry import Registry
 from growgan.report.page import write_report
-from growgan.training.doctor import LOOKED_AT
 from growgan.training.progress import Display, SilentDisplay
 from growgan.training.runtime import best_threads, machine, make_runtime
 
@@ -95,6 +94,7 @@ def grow(
     settings: Settings | Mapping[str, Any] | None = None,
     resume: bool = False,
     display: Display | None = None,
+    origin: Path | None = None,
 ) -> Run:
     """Grow a GAN for ``data`` within a budget and write everything into ``out``.
 
@@ -107,6 +107,8 @@ def grow(
         settings: a :class:`Settings`, or nested values that differ from the defaults.
         resume: go on with the run in ``out``, by its own settings, and within its own budget
             unless another one is given.
+        origin: folder of another run's candidate, which ``settings.origin`` says to go on from;
+            see :func:`growgan.condition`.
 
     Raises:
         UserError: settings that do not fit each other or the data; an ``out`` that holds another
@@ -114,14 +116,18 @@ def grow(
         RuntimeError: no candidate could be trained.
     """
     clock, out = Clock(), Path(out)
-    check_out(out, data, resume=resume)
+    check_out(out, None, resume=resume)
     if resume:
         settings = Settings.from_yaml(out / "config.yaml")
     chosen = settings if isinstance(settings, Settings) else make_settings(settings or {})
+    if chosen.labels.only is not None:
+        data = data.only(chosen.labels.only)
+    check_out(out, data, resume=resume)
     decided, chosen = _decide(policy, chosen)
     chosen = for_data(chosen, data)
     space = Space(chosen.preset, chosen.stack, data.channels, data.resolution, chosen.actions)
     space.stacks(space.levels)  # a target that cannot be reached is refused here
+    space = replace(space, origin=origin_stacks(chosen, out / ORIGIN if resume else origin, data))
     if len(data) < LEAST_IMAGES:
         raise UserError(f"a run needs at least {LEAST_IMAGES} images, but there are {len(data)}")
     limit = _limit(budget, images, Ledger(out / "ledger.jsonl"))
@@ -130,6 +136,8 @@ def grow(
     chosen = chosen.model_copy(update={"resolution": data.resolution, "threads": threads})
     with held(out), Stop() as stop:
         began = check_out(out, data, resume=resume)  # another process may just have left it
+        if origin is not None and not resume:
+            keep_origin(origin, out)
         prepare(out, chosen, limit, data, began)
         return _search(out, chosen, space, decided, limit, data, display, clock, stop)
 
@@ -317,8 +325,9 @@ def _search(
         drawn = f"latents {SCORE_SEED:#x}, even in {GROUPS} groups"
         keep_protocol(search.ledger, replace(scorer.protocol, preparation=drawn))
         meter.charge("data", clock.lap())
-        batches = Batches(data, settings.batch, settings.seed, held_out(len(data)))
-        trainer = Trainer(batches, runtime, scorer, search.keeper, search.parts)
+        batches = batches_of(data, settings)
+        first_pair = origin_of(out, runtime.device) if settings.origin != "none" else None
+        trainer = Trainer(batches, runtime, scorer, search.keeper, first_pair, search.parts)
         if search.run(SerialExecutor(trainer, search.parent)) is None:
             tried = search.history.candidates
             raise RuntimeError(f"no candidate could be trained: {tried[-1].error if tried else ''}")
@@ -328,11 +337,6 @@ def _search(
         if search.history.best:
             write_report(out)
     return Run(out)
-
-
-def held_out(images: int) -> int:
-    """Return how many images are kept from training, for the doctor to try D on."""
-    return min(LOOKED_AT, images // 50) if images >= 2000 else 0
 
 
 def make_scorer(

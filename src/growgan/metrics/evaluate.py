@@ -29,14 +29,13 @@ SAMPLES = 10_000  # that are drawn from a run
 
 
 class Model(Protocol):
-    """What a run's model can do: draw images uint8 [N, H, W, C], and give its network.
+    """What a run's model can do: draw images uint8 [N, H, W, C].
 
-    A conditional one has ``classes``, their names, and ``labels(count)``: those that it draws.
+    One with a single generator has ``network()``. A conditional one has ``classes``, their names,
+    and ``labels(count)``: those that it draws.
     """
 
     def sample(self, count: int, *, seed: int = 0) -> NDArray[np.uint8]: ...
-
-    def network(self) -> Any: ...
 
 
 class Grown(Protocol):
@@ -134,7 +133,7 @@ def evaluate(
         fake=side(sets.fakes, "fakes"),
         real=side(_chosen(sets.reals, real_count, seed), "reals"),
         held_out=side(sets.held_out, "held-out reals") if sets.held_out else None,
-        generator=_Walk(sets.model.network()) if sets.model and walks else None,
+        generator=_Walk(sets.network()) if sets.network and walks else None,
         seed=seed,
         preparation=preparation,
         watch=watch,
@@ -150,6 +149,11 @@ class _Sets:
     reals: ImageSet
     held_out: ImageSet | None
     model: Model | None
+
+    @property
+    def network(self) -> Callable[[], Any] | None:
+        """What gives the model's one generator, if there is one."""
+        return getattr(self.model, "network", None)
 
 
 def _load(
@@ -209,7 +213,7 @@ def _missing(sets: _Sets) -> dict[Need, str]:
     """Return what metrics cannot have here, and why."""
     missing: dict[Need, str] = {}
     reals, held = sets.reals, sets.held_out
-    if sets.model is None:
+    if sets.network is None:
         missing["generator"] = "needs a generator's latents: FAKE must be a run"
     if held is None:
         missing["held out"] = "needs reals that are not in REAL: give them as --held-out DATA"

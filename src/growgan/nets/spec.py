@@ -82,6 +82,8 @@ class StackSpec:
         embedding: length of a label's learnt embedding; 0: one number a class.
         label_stem: whether the stem reads the label beside z (G only).
         latent_style: whether styles hold latents beside the label (G only).
+        modifier: blocks of an invertible map of latents and label, which alone learns (G only):
+            all behind it is frozen, and knows no labels; 0 for none.
         judging: how D uses the label: "plain", "concat", "projection", "difference" or "heads".
         continuous: how many of the classes, the last ones, are numbers and no classes.
         proxies: length of D's learnt direction for each class; 0 for none.
@@ -107,6 +109,7 @@ class StackSpec:
     embedding: int = 0
     label_stem: bool = True
     latent_style: bool = True
+    modifier: int = 0
     judging: Judging = "plain"
     continuous: int = 0
     proxies: int = 0
@@ -135,6 +138,7 @@ class StackSpec:
         _check("proxies", 0 <= self.proxies <= LIMITS["width"], self.proxies, "0 to 8192")
         sizes = [size for _, size in self.readouts]
         _check("readouts", all(1 <= size <= LIMITS["width"] for size in sizes), sizes, "1 to 8192")
+        _check("modifier", 0 <= self.modifier <= 32, self.modifier, "0 to 32")
         _check("mapping", 0 <= self.mapping <= 32, self.mapping, "0 to 32")
         _check("mixing", 0 <= self.mixing <= 1, self.mixing, "0 to 1")
         _check("kernels", 0 <= self.kernels <= 1024, self.kernels, "0 to 1024")
@@ -170,7 +174,9 @@ class StackSpec:
     @property
     def label_width(self) -> int:
         """Length of a label as the layers read it."""
-        return (self.embedding or self.classes) if self.classes else 0
+        if not self.classes or self.modifier:
+            return 0
+        return self.embedding or self.classes
 
     @property
     def stem_reads(self) -> int:

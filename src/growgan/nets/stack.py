@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from functools import cached_property
 from math import prod
+from typing import Self
 
 import torch
 import torch.nn.functional as F
@@ -28,6 +29,7 @@ from growgan.nets.layers import (
     downsample,
     upsample,
 )
+from growgan.nets.modifier import Modifier
 from growgan.nets.spec import StackSpec, without_fade
 
 
@@ -73,7 +75,7 @@ def labelled(
 
 def label_map(spec: StackSpec) -> nn.Module:
     """Return what embeds a label: a learnt vector a class, or the label as it is."""
-    if not spec.embedding or not spec.classes:
+    if not spec.embedding or not spec.label_width:
         return nn.Identity()
     # Each starts as a vector of unit deviation: one class in so many is read.
     return Dense(spec.classes, spec.embedding, gain=spec.classes**0.5, rate=spec.rate)
@@ -169,6 +171,17 @@ class Generator(Stack):
             )
         styled = [block.styled for block in self.blocks()]
         self.places = [sum(styled[:i]) for i in range(len(styled) + 1)]
+        if spec.modifier:
+            self.requires_grad_(False)
+            self.modifier = Modifier(spec.latent, spec.classes, spec.modifier)
+            self.train()
+
+    def train(self, mode: bool = True) -> Self:
+        super().train(mode)
+        if self.spec.modifier:  # what is frozen keeps its running statistics
+            for name, part in self.named_children():
+                part.train(mode and name == "modifier")
+        return self
 
     @property
     def styles(self) -> int:
@@ -178,7 +191,8 @@ class Generator(Stack):
     @cached_property
     def noisy(self) -> bool:
         """Whether images depend on more than z while it trains: on torch's own random numbers."""
-        return self.spec.mixing > 0 or any(block.noisy for block in self.blocks())
+        mixing = self.spec.mixing > 0 and not self.spec.modifier
+        return mixing or any(block.noisy for block in self.blocks())
 
     def embed(self, z: Float[Tensor, "n z"]) -> Float[Tensor, "n w"]:
         """Return what images are a smooth function of: z on its sphere, or what is made of it.
@@ -189,6 +203,8 @@ class Generator(Stack):
         if not self.spec.classes:
             return self.stem.embed(z, None)
         z, label = z.split([self.spec.latent, self.spec.classes], 1)
+        if self.spec.modifier:
+            return self.stem.embed(self.modifier(z, label), None)
         return self.stem.embed(z, self.label(label))
 
     def labelled(self, z: Float[Tensor, "n z"]) -> Float[Tensor, "n z"]:
@@ -197,7 +213,8 @@ class Generator(Stack):
 
     def forward(self, z: Float[Tensor, "n z"]) -> Float[Tensor, "n c h w"]:
         w = self.embed(z)
-        return self.synthesise(self._mixed(z, w) if self.training and self.spec.mixing else w)
+        mixing = self.training and self.spec.mixing and not self.spec.modifier
+        return self.synthesise(self._mixed(z, w) if mixing else w)
 
     def synthesise(self, w: Tensor) -> Float[Tensor, "n c h w"]:
         """Return the images of what :meth:`embed` gave: [n, z], or [n, styles, z] for a mix."""

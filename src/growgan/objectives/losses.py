@@ -121,6 +121,41 @@ class Hinge(Loss):
         return -fake.mean()
 
 
+@LOSSES.register(
+    "positive-unlabelled", "hinge; fakes hold a growing share of good ones", "Guo et al. 2020"
+)
+@dataclass(frozen=True)
+class PositiveUnlabelled(Hinge):
+    """L_D = (1 + π) E relu(1 - real) + relu(E relu(1 + fake) - π E relu(1 + real)).
+
+    L_G = -E fake. D takes fakes for a mixture with a share π of what might be real, which grows as
+    G gets better (Guo et al. 2020, 2011.13684; of classes: Lee et al. 2021, 2112.10930).
+
+    Attributes:
+        prior: π at first: that of one class in n is 1 / n.
+        ramp: images after which π has grown to 1.
+    """
+
+    prior: float = 0.1
+    ramp: float = 200_000
+
+    def share(self, real: Logits, memory: Memory) -> Float[Tensor, ""]:
+        """Return π."""
+        seen = memory.setdefault("pu.images", torch.zeros((), device=real.device))
+        return (self.prior + (1 - self.prior) * seen / max(1.0, self.ramp)).clamp(max=1)
+
+    def discriminator(self, real: Logits, fake: Logits, memory: Memory) -> Tensor:
+        share = self.share(real, memory)
+        unlabelled = F.relu(1 + fake).mean() - share * F.relu(1 + real).mean()
+        return (1 + share) * F.relu(1 - real).mean() + F.relu(unlabelled)
+
+    def curves(self, real: Logits, fake: Logits, memory: Memory) -> dict[str, Tensor]:
+        """Count the images, and return π."""
+        share = self.share(real, memory)
+        memory["pu.images"].add_(len(real))
+        return {"pu_share": share}
+
+
 @LOSSES.register("relativistic", "each fake against a real (RpGAN)", "Jolicoeur-Martineau 2018")
 @dataclass(frozen=True)
 class Relativistic(Loss):

@@ -49,6 +49,7 @@ class Objective:
 
     def latents(self, step: Step) -> Tensor:
         """Return the latents that both players train on."""
+        step.latents = self.conditioning.latents(step)
         for each in self.regularisers.values():
             step.latents = each.latents(step)
         return step.latents

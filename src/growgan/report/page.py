@@ -9,6 +9,7 @@ from html import escape
 from pathlib import Path
 
 from growgan.errors import UserError
+from growgan.plain import parse
 from growgan.report.branches import branches
 from growgan.report.figures import (
     depth_figure,
@@ -44,6 +45,8 @@ LOOKS = (
         "Samples and their nearest training images",
         "Above: samples, not picked; below: the nearest image, by features learnt from the data.",
     ),
+    ("classes", "Each class", "A row a class, the same latents in each."),
+    ("morph", "From one class to the next", "Each row one latent, its label a mixture on the way."),
 )
 TREE_KEYS = (
     ("best", "way to the best"),
@@ -262,7 +265,27 @@ def _looks(run: RunRecord) -> str:
                 f'<p class="note">{words}</p></figure>'
             )
     figures += truncation_figures(folder / "truncation.json")
-    return _charts("Looking into G", figures)
+    return _charts("Looking into G", figures) + _classes(folder / "classes.json")
+
+
+def _classes(path: Path) -> str:
+    """Show how near each class is, and what D makes of right and of wrong labels."""
+    try:
+        found = parse(path.read_bytes())
+        distances = {str(name): float(value) for name, value in found["distances"].items()}
+        logits = {str(name): float(value) for name, value in found["pairings"].items()}
+    except (OSError, ValueError, TypeError, KeyError, AttributeError):
+        return ""
+    parts = []
+    for title, values in (("Fréchet distance", distances), ("mean logit of D", logits)):
+        rows = "".join(
+            f'<tr><td>{escape(name)}</td><td class="n">{number(value)}</td></tr>'
+            for name, value in values.items()
+        )
+        if rows:
+            head = f'<tr><th></th><th class="n">{title}</th></tr>'
+            parts.append(f"<table><thead>{head}</thead>{rows}</table>")
+    return _box("Class by class", "".join(parts))
 
 
 def _health(run: RunRecord) -> str:

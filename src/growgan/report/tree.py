@@ -12,7 +12,7 @@ from growgan.report.pictures import data_uri, sample_picture
 from growgan.report.run import CandidateRecord
 from growgan.report.text import count, duration, number, plural, scored, size
 
-CARD_W, CARD_H = 216, 80
+CARD_W, CARD_H = 248, 80
 GAP_X, GAP_Y = 16, 36
 THUMB = 62
 STUB_W = 96
@@ -166,7 +166,7 @@ def _stub(n: Node) -> str:
     )
 
 
-def _growth_lines(c: CandidateRecord, longest: int = 23) -> list[str]:
+def _growth_lines(c: CandidateRecord, longest: int = 28) -> list[str]:
     """Return a growth as at most two short lines, G's and D's."""
     if c.parent is None:
         return [f"start: G {c.generator_layers}, D {c.discriminator_layers} layers"]

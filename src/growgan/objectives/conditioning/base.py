@@ -14,10 +14,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import ClassVar
 
+import torch
 import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 
+from growgan.errors import UserError
 from growgan.nets import spec as specs
 from growgan.objectives.regulariser import with_options
 from growgan.objectives.step import Step
@@ -33,7 +35,12 @@ class Conditioning:
     Attributes:
         judging: how logits use the label, see :class:`growgan.nets.stack.Discriminator`.
         labelled: whether the images must have labels.
+        noise: share of the labels that are wrong, by chance: G's labels then pass the same
+            channel before D sees them, so that G learns the right ones (RCGAN, Thekumparampil et
+            al. 2018, 1811.03205).
     """
+
+    noise: float = 0.0
 
     judging: ClassVar[specs.Judging] = "plain"
     labelled: ClassVar[bool] = True
@@ -50,6 +57,22 @@ class Conditioning:
     def codes(self) -> tuple[int, int]:
         """Return how many classes, and how many numbers, it makes up itself."""
         return 0, 0
+
+    def latents(self, step: Step) -> Tensor:
+        """Return the latents, in which labels are those that may have become the ones D sees.
+
+        Where each label is as likely to become any other the channel is the same both ways.
+        """
+        y = step.labels
+        if not self.noise or y.shape[1] < 2:
+            return step.latents
+        n, classes = y.shape
+        drawn = torch.rand(2, n, generator=step.rng, device=y.device)
+        turned = (y.argmax(1) + 1 + (drawn[0] * (classes - 1)).long()) % classes
+        wrong = (drawn[1] < self.noise) & (y.sum(1) > 0)
+        other = F.one_hot(turned, classes).to(y.dtype)
+        kept = step.latents[:, : step.latents.shape[1] - classes]
+        return torch.cat([kept, torch.where(wrong[:, None], other, y)], 1)
 
     def discriminator(self, step: Step) -> dict[str, Tensor]:
         """Return terms of D's loss, weighted."""
@@ -91,4 +114,9 @@ def make_conditioning(name: str, options: Mapping[str, float]) -> Conditioning:
     Raises:
         UserError: an unknown name or option, or a value out of range.
     """
-    return with_options(CONDITIONINGS[name](), options, "conditioning_options")
+    made = with_options(CONDITIONINGS[name](), options, "conditioning_options")
+    if made.noise and not made.labelled:
+        raise UserError(f"conditioning '{name}' uses no labels, so none of them can be wrong")
+    if made.noise >= 1:
+        raise UserError(f"setting 'conditioning_options.noise' must be below 1, not {made.noise}")
+    return made

@@ -1,0 +1,56 @@
+"""Teach a trained generator labels: what ``growgan condition`` and ``gg.condition`` do."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+from growgan.config import Settings, make_settings
+from growgan.data import ImageSet
+from growgan.growth.budget import Budget
+from growgan.growth.origin import settings_for
+from growgan.growth.run import Run, grow
+from growgan.training.progress import Display
+
+
+def condition(
+    run: Run,
+    data: ImageSet,
+    *,
+    out: str | Path,
+    way: str = "reprogram",
+    budget: str | Budget | None = None,
+    images: int | None = None,
+    settings: Mapping[str, Any] | None = None,
+    overrides: Iterable[str] = (),
+    display: Display | None = None,
+) -> Run:
+    """Make the best pair of ``run`` conditional, by ``data`` with labels, and return the new run.
+
+    Args:
+        data: at the resolution and with the channels of the run, of which few labels are enough:
+            ``settings={"labels": {"share": 0.01}}`` takes one in a hundred of each class.
+        way: "reprogram" keeps the generator as it is and learns an invertible map of latents and
+            labels before it (InRep+, Lee et al. 2021, 2112.10930); "fine-tune" lets both players
+            read labels and trains them on.
+        budget, images: as in :func:`growgan.grow`.
+        settings: nested values beside those of ``run`` and those of the way.
+
+    The new run is complete by itself, and is resumed as any other.
+
+    Raises:
+        UserError: an unknown way, data of another form or without labels, a pair that knows labels
+            already, or what :func:`growgan.grow` refuses.
+    """
+    known = Settings.from_yaml(run.path / "config.yaml")
+    chosen = make_settings(settings_for(way, known), settings or {}, overrides=overrides)
+    return grow(
+        data,
+        out=out,
+        budget=budget,
+        images=images,
+        settings=chosen,
+        display=display,
+        origin=run.candidate(run.best_id).folder,
+    )

@@ -1,0 +1,140 @@
+"""One run for each label, and their generators pooled (Lupo Pasini & Yin 2022, W-CGANs).
+
+Each label's images train a pair of their own, in a process of its own, that knows nothing of the
+others: no labels inside, no messages between. What they draw is pooled, equally many of each.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from growgan.errors import UserError
+from growgan.growth.model import Images, Model
+from growgan.growth.run import Run
+from growgan.plain import parse
+
+FILE = "per-label.json"  # what was asked for, and the labels
+
+
+@dataclass(frozen=True)
+class Pool:
+    """A folder with one run for each label. It draws as a conditional :class:`Model` does."""
+
+    path: Path
+
+    @classmethod
+    def is_one(cls, path: str | Path) -> bool:
+        """Return whether ``path`` holds a pool."""
+        return (Path(path) / FILE).is_file()
+
+    @cached_property
+    def asked(self) -> dict[str, Any]:
+        """What the runs were asked for; ``classes`` are the names of the labels."""
+        try:
+            return dict(parse((self.path / FILE).read_bytes()))
+        except (OSError, ValueError, TypeError) as error:
+            raise UserError(f"'{self.path / FILE}' cannot be read: {error}") from error
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """Names of the classes, in the order of the labels."""
+        return tuple(self.asked["classes"])
+
+    def folder(self, label: int) -> Path:
+        """Return where the run of a label is."""
+        return self.path / f"label-{label:03d}"
+
+    def run(self, label: int) -> Run:
+        """Return the run of a label; raise a :class:`UserError` where it has not begun."""
+        return Run.open(self.folder(label))
+
+    def begun(self, label: int) -> bool:
+        """Return whether the run of a label has begun."""
+        return (self.folder(label) / "ledger.jsonl").is_file()
+
+    def finished(self, label: int) -> bool:
+        """Return whether the run of a label has come to its end."""
+        return self.begun(label) and self.run(label).events[-1]["event"] == "end"
+
+    @property
+    def best(self) -> Pool:
+        """The pool itself: each label's best generator."""
+        return self
+
+    @cached_property
+    def _models(self) -> dict[int, Model]:
+        return {label: self.run(label).best for label in range(len(self.classes))}
+
+    def labels(self, count: int, labels: Sequence[int] | None = None) -> NDArray[np.int64]:
+        """Return the labels that :meth:`sample` draws, int64 [N]: they take turns."""
+        wanted = range(len(self.classes)) if labels is None else labels
+        for label in wanted:
+            if not 0 <= label < len(self.classes):
+                last = len(self.classes) - 1
+                raise UserError(f"label {label} is none of the classes: 0 to {last}")
+        return np.resize(wanted, count).astype(np.int64)
+
+    def sample(
+        self,
+        count: int,
+        *,
+        seed: int = 0,
+        truncation: float | None = None,
+        labels: Sequence[int] | None = None,
+    ) -> Images:
+        """Return ``count`` images, uint8 ``[N, H, W, C]``, as :meth:`Model.sample` does."""
+        known = self.labels(count, labels)
+        made: Images | None = None
+        for label in np.unique(known):
+            rows = np.flatnonzero(known == label)
+            images = self._models[int(label)].sample(len(rows), seed=seed, truncation=truncation)
+            if made is None:
+                made = np.empty((count, *images.shape[1:]), np.uint8)
+            made[rows] = images
+        assert made is not None
+        return made
+
+
+def open_model(path: Path, candidate: str | None = None) -> Model | Pool:
+    """Return what the folder of a run, or of a pool, draws with: the best, or a run's candidate.
+
+    Raises:
+        UserError: there is no run, or no such candidate.
+    """
+    if not Pool.is_one(path):
+        run = Run.open(path)
+        return run.candidate(candidate) if candidate else run.best
+    if candidate:
+        raise UserError(f"a candidate is of one run, and '{path}' pools several")
+    return Pool(path)
+
+
+def begin(path: Path, asked: dict[str, Any]) -> Pool:
+    """Return the pool in ``path``, written down now or as it was; ``asked`` must not differ.
+
+    Raises:
+        UserError: the folder holds other things, or a pool that was asked for otherwise.
+    """
+    pool = Pool(path)
+    if Pool.is_one(path):
+        other = [key for key in asked if pool.asked.get(key) != asked[key]]
+        if other:
+            was, now = pool.asked.get(other[0]), asked[other[0]]
+            raise UserError(f"'{path}' was begun with {other[0]} {was}, and not with {now}")
+        return pool
+    if path.exists() and (not path.is_dir() or any(path.iterdir())):
+        raise UserError(f"'{path}' is not an empty folder; choose another --out")
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+        (path / FILE).write_text(json.dumps(asked, indent=1))
+    except OSError as error:
+        raise UserError(f"cannot write to '{path}': {error.strerror or error}") from error
+    return pool
