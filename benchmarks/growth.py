@@ -315,7 +315,10 @@ def _of_stacks(rows: list[dict[str, Any]]) -> dict[str, list[dict[str, Any]]]:
         mine = [r for r in rows if r["method"] in STACKS and r["seed"] == seed]
         ranked = sorted(mine, key=lambda r: r["fd"])
         best += ranked[:1]
-        median += ranked[(len(ranked) - 1) // 2 : len(ranked) // 2 + 1]
+        middle = ranked[(len(ranked) - 1) // 2 : len(ranked) // 2 + 1]
+        if middle:
+            keys = ("fd", "swd", "images", "candidates")
+            median.append({key: statistics.mean(r[key] for r in middle) for key in keys})
         count = max(count, len(ranked))
     if not count:
         return {}
