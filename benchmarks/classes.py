@@ -13,17 +13,12 @@ the reals' median distance, x 1000), and each class's deviation beside the true 
 
 from __future__ import annotations
 
-import argparse
-import json
-import multiprocessing
-import os
 import statistics
-from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import Any, cast
 
 import torch
-from mixture import Plane, figure
+from mixture import Plane, figure, study
 from torch import Tensor
 
 from growgan.config import Settings, make_settings
@@ -36,7 +31,6 @@ from growgan.nets.stack import labelled
 from growgan.objectives import make_objective
 from growgan.objectives.conditioning import CONDITIONINGS
 from growgan.training.gan import Gan, latents
-from growgan.training.runtime import machine
 from growgan.training.stage import set_rates, step
 
 RESULTS = Path(__file__).parent / "results" / "classes.json"
@@ -164,31 +158,5 @@ def table(rows: list[dict[str, Any]]) -> str:
     return "\n".join(lines)
 
 
-def main() -> None:
-    """Read the command line."""
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--only", nargs="*", default=[], help="methods, all by default")
-    parser.add_argument("--seeds", type=int, default=20)
-    parser.add_argument("--steps", type=int, default=3_000)
-    parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1)
-    given = parser.parse_args()
-    if set(given.only) - set(METHODS):
-        parser.error(f"--only must name some of: {', '.join(METHODS)}")
-    wanted = [m for m in METHODS if not given.only or m in given.only]
-    spawn = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(given.jobs, spawn) as pool:
-        runs = [
-            pool.submit(run, method, seed, given.steps)
-            for method in wanted
-            for seed in range(given.seeds)
-        ]
-        rows = [each.result() for each in runs]
-    kept = json.loads(RESULTS.read_text())["rows"] if RESULTS.exists() else []
-    rows += [row for row in kept if row["method"] not in wanted]
-    RESULTS.parent.mkdir(exist_ok=True)
-    RESULTS.write_text(json.dumps({"machine": machine(), "rows": rows}, indent=1) + "\n")
-    print(f"{machine()}\n\n{table(rows)}")
-
-
 if __name__ == "__main__":
-    main()
+    study(__doc__, run, METHODS, RESULTS, table, seeds=20, steps=3_000)

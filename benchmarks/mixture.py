@@ -16,6 +16,7 @@ import json
 import multiprocessing
 import os
 import statistics
+from collections.abc import Callable, Mapping
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import Any, cast
@@ -140,17 +141,26 @@ def figure(values: list[float], digits: int) -> str:
     return f"{statistics.mean(values):.{digits}f}{spread}"
 
 
-def main() -> None:
-    """Read the command line."""
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+def study(
+    about: str,
+    run: Callable[[str, int, int], dict[str, Any]],
+    methods: Mapping[str, Any],
+    results: Path,
+    table: Callable[[list[dict[str, Any]]], str],
+    *,
+    seeds: int,
+    steps: int,
+) -> None:
+    """Read the command line, run what it names, keep the figures and print the table."""
+    parser = argparse.ArgumentParser(description=about.split("\n")[0])
     parser.add_argument("--only", nargs="*", default=[], help="methods, all by default")
-    parser.add_argument("--seeds", type=int, default=5)
-    parser.add_argument("--steps", type=int, default=8_000, help="of G")
+    parser.add_argument("--seeds", type=int, default=seeds)
+    parser.add_argument("--steps", type=int, default=steps, help="of G")
     parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1)
     given = parser.parse_args()
-    if set(given.only) - set(METHODS):
-        parser.error(f"--only must name some of: {', '.join(METHODS)}")
-    wanted = [m for m in METHODS if not given.only or m in given.only]
+    if set(given.only) - set(methods):
+        parser.error(f"--only must name some of: {', '.join(methods)}")
+    wanted = [m for m in methods if not given.only or m in given.only]
     spawn = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(given.jobs, spawn) as pool:
         runs = [
@@ -159,12 +169,12 @@ def main() -> None:
             for seed in range(given.seeds)
         ]
         rows = [each.result() for each in runs]
-    kept = json.loads(RESULTS.read_text())["rows"] if RESULTS.exists() else []
+    kept = json.loads(results.read_text())["rows"] if results.exists() else []
     rows += [row for row in kept if row["method"] not in wanted]
-    RESULTS.parent.mkdir(exist_ok=True)
-    RESULTS.write_text(json.dumps({"machine": machine(), "rows": rows}, indent=1) + "\n")
+    results.parent.mkdir(exist_ok=True)
+    results.write_text(json.dumps({"machine": machine(), "rows": rows}, indent=1) + "\n")
     print(f"{machine()}\n\n{table(rows)}")
 
 
 if __name__ == "__main__":
-    main()
+    study(__doc__, run, METHODS, RESULTS, table, seeds=5, steps=8_000)

@@ -20,6 +20,7 @@ from growgan.cli.grow import (
     carry_out,
     free_folder,
     limit_of,
+    loaded,
     loading,
     options_given,
 )
@@ -50,18 +51,13 @@ def condition(
 
     The new run goes on, where it was interrupted, by growgan grow DATA --out OUT --resume.
     """
-    from growgan.config import Settings
-    from growgan.data import load_images
     from growgan.growth import Run
     from growgan.growth.condition import condition as teach
 
     share = _share(labels)
     opened = Run.open(run)
-    known = Settings.from_yaml(run / "config.yaml")
     limit = limit_of(budget, images, resume=False)
-    channels = opened.best.network().spec.channels
-    how = known.data.model_dump() | {"resolution": known.resolution, "channels": channels}
-    found = load_images(data, max_broken=max_broken, **how)
+    found = loaded(data, max_broken, **opened.best.form)
     place = out or free_folder(f"{found.name}-conditional")
     values = options_given(seed=seed, device=device)
     values["labels"] = {"share": share, "balance": balance}

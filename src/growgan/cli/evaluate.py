@@ -136,9 +136,7 @@ def _load_run(path: Path, candidate: str | None) -> tuple[Any, dict[str, Any]]:
 
     model = open_model(path, candidate)
     one = model.run(0).best if isinstance(model, Pool) else model
-    settings, channels = one.settings, one.network().spec.channels
-    how = {"resolution": settings.resolution, "channels": channels, "fit": settings.data.fit}
-    return model, how
+    return model, one.form
 
 
 @contextmanager

@@ -124,7 +124,7 @@ def _run(
     if size is not None:
         # Say what cannot be reached before any image is read.
         PRESETS[settings.preset].family.base(settings.stack, size)
-    found = _loaded(source, size, max_broken, settings)
+    found = loaded(source, max_broken, **settings.data.model_dump() | {"resolution": size})
     if told is None:
         settings = _settings(known, start(min(found.resolution)), given, overrides)
     if dry_run:
@@ -150,15 +150,12 @@ def _check_place(out: Path | None, resume: bool, kept: list[str], dry_run: bool)
         check_out(out, None, resume=resume)
 
 
-def _loaded(
-    source: str, size: tuple[int, int] | None, max_broken: float, settings: Settings
-) -> ImageSet:
+def loaded(source: str, max_broken: float, **how: Any) -> ImageSet:
     """Return the images; interrupted here, a run has not begun."""
     from growgan.data import load_images
 
-    prepared: dict[str, Any] = settings.data.model_dump()
     try:
-        return load_images(source, resolution=size, max_broken=max_broken, **prepared)
+        return load_images(source, max_broken=max_broken, **how)
     except KeyboardInterrupt:
         raise KeyboardInterrupt("nothing had begun; give the same command again") from None
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from growgan.cli.grow import Broken, Data, Out, Resolution, Seed, Set, free_folder
+from growgan.cli.grow import Broken, Data, Out, Resolution, Seed, Set, free_folder, loaded
 from growgan.errors import UserError
 
 if TYPE_CHECKING:
@@ -46,12 +46,12 @@ def per_label(
     The same command goes on where it was interrupted, label by label. growgan sample OUT and
     growgan evaluate OUT DATA draw from all of them, equally often.
     """
-    from growgan.data import load_images, parse_resolution
+    from growgan.data import parse_resolution
     from growgan.growth.pool import begin
     from growgan.nets.presets import PRESETS
 
     PRESETS[preset]
-    found = load_images(data, resolution=parse_resolution(resolution), max_broken=max_broken)
+    found = loaded(data, max_broken, resolution=parse_resolution(resolution))
     if found.labels is None or not found.classes:
         raise UserError(f"'{found.name}' has no labels; a folder for each class gives them")
     labels = range(len(found.classes)) if only_label is None else [only_label]
@@ -91,7 +91,7 @@ def _train(
             own = [*changes, f"labels.only={label}"]
             more = [word for change in own for word in ("--set", change)]
             command = ["train", *words, "--out", str(pool.folder(label)), *more]
-        with (pool.path / f"label-{label:03d}.log").open("a") as log:
+        with pool.folder(label).with_suffix(".log").open("a") as log:
             done = subprocess.run(
                 [sys.executable, "-m", "growgan", *command],
                 stdout=log,

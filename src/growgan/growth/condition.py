@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from growgan.config import Settings, make_settings
+from growgan.config import make_settings
 from growgan.data import ImageSet
 from growgan.growth.budget import Budget
 from growgan.growth.origin import settings_for
@@ -43,8 +43,8 @@ def condition(
         UserError: an unknown way, data of another form or without labels, a pair that knows labels
             already, or what :func:`growgan.grow` refuses.
     """
-    known = Settings.from_yaml(run.path / "config.yaml")
-    chosen = make_settings(settings_for(way, known), settings or {}, overrides=overrides)
+    best = run.best
+    chosen = make_settings(settings_for(way, best.settings), settings or {}, overrides=overrides)
     return grow(
         data,
         out=out,
@@ -52,5 +52,5 @@ def condition(
         images=images,
         settings=chosen,
         display=display,
-        origin=run.candidate(run.best_id).folder,
+        origin=best.folder,
     )

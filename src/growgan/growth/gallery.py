@@ -83,11 +83,10 @@ def show_classes(model: Model, folder: Path) -> None:
 def class_distances(model: Model, data: ImageSet, extractor: Extractor) -> dict[str, float]:
     """Return the Fréchet distance of each class by name, of as many samples as there are reals."""
     assert data.labels is not None
-    counts = np.bincount(data.labels[data.labels >= 0], minlength=len(model.classes))
     found = {}
     for label, name in enumerate(model.classes):
         rows = np.flatnonzero(data.labels == label)[:COMPARED]
-        if counts[label] > 1:
+        if len(rows) > 1:
             fake = extractor(_first(model.sample(len(rows), labels=[label])))
             real = extractor(torch.from_numpy(np.array(data.images[rows])))
             found[name] = frechet_of_samples(fake, real)

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -53,6 +54,13 @@ class Model:
         return Settings.from_yaml(self._run / "config.yaml")
 
     @property
+    def form(self) -> dict[str, Any]:
+        """What ``load_images`` is told to load images in the form that its run's had."""
+        settings, channels = self.settings, self._network.spec.channels
+        fit = settings.data.fit
+        return {"resolution": settings.resolution, "channels": channels, "fit": fit}
+
+    @property
     def _run(self) -> Path:
         return self.folder.parent.parent
 
@@ -91,7 +99,7 @@ class Model:
     def labels(self, count: int, labels: Sequence[int] | None = None) -> NDArray[np.int64] | None:
         """Return the labels that :meth:`sample` draws, int64 [N]; None if it is unconditional."""
         known = self._network.spec.categories
-        return np.resize(labels or range(known), count).astype(np.int64) if known else None
+        return turns(count, known, labels) if known else None
 
     def walk(self, picks: Sequence[int], steps: int, *, count: int = 64, seed: int = 0) -> Images:
         """Return images on the way from each pick to the next: ``steps`` a way, and the last one.
@@ -180,9 +188,7 @@ class Model:
         known = self._network.spec.categories
         if labels is not None and not known:
             raise UserError("labels have no meaning here: this generator is not conditional")
-        for label in labels or ():
-            if not 0 <= label < known:
-                raise UserError(f"label {label} is none of the {known} classes: 0 to {known - 1}")
+        turns(0, known, labels)
 
     def _picked(self, picks: Sequence[int], count: int, seed: int) -> Float[Tensor, "n z"]:
         for pick in picks:
@@ -197,6 +203,19 @@ class Model:
     def _made(self, styles: Tensor) -> Images:
         with torch.no_grad():
             return _last(to_uint8(self._network, styles, embedded=True))
+
+
+def turns(count: int, classes: int, labels: Sequence[int] | None) -> NDArray[np.int64]:
+    """Return ``labels``, all of the ``classes`` if None, in turn: int64 [count].
+
+    Raises:
+        UserError: one of them is no class.
+    """
+    wanted = labels or range(classes)
+    for label in wanted:
+        if not 0 <= label < classes:
+            raise UserError(f"label {label} is none of the {classes} classes: 0 to {classes - 1}")
+    return np.resize(wanted, count).astype(np.int64)
 
 
 def truncate(z: Tensor, threshold: float, seed: int) -> Tensor:

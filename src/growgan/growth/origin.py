@@ -56,7 +56,9 @@ def stacks_of(candidate: Path, shape: StackSettings) -> tuple[StackSpec, StackSp
         raise UserError("a D that gives errors and no logits cannot be taught labels")
     shared: dict[str, Any] = {"classes": shape.classes, "continuous": shape.continuous, "fading": 0}
     own: dict[str, Any] = {"modifier": shape.modifier}
-    if not shape.modifier:
+    if shape.modifier:
+        own["mixing"] = 0.0  # what is frozen is drawn as it is
+    else:
         own |= {"embedding": shape.embedding, "label_stem": shape.label_stem}
         own |= {"latent_style": True}
     told: dict[str, Any] = {
@@ -82,9 +84,8 @@ def continued(
     """
     child = Gan.create(*stacks, settings, seed=seed, device=device)
     parent.finish_fade()
-    pairs = [(child.generator, parent.average), (child.discriminator, parent.discriminator)]
-    for new, old in (*pairs, (child.average, parent.average)):
-        _take_over(new, old)
+    _take_over(child.generator, parent.average)
+    _take_over(child.discriminator, parent.discriminator)
     child.average.load_state_dict(child.generator.state_dict())
     return child
 

@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from growgan.errors import UserError
-from growgan.growth.model import Images, Model
+from growgan.growth.model import Images, Model, turns
 from growgan.growth.run import Run
 from growgan.plain import parse
 
@@ -75,12 +75,7 @@ class Pool:
 
     def labels(self, count: int, labels: Sequence[int] | None = None) -> NDArray[np.int64]:
         """Return the labels that :meth:`sample` draws, int64 [N]: they take turns."""
-        wanted = range(len(self.classes)) if labels is None else labels
-        for label in wanted:
-            if not 0 <= label < len(self.classes):
-                last = len(self.classes) - 1
-                raise UserError(f"label {label} is none of the classes: 0 to {last}")
-        return np.resize(wanted, count).astype(np.int64)
+        return turns(count, len(self.classes), labels)
 
     def sample(
         self,

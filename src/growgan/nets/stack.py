@@ -191,8 +191,7 @@ class Generator(Stack):
     @cached_property
     def noisy(self) -> bool:
         """Whether images depend on more than z while it trains: on torch's own random numbers."""
-        mixing = self.spec.mixing > 0 and not self.spec.modifier
-        return mixing or any(block.noisy for block in self.blocks())
+        return self.spec.mixing > 0 or any(block.noisy for block in self.blocks())
 
     def embed(self, z: Float[Tensor, "n z"]) -> Float[Tensor, "n w"]:
         """Return what images are a smooth function of: z on its sphere, or what is made of it.
@@ -213,8 +212,7 @@ class Generator(Stack):
 
     def forward(self, z: Float[Tensor, "n z"]) -> Float[Tensor, "n c h w"]:
         w = self.embed(z)
-        mixing = self.training and self.spec.mixing and not self.spec.modifier
-        return self.synthesise(self._mixed(z, w) if mixing else w)
+        return self.synthesise(self._mixed(z, w) if self.training and self.spec.mixing else w)
 
     def synthesise(self, w: Tensor) -> Float[Tensor, "n c h w"]:
         """Return the images of what :meth:`embed` gave: [n, z], or [n, styles, z] for a mix."""

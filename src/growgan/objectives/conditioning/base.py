@@ -21,6 +21,7 @@ from torch import Tensor
 
 from growgan.errors import UserError
 from growgan.nets import spec as specs
+from growgan.nets.stack import one_hot
 from growgan.objectives.regulariser import with_options
 from growgan.objectives.step import Step
 from growgan.registry import Registry
@@ -70,7 +71,7 @@ class Conditioning:
         drawn = torch.rand(2, n, generator=step.rng, device=y.device)
         turned = (y.argmax(1) + 1 + (drawn[0] * (classes - 1)).long()) % classes
         wrong = (drawn[1] < self.noise) & (y.sum(1) > 0)
-        other = F.one_hot(turned, classes).to(y.dtype)
+        other = one_hot(turned, classes)
         kept = step.latents[:, : step.latents.shape[1] - classes]
         return torch.cat([kept, torch.where(wrong[:, None], other, y)], 1)
 
