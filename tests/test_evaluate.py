@@ -237,6 +237,8 @@ def test_a_fed_metric_starts_again_quantises_and_says_what_is_missing() -> None:
     half.update((images + 1) / 2, real=True)
     half.update(images=(images + 1) / 2)
     assert half.figures()["fid"].protocol == metric.figures()["fid"].protocol
+    with pytest.warns(UserWarning, match=r"taken as \[-1, 1\]: pass normalize=True"):
+        metric.update((images + 1) / 2)
     metric.reset()
     with pytest.raises(ValueError, match="fed none"):
         metric.compute()
@@ -288,6 +290,23 @@ def test_a_deviation_is_not_called_an_error(two: tuple[ImageSet, ImageSet], tmp_
     assert found["kid"].stderr is None and (found["kid"].deviation or 0) > 0
     assert found["fid"].deviation is None and (found["fid"].stderr or 0) > 0
     assert found.to_json()["metrics"]["kid"]["deviation"] == found["kid"].deviation
+
+
+def test_reals_of_many_sizes_are_brought_to_the_fakes(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rng = np.random.default_rng(0)
+    for name, sizes in (("fakes", [(16, 16)]), ("reals", [(16, 16), (20, 20), (40, 40)])):
+        (tmp_path / name).mkdir()
+        for i in range(12):
+            pixels = rng.integers(0, 256, (*sizes[i % len(sizes)], 3), dtype=np.uint8)
+            Image.fromarray(pixels).save(tmp_path / name / f"{i}.png")
+    ends = ["--features", "pixels", "--metrics", "fid,swd", "--json"]
+    assert main(["evaluate", str(tmp_path / "fakes"), str(tmp_path / "reals"), *ends]) == 0
+    told = json.loads(capsys.readouterr().out)["metrics"]
+    protocol = told["fid"]["protocol"]
+    assert protocol["counts"] == [12, 12] and protocol["resolution"] == [16, 16]
+    assert "brought to the fakes' form" in protocol["preparation"]
 
 
 def test_classes_are_matched_by_name(make_images: Make, tmp_path: Path) -> None:

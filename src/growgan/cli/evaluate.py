@@ -14,9 +14,9 @@ from growgan.errors import UserError
 from growgan.plain import parse
 
 if TYPE_CHECKING:
+    from growgan.data import ImageSet
     from growgan.metrics.evaluate import Evaluation
     from growgan.metrics.watch import Watch
-
 
 Fake = Annotated[str | None, typer.Argument(metavar="FAKE", help="run directory, or DATA")]
 Real = Annotated[str | None, typer.Argument(metavar="REAL", help="run directory, or DATA")]
@@ -108,12 +108,11 @@ def _load(
         if size is not None:
             sides["preparation"] = "loaded at --resolution, fit auto, Lanczos"
         elif not _is_run(real):
-            own = load_images(real)
-            if {"resolution": own.resolution, "channels": own.channels} == how:
+            own = _as_they_are(real)
+            if own and {"resolution": own.resolution, "channels": own.channels} == how:
                 sides["real"] = own
             else:
-                height, width = own.resolution
-                was = f"{width}x{height} with {own.channels} channels"
+                was = _form(own) if own else "several sizes"
                 sides["preparation"] = (
                     f"reals of {was} brought to the fakes' form, fit auto, Lanczos"
                 )
@@ -122,6 +121,21 @@ def _load(
         sides["real"] = _load_run(Path(real), None)[0] if run else load_images(real, **how)
     sides["held_out"] = load_images(held_out, **how) if held_out else None
     return sides
+
+
+def _as_they_are(source: str) -> ImageSet | None:
+    """Return the images of ``source`` in their own form, or None where that is not one form."""
+    from growgan.data import load_images
+
+    try:
+        return load_images(source)
+    except UserError:  # if it was something else, it comes again as they are loaded in one form
+        return None
+
+
+def _form(images: ImageSet) -> str:
+    height, width = images.resolution
+    return f"{width}x{height} with {images.channels} channels"
 
 
 def _is_run(source: str) -> bool:

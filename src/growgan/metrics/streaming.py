@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable
 from functools import cached_property
 
@@ -83,8 +84,9 @@ class Metric:
     def update(self, images: Tensor, real: bool = False, labels: Tensor | None = None) -> None:
         """Add ``images`` [n, C, H, W], uint8 or float, to the reals or to the fakes.
 
-        Floats are quantised as growgan's samples are: clamp(127.5 x + 128). Raises ValueError for
-        other shapes and ranges, NaN, and another size than before.
+        Floats are quantised as growgan's samples are: clamp(127.5 x + 128). Warns of floats without
+        a negative number where [-1, 1] is meant. Raises ValueError for other shapes and ranges,
+        NaN, and another size than before.
         """
         (self.real if real else self.fake).add(self._quantised(images), labels)
 
@@ -118,6 +120,12 @@ class Metric:
             raise ValueError(
                 f"float images must be finite and about {bounds}, but reach from "
                 f"{float(images.min()):g} to {float(images.max()):g}"
+            )
+        if not self.normalize and float(images.min()) >= 0:
+            warnings.warn(
+                "float images without a negative number are taken as [-1, 1]: pass normalize=True "
+                "if they are in [0, 1]",
+                stacklevel=3,
             )
         return uint8_images((x * 127.5 + 128).clamp(0, 255).to(torch.uint8))
 
