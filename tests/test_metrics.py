@@ -7,7 +7,7 @@ import pytest
 import scipy.ndimage
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
+from reference import by_roots, by_sqrtm, gaussian
 
 from growgan.metrics import (
     Moments,
@@ -19,8 +19,6 @@ from growgan.metrics import (
     sliced_wasserstein,
 )
 from growgan.metrics.sliced import level_sizes
-from reference import by_roots, by_sqrtm, gaussian
-
 
 # Fréchet distance
 

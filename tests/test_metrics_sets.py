@@ -8,6 +8,7 @@ import scipy.special
 import scipy.stats
 import torch
 from numpy.typing import NDArray
+from reference import Array, by_roots, by_sqrtm, gaussian
 from torch import Tensor
 
 from growgan.metrics import Moments, distances, frechet, frechet_distance, neighbours
@@ -15,7 +16,6 @@ from growgan.metrics.classes import frechet_by_class, inception_score
 from growgan.metrics.distances import frechet_at_infinity, frechet_of_samples
 from growgan.metrics.kernel import kid, squared_mmd
 from growgan.metrics.neighbours import memorisation, neighbourhoods
-from reference import Array, by_roots, by_sqrtm, gaussian
 
 # Fréchet distance of samples, and at infinity
 
