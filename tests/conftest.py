@@ -11,6 +11,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+import growgan as gg
 from growgan.data import ImageSet
 
 
@@ -75,3 +76,17 @@ def stand_in(tmp_path_factory: pytest.TempPathFactory) -> Path:
         torch.manual_seed(0)
         torch.jit.script(StandIn()).save(str(path))
     return path
+
+
+@pytest.fixture
+def run(make_images: Callable[..., ImageSet], tmp_path: Path) -> gg.Run:
+    """Return a short conditional run on two classes of 16x16 RGB."""
+    settings = {
+        "policy": "fixed",
+        "conditioning": "projection",
+        "stack": {"width": 8, "latent": 8},
+        "batch": 8,
+        "score": {"samples": 32},
+    }
+    data = make_images(64, 3, 16, 16)
+    return gg.grow(data, out=tmp_path / "run", images=64, settings=settings)

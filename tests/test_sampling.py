@@ -11,10 +11,11 @@ import torch
 
 from growgan.config import make_settings
 from growgan.errors import UserError
+from growgan.growth.directions import SEED, SEEN
 from growgan.growth.model import Model, slerp, truncate
 from growgan.nets.presets import PRESETS
 from growgan.training.checkpoint import save_gan
-from growgan.training.gan import Gan, latents, to_uint8
+from growgan.training.gan import Gan, inputs, latents, to_uint8
 
 
 @pytest.fixture(params=["pggan", "biggan", "stylegan2"])
@@ -95,3 +96,43 @@ def test_picks_that_are_not_there_are_refused(model: Model) -> None:
         model.walk([0, 16], 3, count=16)
     with pytest.raises(UserError, match="a walk needs two picks and a step, but got 1 and 3"):
         model.walk([0], 3)
+
+
+def test_directions_are_the_principal_components(model: Model) -> None:
+    network, found = model.network(), model.directions
+    z = inputs(network.spec, SEEN, SEED)
+    with torch.no_grad():
+        w = network.embed(z)
+        features = w if network.spec.mapping else network.stem(w).flatten(1)
+    values = np.linalg.svd((features - features.mean(0)).double().numpy(), compute_uv=False)
+    shares = values**2 / (values**2).sum()
+    assert len(found) == 10
+    assert found.shares.tolist() == pytest.approx(shares[:10].tolist(), rel=1e-4)
+    if network.spec.mapping:
+        assert found.styles
+        lengths = found.vectors.norm(dim=1).numpy()
+        assert lengths == pytest.approx(values[:10] / (SEEN - 1) ** 0.5, rel=1e-4)
+    else:  # a step raises its own component by what least squares say, and the most of all
+        centred = (features - features.mean(0)).double()
+        left, _, _ = torch.linalg.svd(centred, full_matrices=False)
+        slopes = left[:, :10].T @ z[:, : network.spec.latent].double() / (SEEN - 1) ** 0.5
+        cosine = torch.cosine_similarity(slopes, found.vectors.double(), dim=1)
+        assert bool((cosine.abs() > 0.9).all())
+
+
+def test_a_pick_is_varied_along_directions_and_latents(model: Model) -> None:
+    images = model.sample(9, seed=2)
+    still = model.vary(4, {0: 0.0}, count=9, seed=2)
+    np.testing.assert_allclose(still[0].astype(int), images[4], atol=1)
+    near, far = (model.vary(4, {0: x}, count=9, seed=2)[0].astype(int) for x in (0.5, 3.0))
+    assert 0 < np.abs(near - images[4]).mean() < np.abs(far - images[4]).mean()
+    z = latents(9, model.network().spec.latent, 2)
+    own = {1: float(z[4, 1])}
+    np.testing.assert_array_equal(model.vary(4, {}, own, count=9, seed=2), still)
+    other = model.vary(4, {}, {1: 5.0}, count=9, seed=2)
+    assert not np.array_equal(other, still)
+    for bad, words in (({10: 1.0}, "direction 10 is none of the 10"), ({-1: 1.0}, "direction -1")):
+        with pytest.raises(UserError, match=words):
+            model.vary(0, bad)
+    with pytest.raises(UserError, match="latent 9999 is none of the"):
+        model.vary(0, {}, {9999: 0.0})

@@ -14,15 +14,18 @@ if TYPE_CHECKING:
     from growgan.data import ImageSet, load_images
     from growgan.growth import Run, grow
     from growgan.growth.condition import condition
+    from growgan.growth.load import load
     from growgan.growth.policies import Dynamic, Fixed, Plateau, Progressive
     from growgan.growth.policies import RandomGrowth as Random
     from growgan.metrics.evaluate import evaluate
+    from growgan.nets.stack import Generator
 
 __version__ = "0.1.0"
 
 __all__ = [
     "Dynamic",
     "Fixed",
+    "Generator",
     "ImageSet",
     "Plateau",
     "Progressive",
@@ -33,12 +36,14 @@ __all__ = [
     "condition",
     "evaluate",
     "grow",
+    "load",
     "load_images",
 ]
 
 _HOMES = {
     "Dynamic": "growgan.growth.policies:Dynamic",
     "Fixed": "growgan.growth.policies:Fixed",
+    "Generator": "growgan.nets.stack:Generator",
     "ImageSet": "growgan.data:ImageSet",
     "Plateau": "growgan.growth.policies:Plateau",
     "Progressive": "growgan.growth.policies:Progressive",
@@ -48,6 +53,7 @@ _HOMES = {
     "condition": "growgan.growth.condition:condition",
     "evaluate": "growgan.metrics.evaluate:evaluate",
     "grow": "growgan.growth:grow",
+    "load": "growgan.growth.load:load",
     "load_images": "growgan.data:load_images",
 }
 

@@ -193,6 +193,15 @@ class Settings(Group):
     actions: ActionSettings = ActionSettings()
     data: DataSettings = DataSettings()
     score: ScoreSettings = ScoreSettings()
+    tracking: tuple[str, ...] = Field((), description="where else a run is followed")
+
+    @field_validator("tracking", mode="before")
+    @classmethod
+    def _words(cls, value: object) -> object:
+        """Accept ``tensorboard,wandb``, and none."""
+        if isinstance(value, str):
+            return [name.strip() for name in value.split(",") if name.strip() not in ("", "none")]
+        return value
 
     @field_validator("regularisers", mode="before")
     @classmethod

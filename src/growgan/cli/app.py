@@ -41,6 +41,8 @@ VERBS = {
     "evaluate": Verb("growgan.cli.evaluate:evaluate", "Measure images against reals."),
     "inspect": Verb("growgan.cli.inspect:inspect", "Show a run's growth tree, scores and costs."),
     "report": Verb("growgan.cli.report:report", "Write a run's report, one self-contained page."),
+    "explore": Verb("growgan.cli.explore:explore", "Look at a run in the browser."),
+    "export": Verb("growgan.cli.export:export", "Write a generator for other programs."),
     "data": Verb("growgan.cli.data:data", "Say what a dataset holds, and what is wrong with it."),
     "list": Verb("growgan.cli.list:list_entries", "List presets, policies, losses and the like."),
 }

@@ -140,15 +140,18 @@ def _form(images: ImageSet) -> str:
 
 def _is_run(source: str) -> bool:
     from growgan.growth.pool import Pool
+    from growgan.nets.pretrained import WEIGHTS
 
-    return (Path(source) / "ledger.jsonl").is_file() or Pool.is_one(source)
+    made = (Path(source) / name for name in ("ledger.jsonl", WEIGHTS))
+    return any(each.is_file() for each in made) or Pool.is_one(source)
 
 
 def _load_run(path: Path, candidate: str | None) -> tuple[Any, dict[str, Any]]:
     """Return a run's model, and how its reals were loaded."""
-    from growgan.growth.pool import Pool, open_model
+    from growgan.growth.load import load
+    from growgan.growth.pool import Pool
 
-    model = open_model(path, candidate)
+    model = load(path, candidate)
     one = model.run(0).best if isinstance(model, Pool) else model
     return model, one.form
 

@@ -24,6 +24,8 @@ REGISTRIES = {
     "metrics": "growgan.metrics.suite:METRICS",
     "features": "growgan.metrics.networks:FEATURES",
     "resizes": "growgan.metrics.resize:RESIZES",
+    "trackers": "growgan.growth.tracking:TRACKERS",
+    "exports": "growgan.growth.export:EXPORTS",
 }
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -34,7 +33,7 @@ Mix = Annotated[
 
 
 def sample(
-    run: Annotated[Path, typer.Argument(help="run directory")],
+    run: Annotated[str, typer.Argument(help="run directory, export, or hub:USER/NAME")],
     count: Annotated[int, typer.Option("-n", "--count", min=1, help="number of images")] = 64,
     out: Out = "samples.png",
     seed: Annotated[int, typer.Option(help="decides the latents")] = 0,
@@ -51,11 +50,12 @@ def sample(
 
     Picks are numbers of images that the same -n and --seed draw, counted from 0, row by row.
     """
+    from growgan.growth.load import load
     from growgan.growth.model import Model
-    from growgan.growth.pool import Pool, open_model
+    from growgan.growth.pool import Pool
     from growgan.report.sheet import write_images
 
-    model = open_model(run, candidate)
+    model = load(run, candidate)
     looks = walk or combine or mix or morph
     if isinstance(model, Pool) and looks:
         raise UserError("--walk, --combine, --mix and --morph are of one run, not of a pool")
@@ -63,8 +63,7 @@ def sample(
         raise UserError(f"--seed must be 0 or more, but got {seed}")
     if sum(value is not None for value in (truncation, walk, combine, mix, morph)) > 1:
         raise UserError("--truncation, --walk, --combine, --mix and --morph exclude each other")
-    columns: int | None = None
-    wanted: list[int] | None = None
+    columns, wanted = None, None
     if isinstance(model, Model) and morph:
         wanted = _picks("morph", morph)
         columns = (len(wanted) - 1) * steps + 1

@@ -57,7 +57,7 @@ def write_gallery(run: Run, data: ImageSet | None = None) -> Path:
     size = model.network().spec.resolution
     if size != data.resolution:
         raise UserError(f"the best candidate makes images of {size}, not yet {data.resolution}")
-    extractor = _extractor(run, data)
+    extractor = extractor_of(run, data)
     fakes, reals = nearest_images(model, data, extractor)
     pairs = np.concatenate([fakes, reals]).transpose(0, 3, 1, 2)
     save_sheet(pairs, folder / "neighbours.png", SHOWN)
@@ -122,15 +122,19 @@ def nearest_images(
 ) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
     """Return ``count`` samples and the training image nearest to each, uint8 [N, H, W, C]."""
     samples = model.sample(count)
-    reals = Stored(
+    index, _ = nearest(extractor(_first(samples)), real_features(data, extractor))
+    return samples, np.array(data.images[index.numpy()]).transpose(0, 2, 3, 1)
+
+
+def real_features(data: ImageSet, extractor: Extractor) -> Tensor:
+    """Return the features of all training images, float32 [N, d], from the cache if it has them."""
+    return Stored(
         data.images,
         name="reals",
         extractor=lambda: extractor,
         identity=data.fingerprint,
         cache=default_cache(),
-    )
-    index, _ = nearest(extractor(_first(samples)), reals.features)
-    return samples, np.array(data.images[index.numpy()]).transpose(0, 2, 3, 1)
+    ).features
 
 
 def truncation_curve(model: Model, data: ImageSet, extractor: Extractor) -> Curve:
@@ -149,7 +153,8 @@ def truncation_curve(model: Model, data: ImageSet, extractor: Extractor) -> Curv
     return curve
 
 
-def _extractor(run: Run, data: ImageSet) -> Extractor:
+def extractor_of(run: Run, data: ImageSet) -> Extractor:
+    """Return the network that a run's scores are taken with, or one like it if they need none."""
     settings, began = Settings.from_yaml(run.path / "config.yaml"), run.events[0]
     copy, budget = run.path / "extractor.safetensors", Budget(**began["budget"])
     score = settings.score.model_copy(update={"kind": "fd"})

@@ -6,7 +6,7 @@ looks at a sheet, and then picks.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import pairwise
@@ -21,6 +21,7 @@ from torch import Tensor
 
 from growgan.config import Settings
 from growgan.errors import UserError
+from growgan.growth.directions import Directions, principal
 from growgan.nets.stack import Generator, one_hot
 from growgan.objectives import make_objective
 from growgan.plain import parse
@@ -183,6 +184,47 @@ class Model:
         half = (torch.arange(network.styles) < network.styles // 2).view(-1, 1)
         table = torch.where(half, coarse[:, None, None], fine[None, :, None])
         return self._made(table.flatten(0, 1))
+
+    @cached_property
+    def directions(self) -> Directions:
+        """What its images vary along most."""
+        return principal(self._network)
+
+    def vary(
+        self,
+        pick: int,
+        along: Mapping[int, float],
+        latents: Mapping[int, float] | None = None,
+        *,
+        count: int = 64,
+        seed: int = 0,
+    ) -> Images:
+        """Return one image, a pick that is moved: uint8 [1, H, W, C].
+
+        Args:
+            along: deviations along each of :attr:`directions`, by its number.
+            latents: values that take the place of the pick's own, by the number of the latent.
+
+        Raises:
+            UserError: there is no such pick, direction or latent.
+        """
+        spec, latents = self._network.spec, latents or {}
+        for what, asked, known in (
+            ("direction", along, len(self.directions)),
+            ("latent", latents, spec.latent),
+        ):
+            for index in asked:
+                if not 0 <= index < known:
+                    raise UserError(f"{what} {index} is none of the {known}: 0 to {known - 1}")
+        z = self._picked([pick], count, seed)
+        for index, value in latents.items():
+            z[0, index] = value
+        move = self.directions.move(along)
+        if not self.directions.styles:
+            z[0, : spec.latent] += move
+            return self._images(z)
+        with torch.no_grad():
+            return self._made(self._network.embed(z) + move)
 
     def _check(self, labels: Sequence[int] | None) -> None:
         known = self._network.spec.categories

@@ -98,20 +98,6 @@ class Pool:
         return made
 
 
-def open_model(path: Path, candidate: str | None = None) -> Model | Pool:
-    """Return what the folder of a run, or of a pool, draws with: the best, or a run's candidate.
-
-    Raises:
-        UserError: there is no run, or no such candidate.
-    """
-    if not Pool.is_one(path):
-        run = Run.open(path)
-        return run.candidate(candidate) if candidate else run.best
-    if candidate:
-        raise UserError(f"a candidate is of one run, and '{path}' pools several")
-    return Pool(path)
-
-
 def begin(path: Path, asked: dict[str, Any]) -> Pool:
     """Return the pool in ``path``, written down now or as it was; ``asked`` must not differ.
 

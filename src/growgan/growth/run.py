@@ -27,6 +27,7 @@ from growgan.growth.origin import ORIGIN, keep_origin, origin_of, origin_stacks
 from growgan.growth.policies import POLICIES, GrowthPolicy, make_policy
 from growgan.growth.search import Search, start_event
 from growgan.growth.stop import Stop
+from growgan.growth.tracking import check_trackers, trackers
 from growgan.metrics.domain import LEAST_IMAGES
 from growgan.metrics.features import domain_extractor
 from growgan.metrics.protocol import Protocol
@@ -37,7 +38,7 @@ from growgan.nets.presets import PRESETS
 from growgan.objectives import make_objective
 from growgan.registry import Registry
 from growgan.report.page import write_report
-from growgan.training.progress import Display, SilentDisplay
+from growgan.training.progress import Display, SilentDisplay, Together
 from growgan.training.runtime import best_threads, machine, make_runtime
 
 
@@ -184,6 +185,7 @@ def check_names(settings: Settings) -> Settings:
     for registry, names in named:
         for name in names:
             registry[name]
+    check_trackers(settings.tracking)
     energy = make_objective(settings).loss.energies
     if energy and settings.stack.kernels:
         raise UserError(f"stack.kernels has no meaning for the loss '{settings.loss}'")
@@ -308,7 +310,7 @@ def _search(
     stop: Stop,
 ) -> Run:
     """Run the search with its display, and write the report whatever happens."""
-    shown = display or SilentDisplay()
+    shown = Together(display or SilentDisplay(), *trackers(out, settings))
     events = list(Ledger(out / "ledger.jsonl").read())
     elapsed = max((event.get("elapsed", 0.0) for event in events), default=0.0)
     meter = Meter(budget, elapsed + clock.lap())

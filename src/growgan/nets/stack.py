@@ -30,6 +30,7 @@ from growgan.nets.layers import (
     upsample,
 )
 from growgan.nets.modifier import Modifier
+from growgan.nets.pretrained import Pretrained
 from growgan.nets.spec import StackSpec, without_fade
 
 
@@ -154,7 +155,7 @@ class Stack(nn.Module):
         return sum(p.numel() for p in self.parameters())
 
 
-class Generator(Stack):
+class Generator(Stack, Pretrained):
     """z float ``[N, inputs]`` to images float ``[N, C, H, W]``, about [-1, 1]."""
 
     reference: Tensor  # latents [64, latent], where a norm needs them
@@ -219,7 +220,7 @@ class Generator(Stack):
         if hasattr(self, "reference"):
             known = self.embed(self.reference)
             w = torch.cat([known if w.ndim == 2 else known[:, None].expand(-1, self.styles, -1), w])
-            return self._synthesise(w)[len(known) :]
+            return self._synthesise(w)[known.shape[0] :]
         return self._synthesise(w)
 
     def _synthesise(self, w: Tensor) -> Tensor:

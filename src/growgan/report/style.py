@@ -1,6 +1,7 @@
 """The page's style sheet: system fonts, light and dark, phone and paper."""
 
-STYLE = """
+# What the explorer has in common with it.
+PALETTE = """
 :root { color-scheme: light dark;
   --paper: #fbfaf7; --card: #ffffff; --ink: #1c2127; --soft: #59626e; --rule: #dedbd3;
   --g: #1765a8; --d: #b04a06; --best: #0a7157; --best-soft: #e2f2ec; --bad: #b3261e;
@@ -9,7 +10,11 @@ STYLE = """
   --paper: #14171b; --card: #1c2026; --ink: #e8eaed; --soft: #a5aeba; --rule: #343a43;
   --g: #6fb4f2; --d: #f2a35c; --best: #52d0a4; --best-soft: #1b332d; --bad: #ff8a80;
   --faint: #6d7682; --lost: #474e58; } }
-* { box-sizing: border-box; }
+"""
+
+STYLE = (
+    PALETTE
+    + """* { box-sizing: border-box; }
 html { -webkit-text-size-adjust: 100%; text-size-adjust: 100%; }
 body { margin: 0; background: var(--paper); color: var(--ink);
   font: 16px/1.5 system-ui, -apple-system, "Segoe UI", Roboto, "Helvetica Neue", "DejaVu Sans",
@@ -134,3 +139,4 @@ footer { color: var(--soft); font-size: .875rem; padding-top: 40px; padding-bott
   pre { white-space: pre-wrap; } tr { break-inside: avoid; } h2 { break-after: avoid; }
   .hero img { max-width: 11cm; } }
 """
+)

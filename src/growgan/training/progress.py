@@ -66,6 +66,43 @@ class Display(Protocol):
         """Leave the terminal clean and show ``summary``, a line an entry; safe to call twice."""
 
 
+class Together:
+    """Several displays as one."""
+
+    def __init__(self, *displays: Display) -> None:
+        self.displays = displays
+
+    def start(self, info: Mapping[str, Any]) -> None:
+        """Begin everywhere."""
+        for each in self.displays:
+            each.start(info)
+
+    def progress(self, status: Status) -> None:
+        """Show ``status`` everywhere."""
+        for each in self.displays:
+            each.progress(status)
+
+    def candidate(self, record: Mapping[str, Any]) -> None:
+        """Show a candidate everywhere."""
+        for each in self.displays:
+            each.candidate(record)
+
+    def select(self, record: Mapping[str, Any]) -> None:
+        """Show a decision everywhere."""
+        for each in self.displays:
+            each.select(record)
+
+    def message(self, text: str) -> None:
+        """Show a line everywhere."""
+        for each in self.displays:
+            each.message(text)
+
+    def stop(self, summary: Mapping[str, Any]) -> None:
+        """Stop everywhere, the first display last, so that its summary stands at the end."""
+        for each in reversed(self.displays):
+            each.stop(summary)
+
+
 class SilentDisplay:
     """Shows nothing."""
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import lru_cache
 from math import sqrt
 from zlib import crc32
 
@@ -14,6 +15,13 @@ from growgan.nets.blocks.base import BLOCKS, Block, StyledBlock
 from growgan.nets.filters import smooth_double, smooth_halve
 from growgan.nets.layers import GAIN, Conv
 from growgan.nets.spec import LayerSpec, Role
+
+
+@lru_cache(maxsize=256)
+def still_noise(name: str, height: int, width: int) -> Tensor:
+    """Return the noise [1, 1, height, width] of the layer of that id when it is not trained."""
+    generator = torch.Generator().manual_seed(crc32(name.encode()))
+    return torch.randn(1, 1, height, width, generator=generator)
 
 
 @BLOCKS.register("modulated", "convolution scaled by the style, noise", "Karras et al. 2020")
@@ -54,8 +62,7 @@ class ModulatedBlock(StyledBlock):
         """Return noise for each pixel of ``h``; after training the same for all images."""
         if self.training:
             return torch.randn(len(h), 1, *h.shape[2:], device=h.device)
-        generator = torch.Generator().manual_seed(crc32(self.layer.id.encode()))
-        return torch.randn(1, 1, *h.shape[2:], generator=generator).to(h.device)
+        return still_noise(self.layer.id, int(h.shape[2]), int(h.shape[3])).to(h.device)
 
 
 @BLOCKS.register("smooth", "residual layer that resamples with a filter", "Karras et al. 2020")

@@ -57,7 +57,7 @@ class StyleStem(Stem):
         return spec.latent if spec.mapping else spec.latent + spec.label_width
 
     def forward(self, w: Float[Tensor, "n w"]) -> Float[Tensor, "n c h w"]:
-        return self.constant.to(w.dtype).expand(len(w), *self.constant.shape)
+        return self.constant.to(w.dtype).expand(w.shape[0], *self.constant.shape)
 
 
 class StyledToImage(Head):

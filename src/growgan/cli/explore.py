@@ -1,0 +1,58 @@
+"""``growgan explore``: a run in the browser."""
+
+from __future__ import annotations
+
+import socket
+import threading
+import webbrowser
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from growgan.errors import UserError
+
+HOST = "127.0.0.1"
+
+
+def explore(
+    run: Annotated[Path, typer.Argument(metavar="RUN", help="run directory")],
+    data: Annotated[
+        str | None, typer.Option(help="what it was trained on, for the nearest images")
+    ] = None,
+    port: Annotated[int, typer.Option(min=0, max=65535, help="0: any that is free")] = 7860,
+    browser: Annotated[bool, typer.Option(help="open a browser, too")] = True,
+) -> None:
+    """Open a run in the browser: its growth, its samples, and what lies between them."""
+    try:
+        from growgan.explore.server import serve
+        from growgan.explore.studio import Studio
+    except ImportError as error:
+        raise UserError("the explorer needs the extra: pip install 'growgan[explore]'") from error
+    from growgan.data import load_images
+    from growgan.growth.run import Run, check_out
+
+    model = Run.open(run).best
+    images = load_images(data, **model.form) if data else None
+    if images is not None:
+        check_out(run, images, resume=True)
+    port = _free(port)
+    studio = Studio(run, images)
+    studio.warm()
+    address = f"http://{HOST}:{port}/"
+    typer.echo(f"{address}  (Ctrl-C ends it)")
+    if browser:  # once it listens
+        threading.Timer(0.5, webbrowser.open, [address]).start()
+    serve(studio, host=HOST, port=port)
+
+
+def _free(port: int) -> int:
+    """Return the port, or one that is free for 0; raise a :class:`UserError` if it is taken."""
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((HOST, port))
+        except OSError as error:
+            raise UserError(f"port {port} is taken; choose another --port, or 0") from error
+        found: int = probe.getsockname()[1]
+        return found

@@ -1,0 +1,407 @@
+"use strict";
+// The page keeps what is drawn and what is picked; every image comes from /ask/QUESTION.
+
+const $ = (id) => document.getElementById(id);
+const state = { about: null, images: [], picks: [], sets: { a: [], b: [], c: [] }, frames: [] };
+
+function make(tag, attributes = {}, ...children) {
+  const node = document.createElement(tag);
+  for (const [name, value] of Object.entries(attributes)) {
+    if (name.startsWith("on")) node.addEventListener(name.slice(2), value);
+    else if (value !== false && value !== null) node.setAttribute(name, value === true ? "" : value);
+  }
+  node.append(...children);
+  return node;
+}
+
+async function ask(question, form = {}) {
+  const response = await fetch(`ask/${question}`, {
+    method: "POST",
+    headers: { "Content-Type": "application/json" },
+    body: JSON.stringify(form),
+  });
+  const answer = await response.json();
+  $("message").textContent = answer.error || "";
+  if (answer.error) throw new Error(answer.error);
+  return answer;
+}
+
+// Only the newest call of a tool counts, and one is on its way at a time.
+function latest(work) {
+  let busy = false, again = false;
+  return async function run() {
+    if (busy) { again = true; return; }
+    busy = true;
+    try { await work(); } catch (error) { $("message").textContent = error.message; }
+    busy = false;
+    if (again) { again = false; run(); }
+  };
+}
+
+function drawn() {
+  return {
+    candidate: $("candidate").value || null,
+    seed: Number($("seed").value) || 0,
+    count: Math.min(144, Math.max(4, Number($("count").value) || 36)),
+  };
+}
+
+function tile(uri, text, more) {
+  return make("li", {}, make("img", { src: uri, alt: text }), ...(more ? [more] : []));
+}
+
+function fill(list, uris, texts, columns) {
+  list.replaceChildren(...uris.map((uri, i) => tile(uri, texts(i))));
+  list.style.gridTemplateColumns = columns ? `repeat(${columns}, minmax(0, 1fr))` : "";
+}
+
+// Tabs: arrows move, as in the ARIA pattern.
+
+const shown = { views: "growth", tools: "vary" };
+
+function select(tab) {
+  const list = tab.parentElement;
+  for (const each of list.querySelectorAll('[role="tab"]:not([hidden])')) {
+    const chosen = each === tab;
+    each.setAttribute("aria-selected", chosen);
+    each.tabIndex = chosen ? 0 : -1;
+    $(each.getAttribute("aria-controls")).hidden = !chosen;
+  }
+  shown[list.id] = tab.getAttribute("aria-controls");
+  refresh();
+}
+
+for (const list of document.querySelectorAll('[role="tablist"]')) {
+  list.addEventListener("click", (event) => {
+    const tab = event.target.closest('[role="tab"]');
+    if (tab) select(tab);
+  });
+  list.addEventListener("keydown", (event) => {
+    const tabs = [...list.querySelectorAll('[role="tab"]:not([hidden])')];
+    const at = tabs.indexOf(document.activeElement);
+    const to = { ArrowRight: at + 1, ArrowLeft: at - 1, Home: 0, End: tabs.length - 1 }[event.key];
+    if (to === undefined || at < 0) return;
+    event.preventDefault();
+    const tab = tabs[(to + tabs.length) % tabs.length];
+    tab.focus();
+    select(tab);
+  });
+}
+
+// Growth
+
+async function showTree() {
+  const { nodes } = await ask("tree");
+  $("tree").replaceChildren(...nodes.map(branch));
+  $("candidate").replaceChildren(...nodes.filter((node) => node.drawable).map((node) =>
+    make("option", { value: node.id, selected: node.id === state.about.best }, `${node.id} (${node.size})`)));
+}
+
+function branch(node) {
+  const more = [node.growth, ...(node.slices > 1 ? [`${node.slices} slices`] : []),
+    ...(node.leads ? ["on the way to the best"] : [])];
+  const line = make("li", {}, make("button", {
+    class: `${node.leads ? "leads " : ""}${node.status}`,
+    "data-id": node.id,
+    onclick: () => showCandidate(node.id),
+  }, make("b", {}, `${node.id} · ${node.size} · ${node.score}`), make("small", {}, more.join(", "))));
+  line.style.paddingLeft = `${Math.min(node.depth, 8) * 20}px`;
+  return line;
+}
+
+async function showCandidate(id) {
+  const found = await ask("candidate", { candidate: id });
+  for (const button of $("tree").querySelectorAll("button")) {
+    button.setAttribute("aria-current", button.dataset.id === id);
+  }
+  const facts = Object.entries(found.facts).flatMap(([name, value]) =>
+    [make("dt", {}, name), make("dd", {}, value)]);
+  const layers = (name, lines) => lines.length
+    ? [make("h3", {}, name), make("ol", {}, ...lines.map((line) => make("li", {}, line)))] : [];
+  $("detail").replaceChildren(
+    make("h2", {}, `Candidate ${found.id}`),
+    make("dl", {}, ...facts),
+    ...(found.samples ? [make("img", { class: "pixels", src: found.samples, alt: `samples of ${found.id}` })] : []),
+    ...layers("Generator, from the latent on", found.generator),
+    ...layers("Discriminator, the image end last", found.discriminator),
+    ...(found.drawable ? [make("button", { onclick: () => playWith(found.id) }, "Play with it")] : []),
+  );
+}
+
+function playWith(id) {
+  $("candidate").value = id;
+  select($("tab-play"));
+  $("tab-play").focus();
+  opened();
+}
+
+async function showFrames() {
+  state.frames = (await ask("timelapse")).frames;
+  const range = $("lapse-range");
+  range.max = Math.max(0, state.frames.length - 1);
+  range.value = range.max;
+  showFrame();
+}
+
+function showFrame() {
+  const frame = state.frames[Number($("lapse-range").value)];
+  if (!frame) return;
+  $("lapse-image").src = frame.samples;
+  $("lapse-image").alt = `the same latents at candidate ${frame.id}`;
+  $("lapse-text").textContent = `${frame.id}: ${frame.text}`;
+  $("lapse-range").setAttribute("aria-valuetext", `candidate ${frame.id}`);
+}
+
+let playing = null;
+$("lapse-range").addEventListener("input", showFrame);
+$("lapse-play").addEventListener("click", () => {
+  const range = $("lapse-range");
+  clearInterval(playing);
+  playing = playing ? null : setInterval(() => {
+    range.value = (Number(range.value) + 1) % state.frames.length;
+    showFrame();
+  }, 700);
+  $("lapse-play").setAttribute("aria-pressed", Boolean(playing));
+  $("lapse-play").textContent = playing ? "Stop" : "Play";
+});
+
+// The shelf
+
+const drawShelf = latest(async () => {
+  const form = drawn();
+  const cut = $("truncation").value, label = $("class").value;
+  if (cut) form.truncation = Number(cut);
+  if (label) form.labels = [Number(label)];
+  const found = await ask("sample", form);
+  state.images = found.images;
+  state.labels = found.labels;
+  state.picks = state.picks.filter((pick) => pick < found.images.length);
+  showShelf();
+  refresh();
+});
+
+function nameOf(i) {
+  return `sample ${i}${state.labels && state.labels[i] ? `, ${state.labels[i]}` : ""}`;
+}
+
+function showShelf() {
+  $("shelf").replaceChildren(...state.images.map((uri, i) => {
+    const place = state.picks.indexOf(i);
+    const button = make("button", {
+      "aria-pressed": place >= 0,
+      draggable: true,
+      "data-index": i,
+      onclick: () => pick(i),
+      ondragstart: (event) => event.dataTransfer.setData("text/plain", String(i)),
+    }, make("img", { src: uri, alt: nameOf(i), draggable: false }));
+    if (place >= 0) button.append(make("span", { class: "place", "aria-hidden": true }, String(place + 1)));
+    return make("li", {}, button);
+  }));
+  $("picked").textContent = state.picks.length ? `Picked: ${state.picks.join(", ")}.` : "Nothing is picked.";
+}
+
+function pick(i) {
+  const at = state.picks.indexOf(i);
+  if (at >= 0) state.picks.splice(at, 1);
+  else state.picks.push(i);
+  showShelf();
+  $("shelf").querySelector(`[data-index="${i}"]`).focus();
+  refresh();
+}
+
+function forget() {
+  state.picks = [];
+  for (const name of Object.keys(state.sets)) state.sets[name] = [];
+  showSets();
+}
+
+for (const id of ["seed", "count"]) $(id).addEventListener("change", () => { forget(); drawShelf(); });
+$("truncation").addEventListener("change", drawShelf);
+$("class").addEventListener("change", drawShelf);
+$("candidate").addEventListener("change", opened);
+$("draw").addEventListener("submit", (event) => event.preventDefault());
+$("again").addEventListener("click", () => {
+  $("seed").value = Number($("seed").value) + 1;
+  forget();
+  drawShelf();
+});
+$("unpick").addEventListener("click", () => { state.picks = []; showShelf(); refresh(); });
+
+// A candidate that is opened says what it can do.
+async function opened() {
+  const about = await ask("about", { candidate: $("candidate").value || null });
+  state.about = { ...about, best: state.about ? state.about.best : about.best };
+  const cuts = about.mapping ? [0.25, 0.5, 0.7, 0.85] : [0.25, 0.5, 0.75, 1, 1.5, 2];
+  $("truncation").replaceChildren(make("option", { value: "" }, "none"),
+    ...cuts.map((cut) => make("option", { value: cut }, String(cut))));
+  $("class").replaceChildren(make("option", { value: "" }, "all in turn"),
+    ...about.classes.map((name, i) => make("option", { value: i }, name)));
+  $("class-label").hidden = !about.classes.length;
+  $("tab-mix").hidden = !about.styles;
+  $("tab-morph").hidden = !about.classes.length;
+  for (const id of ["mix", "morph"]) if ($(`tab-${id}`).hidden) $(id).hidden = true;
+  if ($(`tab-${shown.tools}`).hidden) select($("tab-vary"));
+  $("near-hint").hidden = !about.data_given;
+  $("latent").max = about.latent - 1;
+  showSliders();
+  showClasses();
+  showLinks();
+  drawShelf();
+}
+
+// Vary
+
+function showSliders() {
+  $("sliders").replaceChildren(...state.about.directions.map((share, i) =>
+    make("div", {}, make("label", { for: `along-${i}` }, `Direction ${i + 1} (${(100 * share).toFixed(1)} % of the variance)`),
+      make("input", { type: "range", id: `along-${i}`, min: -4, max: 4, step: 0.1, value: 0, oninput: drawVaried }))));
+}
+
+const drawVaried = latest(async () => {
+  const pick = state.picks.length ? state.picks[state.picks.length - 1] : 0;
+  if (!state.images[pick]) return;
+  const along = {}, latents = {};
+  state.about.directions.forEach((_, i) => {
+    const amount = Number($(`along-${i}`).value);
+    if (amount) along[i] = amount;
+  });
+  if ($("latent-value").dataset.moved) latents[Number($("latent").value)] = Number($("latent-value").value);
+  const found = await ask("vary", { ...drawn(), pick, along, latents });
+  $("vary-before").src = state.images[pick];
+  $("vary-before").alt = nameOf(pick);
+  $("vary-after").src = found.images[0];
+  $("vary-after").alt = `${nameOf(pick)}, moved`;
+});
+
+$("latent-value").addEventListener("input", () => { $("latent-value").dataset.moved = "1"; drawVaried(); });
+$("latent").addEventListener("change", drawVaried);
+$("vary-reset").addEventListener("click", () => {
+  for (const input of $("sliders").querySelectorAll("input")) input.value = 0;
+  $("latent-value").value = 0;
+  delete $("latent-value").dataset.moved;
+  drawVaried();
+});
+
+// Between
+
+const drawWalk = latest(async () => {
+  if (state.picks.length < 2) { $("walk-images").replaceChildren(); return; }
+  const steps = Math.min(32, Math.max(2, Number($("walk-steps").value) || 8));
+  const found = await ask("walk", { ...drawn(), picks: state.picks.slice(0, 16), steps });
+  fill($("walk-images"), found.images, (i) => i % steps ? `step ${i % steps} after ${nameOf(state.picks[Math.floor(i / steps)])}`
+    : nameOf(state.picks[i / steps]), Math.min(found.columns, 16));
+});
+$("walk-steps").addEventListener("change", drawWalk);
+
+// Arithmetic
+
+function showSets() {
+  for (const box of document.querySelectorAll(".set")) {
+    const name = box.dataset.set;
+    box.querySelector("ul").replaceChildren(...state.sets[name].map((i) => make("li", {},
+      make("button", { onclick: () => { state.sets[name] = state.sets[name].filter((each) => each !== i); showSets(); drawSum(); } },
+        make("img", { src: state.images[i], alt: `take ${nameOf(i)} out` })))));
+  }
+}
+
+function put(name, indices) {
+  for (const i of indices) if (!state.sets[name].includes(i) && state.sets[name].length < 16) state.sets[name].push(i);
+  showSets();
+  drawSum();
+}
+
+const drawSum = latest(async () => {
+  const { a, b, c } = state.sets;
+  if (!a.length && !b.length && !c.length) { $("sum-images").replaceChildren(); return; }
+  const found = await ask("combine", { ...drawn(), plus: [a, c], minus: [b] });
+  fill($("sum-images"), found.images, (i) => i ? `near the sum, ${i}` : "the sum");
+});
+
+for (const box of document.querySelectorAll(".set")) {
+  box.addEventListener("dragover", (event) => { event.preventDefault(); box.classList.add("over"); });
+  box.addEventListener("dragleave", () => box.classList.remove("over"));
+  box.addEventListener("drop", (event) => {
+    event.preventDefault();
+    box.classList.remove("over");
+    const i = Number(event.dataTransfer.getData("text/plain"));
+    if (Number.isInteger(i) && i < state.images.length) put(box.dataset.set, [i]);
+  });
+  box.querySelector(".add").addEventListener("click", () => put(box.dataset.set, state.picks));
+}
+$("sum-clear").addEventListener("click", () => {
+  for (const name of Object.keys(state.sets)) state.sets[name] = [];
+  showSets();
+  drawSum();
+});
+
+// Styles, classes, nearest
+
+const drawMix = latest(async () => {
+  const half = Math.floor(state.picks.length / 2);
+  if (!half) { $("mix-images").replaceChildren(); return; }
+  const rows = state.picks.slice(0, half), columns = state.picks.slice(half);
+  const found = await ask("mix", { ...drawn(), rows, columns });
+  fill($("mix-images"), found.images, (i) => `coarse of ${nameOf(rows[Math.floor(i / found.columns)])}, fine of ${nameOf(columns[i % found.columns])}`, found.columns);
+});
+
+function showClasses() {
+  const legend = $("morph-classes").querySelector("legend");
+  $("morph-classes").replaceChildren(legend, ...state.about.classes.slice(0, 40).map((name, i) =>
+    make("label", {}, make("span", {}, make("input", { type: "checkbox", value: i, checked: i < 3, onchange: drawMorph }), ` ${name}`))));
+}
+
+const drawMorph = latest(async () => {
+  const labels = [...$("morph-classes").querySelectorAll("input:checked")].map((box) => Number(box.value)).slice(0, 8);
+  if (labels.length < 2) { $("morph-images").replaceChildren(); return; }
+  const { candidate, seed } = drawn();
+  const found = await ask("morph", { candidate, seed, labels });
+  fill($("morph-images"), found.images, (i) => `row ${Math.floor(i / found.columns) + 1}, step ${i % found.columns + 1}`, found.columns);
+});
+
+const drawNearest = latest(async () => {
+  const pick = state.picks.length ? state.picks[state.picks.length - 1] : 0;
+  if (!state.about.data_given) {
+    $("near-images").replaceChildren(make("li", {}, "Start the explorer with --data DATA to see them."));
+    return;
+  }
+  const found = await ask("nearest", { ...drawn(), pick });
+  $("near-images").replaceChildren(tile(found.sample, nameOf(pick), make("span", {}, "the sample")),
+    ...found.images.map((uri, i) => tile(uri, `training image, ${i + 1} nearest`, make("span", {}, `distance ${found.distances[i]}`))));
+});
+
+function showLinks() {
+  const { candidate, seed, count } = drawn();
+  const cut = $("truncation").value;
+  const images = `candidate=${candidate || ""}&seed=${seed}&count=${count}${cut ? `&truncation=${cut}` : ""}`;
+  const links = [
+    ["png", "These samples as one PNG sheet", images],
+    ["npz", "These samples as an npz file: images, labels", images],
+    ["safetensors", "The generator: safetensors, spec and model card (zip)", `candidate=${candidate || ""}`],
+    ["onnx", "The generator as ONNX, with them (zip)", `candidate=${candidate || ""}`],
+    ["torchscript", "The generator as TorchScript, with them (zip)", `candidate=${candidate || ""}`],
+  ];
+  $("take-links").replaceChildren(...links.map(([kind, text, query]) =>
+    make("li", {}, make("a", { href: `take/${kind}?${query}`, download: true }, text))));
+}
+
+// What depends on the picks is drawn where it can be seen.
+const tools = {
+  vary: () => drawVaried(), walk: () => drawWalk(), sum: () => showSets(), mix: () => drawMix(),
+  morph: () => drawMorph(), near: () => drawNearest(), take: () => showLinks(),
+};
+function refresh() {
+  if (shown.views === "play" && state.images.length) tools[shown.tools]();
+}
+
+async function start() {
+  state.about = await ask("about");
+  document.title = `${state.about.name} · growgan explorer`;
+  $("name").textContent = state.about.name;
+  $("facts").textContent = Object.entries(state.about.facts).map(([name, value]) => `${name}: ${value}`).join(" · ");
+  await showTree();
+  await showCandidate(state.about.best);
+  await showFrames();
+  await opened();
+  document.body.dataset.ready = "1";
+}
+start().catch((error) => { $("message").textContent = error.message; });

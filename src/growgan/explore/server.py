@@ -1,0 +1,151 @@
+"""The explorer over HTTP: one page, the questions that it asks, and files to take away.
+
+It listens on this machine alone, answers to its own name alone (so that no web page elsewhere can
+reach it by a name of its own), and needs no network.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import tempfile
+import zipfile
+from collections.abc import Mapping
+from functools import cache
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import uvicorn
+from starlette.applications import Starlette
+from starlette.concurrency import run_in_threadpool
+from starlette.middleware import Middleware
+from starlette.middleware.trustedhost import TrustedHostMiddleware
+from starlette.requests import Request
+from starlette.responses import JSONResponse, PlainTextResponse, Response
+from starlette.routing import Route
+
+from growgan.errors import UserError
+from growgan.explore.studio import Studio
+from growgan.growth.export import export
+from growgan.report.sheet import grid, to_picture
+from growgan.report.style import PALETTE
+
+HOSTS = ["127.0.0.1", "localhost", "[::1]", "testserver"]
+STATIC = {"": ("page.html", "text/html"), "page.css": ("page.css", "text/css")}
+STATIC["page.js"] = ("page.js", "text/javascript")
+HEADERS = {
+    "Content-Security-Policy": "default-src 'self'; img-src 'self' data:",
+    "Referrer-Policy": "no-referrer",
+    "X-Content-Type-Options": "nosniff",
+    "Cache-Control": "no-store",
+}
+TYPES = {"png": "image/png", "npz": "application/octet-stream", "zip": "application/zip"}
+LARGEST = 1 << 16  # bytes of a question
+
+
+def application(studio: Studio) -> Starlette:
+    """Return the explorer of a run as an ASGI application."""
+
+    def page(request: Request) -> Response:
+        name = request.path_params.get("name", "")
+        if name not in STATIC:
+            return PlainTextResponse("there is no such page", 404)
+        file, kind = STATIC[name]
+        return Response(_static(file), media_type=kind, headers=HEADERS)
+
+    async def ask(request: Request) -> Response:
+        try:
+            given = await _question(request)
+            answer = await run_in_threadpool(studio.ask, request.path_params["name"], given)
+        except (UserError, ValueError) as error:
+            return JSONResponse({"error": _one_line(error)}, 400, HEADERS)
+        return JSONResponse(answer, headers=HEADERS)
+
+    def download(request: Request) -> Response:
+        try:
+            name, content = taken(studio, request.path_params["kind"], request.query_params)
+        except (UserError, ValueError) as error:
+            return PlainTextResponse(_one_line(error), 400, HEADERS)
+        kind = TYPES[name.rpartition(".")[2]]
+        put = {"Content-Disposition": f'attachment; filename="{name}"'}
+        return Response(content, media_type=kind, headers=HEADERS | put)
+
+    routes = [
+        Route("/", page),
+        Route("/{name}", page),
+        Route("/ask/{name}", ask, methods=["POST"]),
+        Route("/take/{kind}", download),
+    ]
+    return Starlette(routes=routes, middleware=[Middleware(TrustedHostMiddleware, HOSTS)])
+
+
+async def _question(request: Request) -> dict[str, Any]:
+    # A form of another site cannot send this type without asking first.
+    if request.headers.get("content-type", "").partition(";")[0] != "application/json":
+        raise UserError("a question is JSON")
+    body = await request.body()
+    if len(body) > LARGEST:
+        raise UserError("the question is too long")
+    given = json.loads(body or b"{}")
+    if not isinstance(given, dict):
+        raise UserError("a question is an object")
+    return given
+
+
+def taken(studio: Studio, kind: str, asked: Mapping[str, str]) -> tuple[str, bytes]:
+    """Return the name and the bytes of what is taken away: "png", "npz", or a form of export.
+
+    Args:
+        asked: ``candidate``, and of images ``count``, ``seed`` and ``truncation``.
+
+    Raises:
+        UserError: an unknown kind, or what cannot be made.
+        ValueError: a number that is none.
+    """
+    model = studio.model(asked.get("candidate") or None)
+    stem = f"{studio.path.resolve().name}-{model.folder.name}"
+    if kind in ("png", "npz"):
+        cut = asked.get("truncation")
+        amount, seed = min(4096, int(asked.get("count", "36"))), int(asked.get("seed", "0"))
+        images = model.sample(amount, seed=seed, truncation=float(cut) if cut else None)
+        buffer = io.BytesIO()
+        if kind == "png":
+            to_picture(grid(images.transpose(0, 3, 1, 2))).save(buffer, "PNG")
+        else:
+            labels = model.labels(amount)
+            given = np.full(amount, -1) if labels is None else labels
+            np.savez_compressed(buffer, images=images, labels=np.asarray(given, np.int64))
+        return f"{stem}-{seed}.{kind}", buffer.getvalue()
+    with tempfile.TemporaryDirectory() as made:
+        folder = export(model, kind, Path(made) / "export")
+        return f"{stem}-{kind}.zip", _zipped(folder)
+
+
+def _zipped(folder: Path) -> bytes:
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w", zipfile.ZIP_DEFLATED) as archive:
+        for path in sorted(folder.iterdir()):
+            archive.write(path, path.name)
+    return buffer.getvalue()
+
+
+def _one_line(error: Exception) -> str:
+    from pydantic import ValidationError
+
+    if isinstance(error, ValidationError):
+        first = error.errors()[0]
+        return f"{'.'.join(map(str, first['loc']))}: {first['msg']}"
+    return str(error)
+
+
+@cache
+def _static(file: str) -> str:
+    text = (files("growgan.explore") / file).read_text("utf-8")
+    return PALETTE + text if file.endswith(".css") else text
+
+
+def serve(studio: Studio, *, host: str, port: int) -> None:
+    """Serve the explorer of a run until it is stopped."""
+    uvicorn.run(application(studio), host=host, port=port, log_level="warning")

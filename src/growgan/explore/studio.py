@@ -1,0 +1,363 @@
+"""What the explorer can do with a run: each question is a form, each answer plain data.
+
+Images go out as PNG data URIs, so that a page needs one request for all that it shows.
+"""
+
+from __future__ import annotations
+
+import base64
+import io
+import threading
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Annotated, Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from pydantic import BaseModel, ConfigDict, Field
+from torch import Tensor
+
+from growgan.data import ImageSet
+from growgan.errors import UserError
+from growgan.growth.gallery import extractor_of, real_features
+from growgan.growth.model import Images, Model
+from growgan.growth.run import Run
+from growgan.metrics.features import Extractor
+from growgan.nets.spec import LayerSpec, StackSpec
+from growgan.registry import Registry
+from growgan.report.branches import Branch, branches
+from growgan.report.pictures import evenly, sample_picture
+from growgan.report.run import CandidateRecord, RunRecord, read_run
+from growgan.report.sheet import to_picture
+from growgan.report.text import count, duration, scored, size
+
+FRAMES, FACES = 24, 4  # of the time-lapse: moments, and faces along a side
+SLIDERS = 10  # directions
+Answer = dict[str, Any]
+Picks = Annotated[list[int], Field(max_length=16)]
+
+
+class Form(BaseModel):
+    """What a page asks with. Picks are numbers of the images that ``count`` and ``seed`` draw."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    candidate: str | None = None
+    seed: int = Field(0, ge=0, lt=2**32)
+    count: int = Field(36, ge=1, le=144)
+
+
+class SampleForm(Form):
+    truncation: float | None = Field(None, ge=0.05, le=10)
+    labels: list[int] | None = None
+
+
+class VaryForm(Form):
+    pick: int = 0
+    along: dict[int, float] = Field(default_factory=dict)
+    latents: dict[int, float] = Field(default_factory=dict)
+
+
+class WalkForm(Form):
+    picks: Picks
+    steps: int = Field(8, ge=1, le=32)
+
+
+class CombineForm(Form):
+    plus: list[Picks] = Field(max_length=4)
+    minus: list[Picks] = Field(default_factory=list, max_length=4)
+
+
+class MixForm(Form):
+    rows: Picks
+    columns: Picks
+
+
+class MorphForm(Form):
+    labels: list[int] = Field(min_length=2, max_length=8)
+    steps: int = Field(6, ge=1, le=16)
+    rows: int = Field(4, ge=1, le=8)
+
+
+class NearestForm(Form):
+    pick: int = 0
+    shown: int = Field(5, ge=1, le=20)
+
+
+@dataclass(frozen=True)
+class Question:
+    """One thing that can be asked: the form, and what answers it."""
+
+    form: type[Form]
+    answer: Callable[[Studio, Any], Answer]
+
+
+QUESTIONS: Registry[Question] = Registry("question")
+
+
+def question(
+    form: type[Form], summary: str
+) -> Callable[[Callable[[Studio, Any], Answer]], Callable[[Studio, Any], Answer]]:
+    """Return a decorator that enters a method of :class:`Studio` under its name."""
+
+    def enter(method: Callable[[Studio, Any], Answer]) -> Callable[[Studio, Any], Answer]:
+        QUESTIONS.register(method.__name__, summary)(Question(form, method))
+        return method
+
+    return enter
+
+
+class Studio:
+    """A run that is open in the explorer.
+
+    Args:
+        run: its directory.
+        data: what it was trained on, for the nearest images.
+    """
+
+    def __init__(self, run: Path, data: ImageSet | None = None) -> None:
+        self.path, self.data = run, data
+        self.run = Run.open(run)
+        self.run.best_id  # noqa: B018  a run without a candidate is refused here
+        self._models: dict[str, Model] = {}
+        self._lock = threading.Lock()
+
+    def warm(self) -> None:
+        """Do now what would make the first answers slow."""
+        self.ask("about", {})
+        self.ask("sample", {})
+        if self.data is not None:
+            _ = self._features
+
+    def ask(self, name: str, given: Mapping[str, Any]) -> Answer:
+        """Answer a question of :data:`QUESTIONS`.
+
+        Raises:
+            UserError: what is asked for is not there.
+            ValueError: ``given`` does not fit the question's form.
+        """
+        asked = QUESTIONS[name]
+        form = asked.form.model_validate(dict(given))
+        with self._lock:  # one network at a time: torch has all threads already
+            return asked.answer(self, form)
+
+    @property
+    def record(self) -> RunRecord:
+        """The run as it is now; it may still be growing."""
+        return read_run(self.path)
+
+    def model(self, candidate: str | None = None) -> Model:
+        """Return a candidate's generator, the best one's for None, kept from call to call."""
+        name = candidate or self.run.best_id
+        if name not in self._models:
+            self._models[name] = self.run.candidate(name)
+        return self._models[name]
+
+    @question(Form, "what the run is, and what its generator can do")
+    def about(self, form: Form) -> Answer:
+        known, model = self.record, self.model(form.candidate)
+        network = model.network()
+        facts = {
+            "data": f"{known.data_name}, {count(known.data_count)} images",
+            "policy": known.policy,
+            "preset": known.preset,
+            "time": duration(known.elapsed),
+            "state": "finished" if known.finished else "still growing, or stopped",
+        }
+        directions = model.directions
+        return {
+            "name": self.path.resolve().name,
+            "facts": facts,
+            "best": known.best,
+            "candidate": model.folder.name,
+            "resolution": list(network.spec.resolution),
+            "latent": network.spec.latent,
+            "classes": list(model.classes),
+            "styles": network.styles if network.styles > 1 else 0,
+            "mapping": bool(network.spec.mapping),
+            "directions": [float(share) for share in directions.shares],
+            "data_given": self.data is not None,
+        }
+
+    @question(Form, "the growth tree, from the roots on")
+    def tree(self, form: Form) -> Answer:
+        rows: list[Answer] = []
+
+        def add(branch: Branch, depth: int) -> None:
+            face = branch.face
+            rows.append(
+                {
+                    "id": face.id,
+                    "depth": depth,
+                    "growth": branch.members[0].origin,
+                    "size": size(face.resolution, "×"),
+                    "score": scored(face.score, face.score_stderr, "±"),
+                    "status": branch.status,
+                    "leads": branch.leads,
+                    "slices": len(branch.members),
+                    "drawable": self._drawable(face.id),
+                }
+            )
+            for child in branch.children:
+                add(child, depth + 1)
+
+        for root in branches(self.record):
+            add(root, 0)
+        return {"nodes": rows}
+
+    @question(Form, "one candidate: its layers, score, cost and samples")
+    def candidate(self, form: Form) -> Answer:
+        known = self.record
+        own = known.by_id.get(form.candidate or str(known.best))
+        if own is None:
+            raise UserError(f"there is no candidate '{form.candidate}' in this run")
+        facts = {
+            "score": scored(own.score, own.score_stderr, "±"),
+            "size": size(own.resolution, "×"),
+            "grown by": own.origin,
+            "images seen": count(own.images),
+            "parameters": f"G {own.generator_parameters:,}, D {own.discriminator_parameters:,}",
+            "time of this slice": duration(own.seconds),
+            "status": own.error or own.status,
+        }
+        return {
+            "id": own.id,
+            "facts": facts,
+            "generator": self._layers(own.id, "generator"),
+            "discriminator": self._layers(own.id, "discriminator"),
+            "drawable": self._drawable(own.id),
+            "samples": _sheet(own, 6),
+        }
+
+    @question(Form, "the same latents through the growth of the best")
+    def timelapse(self, form: Form) -> Answer:
+        line = [c for c in self.record.best_lineage if c.samples is not None]
+        return {
+            "frames": [
+                {
+                    "id": c.id,
+                    "text": f"{size(c.resolution, '×')}, {count(c.images)} images, "
+                    f"score {scored(c.score, None)}",
+                    "samples": _sheet(c, FACES),
+                }
+                for c in evenly(line, FRAMES)
+            ]
+        }
+
+    @question(SampleForm, "samples, truncated or not, of any class")
+    def sample(self, form: SampleForm) -> Answer:
+        model = self.model(form.candidate)
+        images = model.sample(
+            form.count, seed=form.seed, truncation=form.truncation, labels=form.labels or None
+        )
+        labels = model.labels(form.count, form.labels or None)
+        names = [] if labels is None else [model.classes[label] for label in labels]
+        return {"images": pictures(images), "labels": names}
+
+    @question(VaryForm, "one sample, moved along directions and latents")
+    def vary(self, form: VaryForm) -> Answer:
+        model = self.model(form.candidate)
+        drawn = model.vary(form.pick, form.along, form.latents, count=form.count, seed=form.seed)
+        return {"images": pictures(drawn)}
+
+    @question(WalkForm, "the way from each pick to the next")
+    def walk(self, form: WalkForm) -> Answer:
+        model = self.model(form.candidate)
+        images = model.walk(form.picks, form.steps, count=form.count, seed=form.seed)
+        return {"images": pictures(images), "columns": form.steps}
+
+    @question(CombineForm, "sums of mean latents")
+    def combine(self, form: CombineForm) -> Answer:
+        plus, minus = ([each for each in sets if each] for sets in (form.plus, form.minus))
+        if not plus and not minus:
+            raise UserError("a sum needs a set with an image in it")
+        model = self.model(form.candidate)
+        images = model.combine(plus, minus, count=form.count, seed=form.seed)
+        return {"images": pictures(images), "columns": 3}
+
+    @question(MixForm, "coarse styles of some, fine styles of others")
+    def mix(self, form: MixForm) -> Answer:
+        model = self.model(form.candidate)
+        images = model.mix(form.rows, form.columns, count=form.count, seed=form.seed)
+        return {"images": pictures(images), "columns": len(form.columns)}
+
+    @question(MorphForm, "latents on their way between classes")
+    def morph(self, form: MorphForm) -> Answer:
+        model = self.model(form.candidate)
+        images = model.morph(form.labels, form.steps, rows=form.rows, seed=form.seed)
+        columns = (len(form.labels) - 1) * form.steps + 1
+        return {"images": pictures(images), "columns": columns}
+
+    @question(NearestForm, "the training images nearest to a sample")
+    def nearest(self, form: NearestForm) -> Answer:
+        if self.data is None:
+            raise UserError("the training images are not known here: add --data DATA to explore")
+        model = self.model(form.candidate)
+        drawn = model.sample(form.count, seed=form.seed)
+        if not 0 <= form.pick < form.count:
+            raise UserError(f"pick {form.pick} is none of the {form.count} images")
+        if self.data.resolution != drawn.shape[1:3]:
+            raise UserError("this candidate's images are smaller than the training images")
+        features, reals = self._features
+        own = drawn[form.pick : form.pick + 1]
+        distances = torch.cdist(features(torch.from_numpy(own.transpose(0, 3, 1, 2).copy())), reals)
+        distances = distances[0]
+        found = distances.argsort()[: form.shown]
+        images = np.array(self.data.images[found.numpy()]).transpose(0, 2, 3, 1)
+        return {
+            "images": pictures(images),
+            "distances": [round(float(distances[i]), 3) for i in found],
+            "sample": pictures(own)[0],
+        }
+
+    @cached_property
+    def _features(self) -> tuple[Extractor, Tensor]:
+        """The run's own features, and those of all training images."""
+        assert self.data is not None
+        extractor = extractor_of(self.run, self.data)
+        return extractor, real_features(self.data, extractor)
+
+    def _drawable(self, candidate: str) -> bool:
+        return (self.path / "candidates" / candidate / "weights.safetensors").is_file()
+
+    def _layers(self, candidate: str, player: str) -> list[str]:
+        """Return a stack in words, a line a layer."""
+        from growgan.training.checkpoint import load_specs
+
+        try:
+            specs = load_specs(self.path / "candidates" / candidate)
+        except UserError:
+            return []
+        spec = specs[player == "discriminator"]
+        return [f"stem {size(spec.base, '×')}, {spec.stem} channels", *_in_words(spec)]
+
+
+def _in_words(spec: StackSpec) -> list[str]:
+    def line(layer: LayerSpec) -> str:
+        doubled = ", doubles" if layer.resample > 1 and spec.role == "generator" else ""
+        halved = ", halves" if layer.resample > 1 and spec.role != "generator" else ""
+        norm = "" if layer.norm == "none" else f", {layer.norm} norm"
+        kernel = size((layer.kernel, layer.kernel), "×")
+        return f"{layer.kind} {kernel}, {layer.width} channels{doubled}{halved}{norm}"
+
+    return [line(layer) for layer in spec.layers]
+
+
+def _sheet(candidate: CandidateRecord, cells: int) -> str:
+    """Return the first samples of a candidate's sheet, "" where there is none."""
+    shown = sample_picture(candidate, cells)
+    return "" if shown is None else _uri(shown)
+
+
+def pictures(images: Images | NDArray[np.uint8]) -> list[str]:
+    """Return uint8 [N, H, W, C] as PNG data URIs."""
+    return [_uri(to_picture(image)) for image in images]
+
+
+def _uri(picture: Any) -> str:
+    buffer = io.BytesIO()
+    picture.save(buffer, "PNG", compress_level=1)
+    return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode("ascii")

@@ -1,0 +1,144 @@
+"""A generator in a folder of its own, as people know it from the hub.
+
+config.json         the spec, and what else its maker wrote down: names of classes, data, score
+model.safetensors   the weights by parameter name
+README.md           the model card
+"""
+
+from __future__ import annotations
+
+import json
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Self, cast
+
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+
+from growgan.errors import UserError
+from growgan.nets.spec import StackSpec
+from growgan.plain import parse
+
+if TYPE_CHECKING:
+    from growgan.nets.stack import Generator
+
+CONFIG, WEIGHTS, CARD = "config.json", "model.safetensors", "README.md"
+NEEDS_HUB = "models of the hub need the extra: pip install 'growgan[hub]'"
+
+
+class Pretrained:
+    """What lets a generator be kept in a folder, or on the hub, and be had from there."""
+
+    spec: StackSpec
+
+    @classmethod
+    def from_pretrained(cls, source: str | Path, **hub: Any) -> Self:
+        """Return the generator in the folder ``source``, or in the hub's repository of that name.
+
+        Args:
+            hub: ``revision``, ``token``, ``cache_dir``, ``local_files_only``: as
+                ``huggingface_hub.snapshot_download`` takes them.
+
+        Raises:
+            UserError: there is none, it is damaged, or it is no generator.
+        """
+        from growgan.nets.stack import build
+
+        folder = fetched(source, **hub)
+        try:
+            spec = StackSpec.from_json(read_config(folder)["spec"])
+            if spec.role != "generator":
+                raise UserError("it is no generator")
+            network = build(spec)
+            network.load_state_dict(load_file(folder / WEIGHTS))
+        except (OSError, KeyError, TypeError, RuntimeError, SafetensorError, UserError) as error:
+            raise UserError(f"'{folder}' holds no model that can be loaded: {error}") from error
+        return cast(Self, network.eval())
+
+    def save_pretrained(
+        self, folder: str | Path, *, config: Mapping[str, Any] | None = None, card: str = ""
+    ) -> Path:
+        """Write the generator into ``folder``, with what else ``config`` says and the model card.
+
+        Raises:
+            UserError: the folder cannot be written.
+        """
+        network, folder = cast("Generator", self), Path(folder)
+        weights = {name: t.detach().cpu().contiguous() for name, t in network.state_dict().items()}
+        text = json.dumps({**(config or {}), "spec": self.spec.to_json()}, indent=1)
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            save_file(weights, folder / WEIGHTS)
+            (folder / CONFIG).write_text(text)
+            (folder / CARD).write_text(card or _card(folder.name))
+        except OSError as error:
+            raise UserError(f"cannot write to '{folder}': {error.strerror or error}") from error
+        return folder
+
+    def push_to_hub(self, repository: str, *, folder: str | Path | None = None, **hub: Any) -> str:
+        """Upload what :meth:`save_pretrained` writes, or wrote into ``folder``; return its address.
+
+        Raises:
+            UserError: as :func:`push` does.
+        """
+        if folder is not None:
+            return push(folder, repository, **hub)
+        with tempfile.TemporaryDirectory() as made:
+            return push(self.save_pretrained(made), repository, **hub)
+
+
+def push(folder: str | Path, repository: str, *, private: bool = True, **hub: Any) -> str:
+    """Upload a folder into a repository of the hub, made if there is none; return its address.
+
+    Args:
+        repository: "USER/NAME".
+        private: whether a new repository is.
+        hub: ``token``, and what else ``huggingface_hub.HfApi`` takes.
+
+    Raises:
+        UserError: the extra is missing, or the hub refuses; its own words are in the text.
+    """
+    try:
+        from huggingface_hub import HfApi
+    except ImportError as error:
+        raise UserError(NEEDS_HUB) from error
+    api = HfApi(**hub)
+    try:
+        made = api.create_repo(repository, private=private, exist_ok=True)
+        api.upload_folder(repo_id=made.repo_id, folder_path=str(folder))
+    except Exception as error:  # of the network, the token or the name: the library's own words
+        raise UserError(f"'{repository}' cannot be uploaded: {error}") from error
+    return str(made)
+
+
+def fetched(source: str | Path, **hub: Any) -> Path:
+    """Return the folder ``source``, or where the hub's repository of that name is kept here.
+
+    Raises:
+        UserError: there is no such folder, and the hub's cannot be had.
+    """
+    if Path(source).is_dir():
+        return Path(source)
+    try:
+        from huggingface_hub import snapshot_download
+    except ImportError as error:
+        raise UserError(f"there is no folder '{source}', and {NEEDS_HUB}") from error
+    try:
+        files = [CONFIG, WEIGHTS, CARD]
+        return Path(snapshot_download(str(source), allow_patterns=files, **hub))
+    except Exception as error:  # of the network, the token or the name: the library's own words
+        raise UserError(f"there is no folder '{source}', nor can it be fetched: {error}") from error
+
+
+def read_config(folder: Path) -> dict[str, Any]:
+    """Return what ``config.json`` says; raise a :class:`UserError` where it cannot be read."""
+    try:
+        return dict(parse((folder / CONFIG).read_bytes()))
+    except (OSError, ValueError, TypeError) as error:
+        raise UserError(f"'{folder / CONFIG}' cannot be read: {error}") from error
+
+
+def _card(name: str) -> str:
+    task = "unconditional-image-generation"
+    return f"---\nlibrary_name: growgan\npipeline_tag: {task}\n---\n# {name}\n"

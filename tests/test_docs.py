@@ -1,0 +1,123 @@
+"""What the README and the docs tell people to type is typed, on small images and a small budget.
+
+A block of ``sh`` or ``python`` is run, one of ``text`` is not. The blocks of a page share a folder
+and are run in order, so that a command may use what one before it made.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import shlex
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+ROOT = Path(__file__).resolve().parent.parent
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
+BLOCK = re.compile(r"^```(\w+)\n(.*?)^```", re.MULTILINE | re.DOTALL)
+KINDS = {"sh", "python", "text", "toml", "yaml"}
+# Small enough to be run: what a budget buys has its own benchmarks.
+SMALL = "--set batch=8 --set stack.width=8 --set stack.latent=16 --set score.samples=64"
+GROWING = ("grow", "train", "condition", "per-label")
+# Of the house, not of the program; each is run by other means.
+ELSEWHERE = ("make ", "pip ", "git ", "pre-commit ", "python benchmarks/", "torchrun ")
+
+
+def blocks(page: Path) -> list[tuple[str, str]]:
+    return [(kind, text) for kind, text in BLOCK.findall(page.read_text())]
+
+
+def name(page: Path) -> str:
+    return page.relative_to(ROOT).as_posix()
+
+
+def commands(text: str) -> Iterator[str]:
+    """Yield the commands of a block, with a small budget in place of theirs."""
+    for line in text.replace("\\\n", " ").splitlines():
+        words = shlex.split(line, comments=True)
+        if not words or line.startswith(ELSEWHERE):
+            continue
+        if words[0] == "growgan" and words[1] in GROWING:
+            if "--resume" not in words:
+                words += shlex.split(SMALL)
+            words = shlex.split(re.sub(r"--budget \S+", "--images 160", shlex.join(words)))
+            if "--resume" in words:
+                words[words.index("--images") + 1] = "320"
+        yield shlex.join(words)
+
+
+def python(text: str) -> str:
+    """Return a block of Python with a small budget in place of its own."""
+    settings = {"batch": 8, "stack": {"width": 8, "latent": 16}}
+    small = f"images=160, settings={settings!r}"
+    return re.sub(r'budget="\w+"', small, text)
+
+
+def pictures(folder: Path, count: int, seed: int) -> None:
+    """Write photographs of two classes, of several sizes."""
+    rng = np.random.default_rng(seed)
+    for i in range(count):
+        place = folder / ("cats" if i % 2 else "dogs")
+        place.mkdir(parents=True, exist_ok=True)
+        height, width = (48, 64) if i % 3 else (40, 56)
+        pixels = rng.integers(0, 256, (height // 8, width // 8, 3), dtype=np.uint8)
+        large = Image.fromarray(pixels).resize((width, height), Image.Resampling.BICUBIC)
+        large.save(place / f"{i:03d}.png")
+
+
+@pytest.mark.parametrize("page", PAGES, ids=name)
+def test_every_block_says_what_it_is(page: Path) -> None:
+    fences = re.findall(r"^```(\w*)$", page.read_text(), re.MULTILINE)
+    opening = [fence for i, fence in enumerate(fences) if i % 2 == 0]
+    assert len(fences) % 2 == 0 and set(opening) <= KINDS | {""}
+    plain = [text for kind, text in re.findall(r"^```()\n(.*?)^```", page.read_text(), re.M | re.S)]
+    assert not any("growgan " in text for text in plain)  # a command is run, so it says sh
+
+
+@pytest.mark.parametrize("page", PAGES, ids=name)
+def test_every_link_leads_somewhere(page: Path) -> None:
+    for target in re.findall(r"\]\(([^)#\s]+)\)", page.read_text()):
+        if "://" not in target:
+            assert (page.parent / target).exists(), target
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+@pytest.mark.parametrize("page", [p for p in PAGES if blocks(p)], ids=name)
+def test_what_a_page_tells_to_type_works(page: Path, tmp_path: Path) -> None:
+    told = [(kind, text) for kind, text in blocks(page) if kind in ("sh", "python")]
+    if any("fashion-mnist" in text for _, text in told):
+        from growgan.data import default_cache
+        from growgan.data.fashion import open_fashion_mnist
+        from growgan.errors import UserError
+
+        try:
+            open_fashion_mnist("", default_cache())
+        except UserError as error:
+            pytest.skip(str(error))
+    pictures(tmp_path / "photos", 60, 0)
+    pictures(tmp_path / "others", 30, 1)
+    for folder, seed in (("folder_a", 2), ("folder_b", 3)):
+        pictures(tmp_path / folder, 24, seed)
+    scripts = Path(sys.executable).parent
+    environment = {**os.environ, "PATH": f"{scripts}{os.pathsep}{os.environ['PATH']}"}
+    run = []
+    program = ""
+    for kind, text in told:
+        if kind == "sh":
+            run += [("sh", command) for command in commands(text)]
+        else:  # the blocks of a page are one program
+            program += python(text) + "\n"
+            run.append(("python", program))
+    for kind, text in run:
+        words = ["bash", "-ec", text] if kind == "sh" else [sys.executable, "-c", text]
+        done = subprocess.run(
+            words, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False
+        )
+        assert done.returncode == 0, f"{text}\n{done.stdout[-2000:]}\n{done.stderr[-2000:]}"

@@ -1,0 +1,378 @@
+"""The explorer: its answers, what it refuses, and every panel in a real browser."""
+
+from __future__ import annotations
+
+import base64
+import io
+import json
+import os
+import shutil
+import socket
+import threading
+import time
+import zipfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+import growgan as gg
+from growgan.cli.app import main
+from growgan.data import ImageSet
+from growgan.errors import UserError
+
+pytest.importorskip("starlette")
+testclient = pytest.importorskip("starlette.testclient")
+
+from growgan.explore.server import application  # noqa: E402
+from growgan.explore.studio import QUESTIONS, Studio  # noqa: E402
+
+Make = Callable[..., ImageSet]
+SHOTS = os.environ.get("GROWGAN_SCREENSHOTS")  # a folder, where pictures of the panels are wanted
+
+
+@pytest.fixture
+def studio(run: gg.Run, make_images: Make) -> Studio:
+    return Studio(run.path, make_images(64, 3, 16, 16))
+
+
+def pixels(uri: str) -> np.ndarray[Any, Any]:
+    """Return the image of a data URI, uint8 [H, W, C]."""
+    kind, _, data = uri.partition(",")
+    assert kind == "data:image/png;base64"
+    with Image.open(io.BytesIO(base64.b64decode(data))) as picture:
+        return np.asarray(picture)
+
+
+def test_answers_are_what_the_model_draws(studio: Studio, run: gg.Run) -> None:
+    model = run.best
+    drawn = studio.ask("sample", {"count": 9, "seed": 3})
+    for uri, image in zip(drawn["images"], model.sample(9, seed=3), strict=True):
+        np.testing.assert_array_equal(pixels(uri), image)
+    assert drawn["labels"] == [model.classes[i % 2] for i in range(9)]
+    one = studio.ask("sample", {"count": 4, "labels": [1], "truncation": 0.5})
+    expected = model.sample(4, labels=[1], truncation=0.5)
+    np.testing.assert_array_equal(pixels(one["images"][3]), expected[3])
+    way = studio.ask("walk", {"picks": [1, 2], "steps": 4, "count": 9, "seed": 3})
+    assert len(way["images"]) == 5 and way["columns"] == 4
+    np.testing.assert_allclose(
+        pixels(way["images"][0]).astype(int), model.sample(9, seed=3)[1], atol=1
+    )
+    total = studio.ask("combine", {"plus": [[0, 1], []], "minus": [[2]], "count": 9})
+    expected = model.combine([[0, 1]], [[2]], count=9)
+    np.testing.assert_array_equal(pixels(total["images"][0]), expected[0])
+    varied = studio.ask("vary", {"pick": 2, "along": {"1": 2.5}, "latents": {"3": -1}, "count": 9})
+    expected = model.vary(2, {1: 2.5}, {3: -1.0}, count=9)
+    np.testing.assert_array_equal(pixels(varied["images"][0]), expected[0])
+    table = studio.ask("morph", {"labels": [0, 1], "steps": 3, "rows": 2})
+    assert len(table["images"]) == 8 and table["columns"] == 4
+
+
+def test_the_nearest_images_are_the_nearest_by_the_runs_features(studio: Studio) -> None:
+    assert studio.data is not None
+    found = studio.ask("nearest", {"pick": 1, "shown": 20, "count": 4})
+    assert found["distances"] == sorted(found["distances"]) and len(found["images"]) == 20
+    known = {image.transpose(1, 2, 0).tobytes() for image in studio.data.images}
+    assert {pixels(uri).tobytes() for uri in found["images"]} <= known
+    with pytest.raises(UserError, match="pick 4 is none of the 4 images"):
+        studio.ask("nearest", {"pick": 4, "count": 4})
+    with pytest.raises(UserError, match="add --data DATA"):
+        Studio(studio.path).ask("nearest", {})
+
+
+def test_growth_is_told(studio: Studio, run: gg.Run) -> None:
+    about, tree = studio.ask("about", {}), studio.ask("tree", {})["nodes"]
+    assert about["best"] == run.best_id and about["classes"] == list(run.best.classes)
+    assert about["styles"] == 0 and about["data_given"] and len(about["directions"]) == 8
+    assert [node["id"] for node in tree if node["status"] == "best"] == [run.best_id]
+    own = studio.ask("candidate", {"candidate": run.best_id})
+    g = run.best.network().spec
+    assert len(own["generator"]) == 1 + len(g.layers) and "doubles" in own["generator"][1]
+    assert own["facts"]["score"] and pixels(own["samples"]).shape == (96, 96, 3)
+    frames = studio.ask("timelapse", {})["frames"]
+    assert frames[-1]["id"] == run.best_id and pixels(frames[0]["samples"]).shape == (64, 64, 3)
+
+
+@pytest.mark.parametrize(
+    ("question", "form", "words"),
+    [
+        ("sampel", {}, "unknown question 'sampel'"),
+        ("sample", {"count": 100_000}, "less than or equal to 144"),
+        ("sample", {"cuont": 3}, "Extra inputs are not permitted"),
+        ("sample", {"candidate": "../.."}, "has no weights"),
+        ("sample", {"labels": [7]}, "label 7 is none of the 2 classes"),
+        ("candidate", {"candidate": "9999"}, "there is no candidate '9999'"),
+        ("walk", {"picks": [0, 99]}, "pick 99 is none of the 36 images"),
+        ("combine", {"plus": [[]]}, "needs a set with an image"),
+        ("mix", {"rows": [0], "columns": [1]}, "styles cannot be mixed"),
+        ("vary", {"along": {"99": 1.0}}, "direction 99 is none of"),
+        ("nearest", {"pick": -1}, "pick -1"),
+    ],
+)
+def test_what_cannot_be_answered_is_said_in_a_line(
+    question: str, form: dict[str, Any], words: str, studio: Studio
+) -> None:
+    client = testclient.TestClient(application(studio))
+    response = client.post(f"/ask/{question}", json=form)
+    assert response.status_code == 400 and words in response.json()["error"]
+    assert "\n" not in response.json()["error"]
+
+
+def test_the_page_is_whole_and_only_this_machine_is_answered(studio: Studio) -> None:
+    client = testclient.TestClient(application(studio))
+    page = client.get("/")
+    assert page.status_code == 200 and "http" not in page.text.replace("http-equiv", "")
+    assert "--paper" in client.get("/page.css").text
+    script = client.get("/page.js")
+    assert script.headers["content-type"].startswith("text/javascript")
+    assert "default-src 'self'" in page.headers["content-security-policy"]
+    assert client.get("/studio.py").status_code == 404
+    assert client.get("/..%2Fstudio.py").status_code == 404
+    assert client.get("/", headers={"host": "evil.example"}).status_code == 400
+    assert client.post("/ask/about", content="{}").status_code == 400  # as a foreign form sends it
+    for body in ("[]", "{", " " * 70_000):
+        response = client.post(
+            "/ask/about", content=body, headers={"content-type": "application/json"}
+        )
+        assert response.status_code == 400
+    told = client.post("/ask/about", json={}).json()
+    assert told["best"] == studio.run.best_id
+
+
+def test_every_question_of_the_page_is_known() -> None:
+    source = Path(application.__code__.co_filename).with_name("page.js").read_text()
+    asked = {part.partition('"')[0] for part in source.split('ask("')[1:]}
+    assert asked == {entry.name for entry in QUESTIONS}
+
+
+def test_samples_and_the_generator_are_taken_away(studio: Studio, run: gg.Run) -> None:
+    client = testclient.TestClient(application(studio))
+    sheet = client.get("/take/png?count=4&seed=1")
+    assert sheet.headers["content-disposition"].endswith('-1.png"')
+    with Image.open(io.BytesIO(sheet.content)) as picture:
+        assert picture.size == (32, 32)
+    arrays = np.load(io.BytesIO(client.get("/take/npz?count=4&seed=1").content))
+    np.testing.assert_array_equal(arrays["images"], run.best.sample(4, seed=1))
+    assert arrays["labels"].tolist() == [0, 1, 0, 1]
+    packed = client.get("/take/safetensors").content
+    with zipfile.ZipFile(io.BytesIO(packed)) as archive:
+        names = archive.namelist()
+    assert names == ["README.md", "config.json", "model.safetensors"]
+    assert client.get("/take/exe").status_code == 400
+    assert client.get("/take/png?count=x").status_code == 400
+
+
+def test_a_run_without_a_candidate_and_a_taken_port_are_refused(
+    run: gg.Run, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["explore", str(tmp_path)]) == 2
+    assert "is no run directory" in capsys.readouterr().err
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = str(taken.getsockname()[1])
+        assert main(["explore", str(run.path), "--port", port, "--no-browser"]) == 2
+    assert f"port {port} is taken" in capsys.readouterr().err
+
+
+# In a real browser
+
+
+@pytest.fixture
+def styled(make_images: Make, tmp_path: Path) -> Studio:
+    """Return a run that has everything: growth, styles, classes, and its data."""
+    settings = {
+        "preset": "stylegan2",
+        "policy": "progressive",
+        "conditioning": "projection",
+        "stack": {"width": 16, "discriminator_width": 16, "latent": 16, "mapping": 2},
+        "batch": 8,
+        "score": {"samples": 32},
+    }
+    data = make_images(96, 3, 32, 32)
+    run = gg.grow(data, out=tmp_path / "styled", images=640, settings=settings)
+    return Studio(run.path, data)
+
+
+@pytest.fixture
+def address(styled: Studio) -> Iterator[str]:
+    """Serve the explorer on a free port."""
+    uvicorn = pytest.importorskip("uvicorn")
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    styled.warm()
+    config = uvicorn.Config(application(styled), port=port, log_level="warning")
+    server = uvicorn.Server(config)
+    thread = threading.Thread(target=server.run, daemon=True)
+    thread.start()
+    while not server.started:
+        time.sleep(0.02)
+    yield f"http://127.0.0.1:{port}/"
+    server.should_exit = True
+    thread.join()
+
+
+@pytest.fixture
+def browser() -> Iterator[Any]:
+    """Return a headless Chromium that can reach nothing but this machine."""
+    playwright = pytest.importorskip("playwright.sync_api")
+    path = shutil.which("chromium") or shutil.which("google-chrome")
+    if path is None:
+        pytest.skip("there is no Chromium here")
+    with playwright.sync_playwright() as started:
+        flags = ["--no-sandbox", "--host-resolver-rules=MAP * ~NOTFOUND, EXCLUDE 127.0.0.1"]
+        chromium = started.chromium.launch(executable_path=path, args=flags)
+        yield chromium
+        chromium.close()
+
+
+class Watched:
+    """A page, the time of each of its answers, and what went wrong in it."""
+
+    def __init__(self, browser: Any, address: str, width: int, height: int, **how: Any) -> None:
+        self.page = browser.new_page(viewport={"width": width, "height": height}, **how)
+        self.wrong: list[str] = []
+        self.took: dict[str, float] = {}
+        self.page.on("pageerror", lambda error: self.wrong.append(str(error)))
+        self.page.on("requestfinished", self._finished)
+        self.page.on("console", lambda m: self.wrong.append(m.text) if m.type == "error" else None)
+        self.page.goto(address)
+        self.page.wait_for_selector("body[data-ready]")
+
+    def _finished(self, request: Any) -> None:
+        if "/ask/" in request.url:
+            name = request.url.rpartition("/")[2]
+            timing = request.timing
+            self.took[name] = max(self.took.get(name, 0), timing["responseEnd"])
+
+    def shot(self, name: str) -> None:
+        self.page.wait_for_load_state("networkidle")
+        if SHOTS:
+            Path(SHOTS).mkdir(parents=True, exist_ok=True)
+            self.page.screenshot(path=str(Path(SHOTS) / f"{name}.png"))
+
+    def count(self, selector: str) -> int:
+        found: int = self.page.locator(selector).count()
+        return found
+
+    def wait(self, selector: str, least: int = 1) -> None:
+        script = "([s, n]) => document.querySelectorAll(s).length >= n"
+        self.page.wait_for_function(script, arg=[selector, least], timeout=10_000)
+
+
+def serious(page: Any) -> list[str]:
+    """Return what axe-core finds in the page that is serious or worse."""
+    axe = pytest.importorskip("axe_playwright_python.sync_playwright")
+    found = axe.Axe().run(page).response["violations"]
+    return [
+        f"{each['id']}: {[node['html'][:120] for node in each['nodes']]}"
+        for each in found
+        if each["impact"] in ("serious", "critical")
+    ]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("width", [1280, 390])
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_every_panel_works_in_a_browser(
+    width: int, scheme: str, styled: Studio, address: str, browser: Any
+) -> None:
+    seen = Watched(browser, address, width, 900, color_scheme=scheme)
+    page, at = seen.page, f"{width}-{scheme}"
+    assert seen.count("#tree li") >= 1 and seen.count("#detail dd") == 7
+    page.locator("#tree button").first.click()
+    assert page.locator("#tree button").first.get_attribute("aria-current") == "true"
+    page.locator("#lapse-range").fill("0")
+    assert page.locator("#lapse-text").inner_text().startswith("0000")
+    assert not serious(page)
+    seen.shot(f"growth-{at}")
+    page.get_by_role("tab", name="Play").click()
+    seen.wait("#shelf img", 36)
+    for index in (3, 5, 7, 8):
+        page.locator(f'#shelf [data-index="{index}"]').click()
+    assert page.locator("#picked").inner_text() == "Picked: 3, 5, 7, 8."
+    before = page.locator("#vary-after").get_attribute("src")
+    page.locator("#along-0").fill("3")
+    page.wait_for_function("src => document.querySelector('#vary-after').src !== src", arg=before)
+    seen.shot(f"vary-{at}")
+    assert not serious(page)
+    for name, images, least in (
+        ("Between", "#walk-images img", 25),
+        ("Styles", "#mix-images img", 4),
+        ("Classes", "#morph-images img", 28),
+        ("Nearest", "#near-images img", 6),
+    ):
+        page.get_by_role("tab", name=name).click()
+        seen.wait(images, least)
+        seen.shot(f"{name.lower()}-{at}")
+        assert not serious(page), name
+    page.get_by_role("tab", name="Arithmetic").click()
+    page.locator('#shelf [data-index="0"]').drag_to(page.locator('[data-set="a"]'))
+    seen.wait('[data-set="a"] img', 1)
+    page.get_by_role("button", name="Add picked to the second").click()
+    page.locator('#shelf [data-index="1"]').drag_to(page.locator('[data-set="c"]'))
+    seen.wait('[data-set="b"] img', 4)
+    seen.wait("#sum-images img", 9)
+    seen.shot(f"arithmetic-{at}")
+    assert not serious(page)
+    page.get_by_role("tab", name="Take away").click()
+    with page.expect_download() as waited:
+        page.get_by_text("npz file").click()
+    assert np.load(waited.value.path())["images"].shape == (36, 32, 32, 3)
+    assert page.evaluate("document.documentElement.scrollWidth <= innerWidth")
+    assert not seen.wrong and page.locator("#message").inner_text() == ""
+    slow = {name: took for name, took in seen.took.items() if took > 300}
+    assert not slow and len(seen.took) == len(QUESTIONS)
+
+
+@pytest.mark.slow
+def test_the_keyboard_alone_is_enough(styled: Studio, address: str, browser: Any) -> None:
+    seen = Watched(browser, address, 1280, 900)
+    page = seen.page
+
+    def focused() -> str:
+        found: str = page.evaluate("document.activeElement.id || document.activeElement.className")
+        return found
+
+    def tab_to(selector: str) -> None:
+        for _ in range(200):
+            page.keyboard.press("Tab")
+            if page.evaluate("s => document.activeElement.matches(s)", selector):
+                return
+        raise AssertionError(f"the keyboard never comes to {selector}, but ended at {focused()}")
+
+    page.keyboard.press("Tab")
+    assert focused() == "skip"
+    tab_to("#tab-growth")
+    page.keyboard.press("ArrowRight")
+    assert focused() == "tab-play"
+    seen.wait("#shelf img", 36)
+    tab_to('#shelf [data-index="0"]')
+    page.keyboard.press("Enter")
+    page.keyboard.press("Tab")
+    page.keyboard.press("Space")
+    assert page.locator("#picked").inner_text() == "Picked: 0, 1."
+    tab_to("#tab-vary")
+    tab_to("#along-0")
+    before = page.locator("#vary-after").get_attribute("src")
+    for _ in range(20):
+        page.keyboard.press("ArrowRight")
+    page.wait_for_function("src => document.querySelector('#vary-after').src !== src", arg=before)
+    page.locator("#tab-vary").focus()
+    page.keyboard.press("ArrowRight")
+    page.keyboard.press("ArrowRight")
+    assert focused() == "tab-sum"
+    tab_to('[data-set="a"] .add')
+    page.keyboard.press("Enter")
+    seen.wait("#sum-images img", 9)
+    assert not seen.wrong
+
+
+def test_a_ledger_is_told_as_json(studio: Studio) -> None:
+    for entry in QUESTIONS:
+        if entry.name in ("about", "tree", "candidate", "timelapse"):
+            assert json.loads(json.dumps(studio.ask(entry.name, {})))
