@@ -16,7 +16,7 @@ from growgan.errors import UserError
 from growgan.registry import Registry
 
 GAIN = math.sqrt(2.0)  # He et al. 2015, for (leaky) rectifiers
-LATTICE = 0.25  # of what alternates between the pixels of a doubled grid, beside the rest
+LATTICE = 0.5  # of what alternates between the pixels of a doubled grid, beside the rest
 REFERENCE = 288  # inputs of a 3x3 kernel on 32 channels, with which the default rate was found
 
 
