@@ -46,7 +46,7 @@ test: $(READY)  ## Lint, types and the quick tests
 	$(BIN)/pytest -m "not slow"
 
 test-slow: $(READY)  ## The tests that take longer
-	-$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[dev,fuzz,browser]'
+	-$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[slow,fuzz]'
 	$(BIN)/pytest -m slow
 
 format: $(READY)  ## Put the code into the project's format

@@ -73,11 +73,12 @@ def pictures(folder: Path, count: int, seed: int) -> None:
 
 @pytest.mark.parametrize("page", PAGES, ids=name)
 def test_every_block_says_what_it_is(page: Path) -> None:
-    fences = re.findall(r"^```(\w*)$", page.read_text(), re.MULTILINE)
-    opening = [fence for i, fence in enumerate(fences) if i % 2 == 0]
-    assert len(fences) % 2 == 0 and set(opening) <= KINDS | {""}
-    plain = [text for kind, text in re.findall(r"^```()\n(.*?)^```", page.read_text(), re.M | re.S)]
-    assert not any("growgan " in text for text in plain)  # a command is run, so it says sh
+    parts = re.split(r"^```(\w*)$", page.read_text(), flags=re.MULTILINE)
+    kinds, texts = parts[1::4], parts[2::4]  # between them are the closing fences
+    assert len(parts) % 4 == 1 and not any(parts[3::4]) and set(kinds) <= KINDS | {""}
+    plain = [text for kind, text in zip(kinds, texts, strict=True) if not kind]
+    # A command is run, so it says sh.
+    assert not any(line.startswith("growgan ") for text in plain for line in text.splitlines())
 
 
 @pytest.mark.parametrize("page", PAGES, ids=name)
@@ -121,3 +122,20 @@ def test_what_a_page_tells_to_type_works(page: Path, tmp_path: Path) -> None:
             words, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False
         )
         assert done.returncode == 0, f"{text}\n{done.stdout[-2000:]}\n{done.stderr[-2000:]}"
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("path", sorted((ROOT / "examples").glob("*.ipynb")), ids=name)
+def test_a_notebook_runs_from_end_to_end(
+    path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    nbformat, nbclient = (pytest.importorskip(each) for each in ("nbformat", "nbclient"))
+    monkeypatch.setenv("GROWGAN_BUDGET", "20s")
+    notebook = nbformat.read(path, as_version=4)
+    assert not any(cell.get("outputs") for cell in notebook.cells)  # they are made, not kept
+    where = {"metadata": {"path": str(tmp_path)}}
+    nbclient.NotebookClient(notebook, timeout=600, resources=where).execute()
+    code = [cell for cell in notebook.cells if cell.cell_type == "code"]
+    assert any("image/png" in str(cell.outputs) for cell in code)

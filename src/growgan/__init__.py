@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from growgan.config import Settings
     from growgan.data import ImageSet, load_images
     from growgan.growth import Run, grow
+    from growgan.growth.cluster import Cluster
     from growgan.growth.condition import condition
     from growgan.growth.load import load
     from growgan.growth.policies import Dynamic, Fixed, Plateau, Progressive
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 __all__ = [
+    "Cluster",
     "Dynamic",
     "Fixed",
     "Generator",
@@ -41,6 +43,7 @@ __all__ = [
 ]
 
 _HOMES = {
+    "Cluster": "growgan.growth.cluster:Cluster",
     "Dynamic": "growgan.growth.policies:Dynamic",
     "Fixed": "growgan.growth.policies:Fixed",
     "Generator": "growgan.nets.stack:Generator",

@@ -10,13 +10,14 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from growgan.errors import UserError
+from growgan.errors import UserError, unknown
 
 if TYPE_CHECKING:
     from growgan.config import Settings
     from growgan.data import ImageSet
     from growgan.growth import Run
     from growgan.growth.budget import Budget
+    from growgan.growth.cluster import Cluster
 
 Data = Annotated[str, typer.Argument(help="folder, zip, .npz, IDX file or a dataset's name")]
 Out = Annotated[Path | None, typer.Option(help="run directory; default: a new one in runs/")]
@@ -28,6 +29,12 @@ Device = Annotated[str | None, typer.Option(help="auto (the default), cpu, cuda 
 Set = Annotated[list[str] | None, typer.Option("--set", help="key=value; reaches every setting")]
 Resume = Annotated[bool, typer.Option("--resume", help="go on with the run in --out")]
 Dry = Annotated[bool, typer.Option("--dry-run", help="show the stages and their cost, then stop")]
+Executor = Annotated[str, typer.Option(help="serial, or ray: children are trained by workers")]
+Address = Annotated[str | None, typer.Option(help="of a Ray cluster; default: this machine alone")]
+Gpus = Annotated[float, typer.Option(min=0, help="that each child takes on the cluster")]
+Free = Annotated[
+    bool, typer.Option("--free", help="no rounds: a free worker takes the next proposal at once")
+]
 Broken = Annotated[float, typer.Option(help="share of broken files that is tolerated")]
 
 
@@ -47,6 +54,10 @@ def grow(
     resume: Resume = False,
     dry_run: Dry = False,
     max_broken: Broken = 0.05,
+    executor: Executor = "serial",
+    address: Address = None,
+    gpus: Gpus = 0,
+    free: Free = False,
 ) -> None:
     """Grow a GAN on DATA within a budget."""
     from growgan.nets.presets import PRESETS
@@ -65,6 +76,7 @@ def grow(
         resume,
         dry_run,
         max_broken,
+        cluster_of(executor, address, gpus, free),
     )
 
 
@@ -106,6 +118,7 @@ def _run(
     resume: bool,
     dry_run: bool,
     max_broken: float,
+    cluster: Cluster | None = None,
 ) -> None:
     """Check everything that can be checked, then load the data, then start.
 
@@ -134,8 +147,22 @@ def _run(
         show_stages(found, for_data(settings, found), limit)
         return
     how: dict[str, Any] = {"settings": settings, "budget": limit, "resume": resume}
+    how["cluster"] = cluster
     place = out or free_folder(found.name)
     carry_out(make, found, place, loading(source, max_broken), **how)
+
+
+def cluster_of(executor: str, address: str | None, gpus: float, free: bool) -> Cluster | None:
+    """Return the workers that the options name, None for this process."""
+    if executor == "ray":
+        from growgan.growth.cluster import Cluster
+
+        return Cluster(address, gpus=gpus, free=free)
+    if executor != "serial":
+        raise unknown("executor", executor, ("serial", "ray"))
+    if address is not None or gpus or free:
+        raise UserError("--address, --gpus and --free are of --executor ray")
+    return None
 
 
 def _check_place(out: Path | None, resume: bool, kept: list[str], dry_run: bool) -> None:

@@ -51,38 +51,52 @@ class Form(BaseModel):
 
 
 class SampleForm(Form):
+    """Samples, truncated or not, of some classes."""
+
     truncation: float | None = Field(None, ge=0.05, le=10)
     labels: list[int] | None = None
 
 
 class VaryForm(Form):
+    """A sample and what moves it: amounts along directions, values of latents."""
+
     pick: int = 0
     along: dict[int, float] = Field(default_factory=dict)
     latents: dict[int, float] = Field(default_factory=dict)
 
 
 class WalkForm(Form):
+    """Samples to walk between, and images a way."""
+
     picks: Picks
     steps: int = Field(8, ge=1, le=32)
 
 
 class CombineForm(Form):
+    """Sets of samples to add, and to take away."""
+
     plus: list[Picks] = Field(max_length=4)
     minus: list[Picks] = Field(default_factory=list, max_length=4)
 
 
 class MixForm(Form):
+    """Samples for coarse styles, and for fine ones."""
+
     rows: Picks
     columns: Picks
 
 
 class MorphForm(Form):
+    """Classes to pass through, images a way, and latents."""
+
     labels: list[int] = Field(min_length=2, max_length=8)
     steps: int = Field(6, ge=1, le=16)
     rows: int = Field(4, ge=1, le=8)
 
 
 class NearestForm(Form):
+    """A sample, and how many training images."""
+
     pick: int = 0
     shown: int = Field(5, ge=1, le=20)
 

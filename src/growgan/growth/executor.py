@@ -66,10 +66,37 @@ class Executor(Protocol):
         """Yield an outcome for each task, in their order."""
 
 
+class Crew(Protocol):
+    """Workers that take tasks whenever they are free."""
+
+    @property
+    def workers(self) -> int:
+        """How many tasks are made at once."""
+
+    def submit(self, task: Task) -> None:
+        """Begin a task, with its parent as it is now; there must be a worker for it."""
+
+    def wait(self) -> Outcome:
+        """Return the outcome of a task that is finished, whichever is first."""
+
+
+class Standing(Protocol):
+    """Where a pair in training stands: what of it is shown."""
+
+    @property
+    def resolution(self) -> tuple[int, int]: ...
+
+    @property
+    def alpha(self) -> float: ...
+
+    @property
+    def images(self) -> int: ...
+
+
 class Keeper(Protocol):
     """Watches a child in training, and keeps what a crash would otherwise cost."""
 
-    def report(self, task: Task, gan: Gan, progress: Progress | None) -> None:
+    def report(self, task: Task, gan: Standing, progress: Progress | None) -> None:
         """Take a point of the log; None when the child is being scored."""
 
     def keep(self, task: Task, gan: Gan, mark: Mark) -> None:

@@ -167,6 +167,7 @@ class History:
         round: number of the round to be proposed.
         spent: share of the budget used so far.
         lost: ids whose weights a damaged disk has taken; they are nobody's best.
+        workers: children that are trained at once, where time is counted.
     """
 
     space: Space
@@ -177,6 +178,7 @@ class History:
     round: int = 0
     spent: float = 0.0
     lost: frozenset[str] = frozenset()
+    workers: int = 1
 
     def __getitem__(self, candidate_id: str) -> Candidate:
         for candidate in self.candidates:

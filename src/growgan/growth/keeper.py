@@ -10,7 +10,7 @@ from pathlib import Path
 
 from growgan.errors import UserError
 from growgan.growth.budget import Meter
-from growgan.growth.executor import Task
+from growgan.growth.executor import Standing, Task
 from growgan.growth.history import History
 from growgan.growth.ledger import Ledger
 from growgan.growth.stop import Stop
@@ -51,7 +51,7 @@ class RunKeeper:
         self.ledger = Ledger(out / "ledger.jsonl")
         self._keep_at = 0.0
 
-    def report(self, task: Task, gan: Gan, progress: Progress | None) -> None:
+    def report(self, task: Task, gan: Standing, progress: Progress | None) -> None:
         """Show and log a point of a child's training (None: it is being scored)."""
         size = f"{gan.resolution[1]}x{gan.resolution[0]}"
         fading = "fade in" if gan.alpha < 1 else "train"

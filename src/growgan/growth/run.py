@@ -18,6 +18,7 @@ from growgan.data import ImageSet, default_cache
 from growgan.data.files import replace_file
 from growgan.errors import UserError
 from growgan.growth.budget import Budget, Meter
+from growgan.growth.cluster import Cluster, search_on
 from growgan.growth.executor import SCORE_SEED, Clock, SerialExecutor, Trainer, batches_of
 from growgan.growth.history import History, Space
 from growgan.growth.ledger import Ledger
@@ -39,7 +40,7 @@ from growgan.objectives import make_objective
 from growgan.registry import Registry
 from growgan.report.page import write_report
 from growgan.training.progress import Display, SilentDisplay, Together
-from growgan.training.runtime import best_threads, machine, make_runtime
+from growgan.training.runtime import Runtime, best_threads, machine, make_runtime
 
 
 @dataclass(frozen=True)
@@ -96,6 +97,7 @@ def grow(
     resume: bool = False,
     display: Display | None = None,
     origin: Path | None = None,
+    cluster: Cluster | None = None,
 ) -> Run:
     """Grow a GAN for ``data`` within a budget and write everything into ``out``.
 
@@ -110,6 +112,7 @@ def grow(
             unless another one is given.
         origin: folder of another run's candidate, which ``settings.origin`` says to go on from;
             see :func:`growgan.condition`.
+        cluster: workers that train the children; None: one after another in this process.
 
     Raises:
         UserError: settings that do not fit each other or the data; an ``out`` that holds another
@@ -140,7 +143,8 @@ def grow(
         if origin is not None and not resume:
             keep_origin(origin, out)
         prepare(out, chosen, limit, data, began)
-        return _search(out, chosen, space, decided, limit, data, display, clock, stop)
+        how = (display, clock, stop, cluster)
+        return _search(out, chosen, space, decided, limit, data, *how)
 
 
 def _limit(budget: str | Budget | None, images: int | None, ledger: Ledger) -> Budget:
@@ -308,6 +312,7 @@ def _search(
     display: Display | None,
     clock: Clock,
     stop: Stop,
+    cluster: Cluster | None = None,
 ) -> Run:
     """Run the search with its display, and write the report whatever happens."""
     shown = Together(display or SilentDisplay(), *trackers(out, settings))
@@ -321,16 +326,13 @@ def _search(
     torch.set_num_threads(settings.threads or 1)
     shown.start(events[0])
     try:
-        # All scores of a run are by one network, the one that its first budget could afford.
-        first, copy = Budget(**events[0]["budget"]), out / "extractor.safetensors"
-        scorer = make_scorer(data, settings, first, runtime.device, copy)
-        drawn = f"latents {SCORE_SEED:#x}, even in {GROUPS} groups"
-        keep_protocol(search.ledger, replace(scorer.protocol, preparation=drawn))
+        trainer = _trainer(out, settings, search, data, runtime)
         meter.charge("data", clock.lap())
-        batches = batches_of(data, settings)
-        first_pair = origin_of(out, runtime.device) if settings.origin != "none" else None
-        trainer = Trainer(batches, runtime, scorer, search.keeper, first_pair, search.parts)
-        if search.run(SerialExecutor(trainer, search.parent)) is None:
+        if cluster is None:
+            best = search.run(SerialExecutor(trainer, search.parent))
+        else:
+            best = search_on(cluster, search, trainer, data, stop)
+        if best is None:
             tried = search.history.candidates
             raise RuntimeError(f"no candidate could be trained: {tried[-1].error if tried else ''}")
     finally:
@@ -339,6 +341,21 @@ def _search(
         if search.history.best:
             write_report(out)
     return Run(out)
+
+
+def _trainer(
+    out: Path, settings: Settings, search: Search, data: ImageSet, runtime: Runtime
+) -> Trainer:
+    """Return what makes the run's children."""
+    # All scores of a run are by one network, the one that its first budget could afford.
+    start = next(Ledger(out / "ledger.jsonl").read())
+    first, copy = Budget(**start["budget"]), out / "extractor.safetensors"
+    scorer = make_scorer(data, settings, first, runtime.device, copy)
+    drawn = f"latents {SCORE_SEED:#x}, even in {GROUPS} groups"
+    keep_protocol(search.ledger, replace(scorer.protocol, preparation=drawn))
+    origin = origin_of(out, runtime.device) if settings.origin != "none" else None
+    batches = batches_of(data, settings)
+    return Trainer(batches, runtime, scorer, search.keeper, origin, search.parts)
 
 
 def make_scorer(

@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 import shutil
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -17,7 +17,8 @@ from typing import Any
 from growgan.config import Settings, make_settings
 from growgan.errors import UserError
 from growgan.growth.budget import Budget, Meter
-from growgan.growth.executor import Clock, Executor, Outcome, Task
+from growgan.growth.desk import Desk, planned
+from growgan.growth.executor import Clock, Crew, Executor, Outcome, Task
 from growgan.growth.history import Candidate, History, Proposal, Space
 from growgan.growth.keeper import RunKeeper
 from growgan.growth.ledger import Ledger, candidate_from_event, candidate_to_event
@@ -34,7 +35,6 @@ from growgan.training.checkpoint import (
 from growgan.training.doctor import TREATMENTS, Diagnosis, Vitals, diagnose, remedy
 from growgan.training.gan import Gan
 from growgan.training.progress import Display
-from growgan.training.stage import Slice
 
 FAILURES = TREATMENTS + 1  # rounds in a row without a sound candidate, and the run ends
 SHEET = 64  # images on a candidate's sample sheet
@@ -66,6 +66,7 @@ class Search:
         self.out, self.settings, self.policy = out, settings, policy
         self.meter, self.display, self.device = meter, display, device
         self.ledger = Ledger(out / "ledger.jsonl")
+        self.desk = Desk(meter, settings.batch)
         self.history = History(space, budget, settings.seed)
         self.keeper = RunKeeper(
             out, settings.batch, meter, display, stop or Stop(), device, lambda: self.history
@@ -81,9 +82,8 @@ class Search:
 
     def run(self, executor: Executor) -> Candidate | None:
         """Go on until the budget is spent or nothing trains any more; return the best candidate."""
-        while self._room() and not self._hopeless() and not self._given_up:
-            alive = [self.history[name] for name in self.history.alive]
-            proposals = list(self.policy.propose(alive, self.history))
+        while self._goes_on():
+            proposals = self._proposals()
             self._ended = False
             children = list(self._unselected)
             for outcome in executor.run(self._tasks(proposals[len(children) :])):
@@ -94,6 +94,48 @@ class Search:
         if not self._ended:
             self._end()
         return self.history.best
+
+    def run_freely(self, crew: Crew) -> Candidate | None:
+        """Go on as :meth:`run` does, without rounds: who is free takes the next proposal at once.
+
+        Each child that is finished stands against those that live, and the history that the next
+        proposal is made of holds it.
+        """
+        if self._unselected:
+            self._select(self._unselected)
+        flying: dict[str, Task] = {}
+        while True:
+            while len(flying) < crew.workers and self._goes_on(flying.values()):
+                task = self._next(flying.values())
+                if task is None:
+                    break
+                crew.submit(task)
+                flying[task.id] = task
+            if not flying:
+                break
+            outcome = crew.wait()
+            del flying[outcome.task.id]
+            self._ended = False
+            self._select([self._record(outcome)], self._alive())
+        if not self._ended:
+            self._end()
+        return self.history.best
+
+    def _next(self, flying: Collection[Task]) -> Task | None:
+        """Return what to try next beside what is tried already, None if that is all."""
+        known = {(task.proposal.parent, task.proposal.growth) for task in flying}
+        fresh = [p for p in self._proposals() if (p.parent, p.growth) not in known]
+        return next(self._tasks(fresh[:1], flying), None)
+
+    def _alive(self) -> list[Candidate]:
+        return [self.history[name] for name in self.history.alive]
+
+    def _proposals(self) -> list[Proposal]:
+        return list(self.policy.propose(self._alive(), self.history))
+
+    def _goes_on(self, flying: Iterable[Task] = ()) -> bool:
+        """Return whether there is budget for another child, and hope."""
+        return self._room(flying) and not self._hopeless() and not self._given_up
 
     def _end(self) -> None:
         """Write down with which candidate the run ends, what it cost, and what stopped it."""
@@ -121,43 +163,18 @@ class Search:
         """Return a candidate's folder."""
         return self.out / "candidates" / candidate_id
 
-    def _room(self) -> bool:
-        """Return whether there is budget for another slice; the first one always has some."""
+    def _room(self, flying: Iterable[Task] = ()) -> bool:
         if not self.history.candidates and not self._unselected:
-            return True
-        left = self.meter.left
-        if left is not None:
-            return left > 2 * self._overhead + 0.01 * (self.meter.budget.seconds or 0)
-        return self.meter.images + self.settings.batch <= (self.meter.budget.images or 0)
+            return True  # the first slice always has some
+        return self.desk.room(self.meter.images + planned(flying), self._overhead)
 
-    def _tasks(self, proposals: list[Proposal]) -> Iterator[Task]:
-        first = len(self.history.candidates) + len(self._unselected)
-        begin, overhead = self.history.spent, self._overhead
-        for i, proposal in enumerate(proposals):
-            if not self._room():
-                return
-            number = first + i
-            piece = replace(
-                self._piece(proposal, overhead), begin=begin, end=begin + proposal.share
-            )
-            seed = (self.settings.seed * 1_000_003 + number) & 0x7FFFFFFF
-            name = f"{number:04d}"
-            yield Task(name, self.history.round, proposal, piece, seed, self.settings)
-
-    def _piece(self, proposal: Proposal, overhead: float) -> Slice:
-        """Turn a share of the budget into seconds, scoring included, or into whole batches.
-
-        ``overhead`` is what a slice costs beside its training, in seconds.
-        """
-        budget, batch = self.meter.budget, self.settings.batch
-        if budget.images is not None:
-            left = budget.images - self.meter.images
-            images = min(round(proposal.share * budget.images), left)
-            return Slice(images=max(batch, images // batch * batch), fade=proposal.fade)
-        whole = proposal.share * (budget.seconds or 0)
-        seconds = max(whole - overhead, whole / 2)
-        left_over = (self.meter.left or 0) - overhead
-        return Slice(seconds=max(0.1, min(seconds, left_over)), fade=proposal.fade)
+    def _tasks(self, proposals: list[Proposal], flying: Collection[Task] = ()) -> Iterator[Task]:
+        tried = (*self.history.candidates, *self._unselected)
+        known = [each.id for each in tried] + [task.id for task in flying]
+        last = max(map(int, known), default=-1)
+        return self.desk.tasks(
+            proposals, self.history, self.settings, last + 1, self._overhead, planned(flying)
+        )
 
     def _record(self, outcome: Outcome) -> Candidate:
         """Save a finished child, then write it into the ledger."""
@@ -246,10 +263,13 @@ class Search:
             error=outcome.error,
         )
 
-    def _select(self, children: list[Candidate]) -> None:
-        """Let the policy choose, write the choice down, and drop the losers' weights."""
+    def _select(self, children: list[Candidate], rivals: Iterable[Candidate] = ()) -> None:
+        """Let the policy choose, write the choice down, and drop the losers' weights.
+
+        ``rivals`` are of earlier rounds.
+        """
         known = self.history.with_round(tuple(children), self.history.alive)
-        choice = self.policy.select(children, known)
+        choice = self.policy.select([*children, *rivals], known)
         self.history = replace(known, alive=choice.alive)
         self._unselected = []
         best = self.history.best

@@ -71,8 +71,8 @@ class Dynamic:
         reach: share of the budget that each resolution below the target gets at most.
         threshold: fall of the score's logarithm in a tenth of the budget below which it is flat.
         trial: share of the budget that each trial gets.
-        tries: growths tried in one round, beside the unchanged child.
-        search: share of the budget that tried growths may take together.
+        tries: growths tried in one round, beside the unchanged child; as many as workers can take.
+        search: share of the budget that tried growths may take together, of each worker.
         images: a trial that would see fewer is not begun; the running average halves in 10,000.
         shown: images that a larger pair must still see for each of its parameters.
         calm: last share of the budget, in which nothing grows.
@@ -195,7 +195,7 @@ class Dynamic:
             c.growth.factors[0] == 1 and c.resolution == target and bool(c.growth)
             for c in history.candidates
         )
-        return int(self.search / self.trial + 1e-9) - tried
+        return int(history.workers * self.search / self.trial + 1e-9) - tried
 
     def _trials(self, alive: Sequence[Candidate], history: History) -> list[Proposal]:
         """Return the unchanged child of the leader, and kept growths of the best parents.
@@ -215,7 +215,7 @@ class Dynamic:
         rng.shuffle(kept)
         kept.sort(key=lambda pair: pair[1].fades())
         ranked = first + [pair for pair in kept if pair not in first]
-        room = max(0, min(self._affordable(history), self.tries))
+        room = max(0, min(self._affordable(history), max(self.tries, history.workers - 1)))
         tried = list(islice((c for c in ranked if self._grows(*c, history)), room))
         share = self.trial if tried else portion(history, usual_slice(history))
         return [

@@ -1,0 +1,309 @@
+"""Children trained by the workers of a Ray cluster: each is one Ray task.
+
+What all of them need (images, settings, the network that scores) goes into Ray's object store once,
+a parent's files once for all of its children; a child's files come back the same way. So workers
+need no common disk, and only this process writes to the run. A child whose worker dies is begun
+anew elsewhere, with the same result, since all that is random in it is a function of its task.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, replace
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+from uuid import uuid4
+
+import numpy as np
+import torch
+
+from growgan.config import Settings
+from growgan.data import ImageSet
+from growgan.errors import UserError
+from growgan.growth.executor import Keeper, Outcome, Standing, Task, Trainer, batches_of
+from growgan.growth.history import Candidate
+from growgan.growth.search import Search
+from growgan.growth.stop import Stop
+from growgan.metrics.features import Extractor
+from growgan.metrics.score import Scorer
+from growgan.training.checkpoint import load_gan, save_gan
+from growgan.training.gan import Gan
+from growgan.training.runtime import make_runtime
+from growgan.training.stage import Mark, Progress
+
+RETRIES = 3  # of a child whose worker died
+LOOK_EVERY = 0.5  # seconds between two looks at what the workers say
+Files = Mapping[str, bytes]
+
+
+@dataclass(frozen=True)
+class Cluster:
+    """How a run is spread over workers.
+
+    Attributes:
+        address: of a Ray cluster, "auto" for the one that this machine belongs to; None: a cluster
+            of this machine alone, begun and ended with the run.
+        cpus, gpus: what each child takes; cpus None: the run's threads.
+        free: without rounds: a worker that is free takes the next proposal at once.
+
+    Raises:
+        UserError: Ray is not installed.
+    """
+
+    address: str | None = None
+    cpus: int | None = None
+    gpus: float = 0
+    free: bool = False
+
+    def __post_init__(self) -> None:
+        if find_spec("ray") is None:
+            raise UserError("a cluster needs the extra: pip install 'growgan[cluster]'")
+
+
+@dataclass(frozen=True)
+class Common:
+    """What every child of a run needs."""
+
+    run: str
+    data: ImageSet
+    settings: Settings
+    extractor: Extractor | None
+    origin: Files | None = None
+
+
+@dataclass(frozen=True)
+class Seen:
+    """What of a pair in training is shown."""
+
+    resolution: tuple[int, int]
+    alpha: float
+    images: int
+
+
+Word = tuple[Task, Seen | int, Progress | None]  # of a child: where it stands, or parts it needs
+
+
+class Board:
+    """An actor on which workers write how their children fare."""
+
+    def __init__(self) -> None:
+        self.words: list[Word] = []
+
+    def write(self, word: Word) -> None:
+        """Add a word."""
+        self.words.append(word)
+
+    def take(self) -> list[Word]:
+        """Return what was written since the last call."""
+        words, self.words = self.words, []
+        return words
+
+
+class Teller:
+    """The :class:`Keeper` of a worker: it tells the board, and keeps nothing."""
+
+    def __init__(self, board: Any) -> None:
+        self.board = board
+
+    def report(self, task: Task, gan: Standing, progress: Progress | None) -> None:
+        """Tell where a child stands."""
+        self.board.write.remote((task, Seen(gan.resolution, gan.alpha, gan.images), progress))
+
+    def keep(self, task: Task, gan: Gan, mark: Mark) -> None:
+        """Keep nothing: a child whose worker dies begins anew."""
+
+    def out_of_memory(self, task: Task, parts: int) -> None:
+        """Tell that batches go through in parts."""
+        self.board.write.remote((task, parts, None))
+
+    def begun(self, task: Task) -> tuple[Gan, Mark] | None:
+        """Return None: nothing was kept."""
+        return None
+
+
+_trainers: dict[str, Trainer] = {}  # of this worker's process, by run; the newest one only
+
+
+def make(common: Common, board: Any, task: Task, parent: Files | None) -> tuple[Outcome, Files]:
+    """Make one child in a worker; return its outcome without the pair, and the pair's files."""
+    if common.run not in _trainers:
+        _trainers.clear()
+        _trainers[common.run] = trainer_of(common)
+    trainer = _trainers[common.run]
+    trainer.keeper = Teller(board)
+    torch.set_num_threads(common.settings.threads or 1)
+    outcome = trainer.make(task, unpacked(parent, trainer) if parent else None)
+    files = packed(outcome.gan) if outcome.gan is not None else {}
+    return replace(outcome, gan=None), files
+
+
+def trainer_of(common: Common) -> Trainer:
+    """Return what makes a run's children, in this process."""
+    data, settings = common.data, common.settings
+    score = settings.score
+    scorer = Scorer(data.images, common.extractor, samples=score.samples, kind=score.kind)
+    runtime = make_runtime(settings.device, settings.precision)
+    trainer = Trainer(batches_of(data, settings), runtime, scorer, Teller(None))
+    if common.origin:
+        trainer.origin = unpacked(common.origin, trainer)
+    return trainer
+
+
+def packed(gan: Gan) -> Files:
+    """Return a pair as the files of its checkpoint, by name."""
+    with tempfile.TemporaryDirectory() as folder:
+        save_gan(gan, Path(folder) / "gan")
+        return {path.name: path.read_bytes() for path in (Path(folder) / "gan").iterdir()}
+
+
+def unpacked(files: Files, trainer: Trainer) -> Gan:
+    """Return the pair of some files, where ``trainer`` trains."""
+    with tempfile.TemporaryDirectory() as folder:
+        for name, content in files.items():
+            (Path(folder) / name).write_bytes(content)
+        return load_gan(Path(folder), str(trainer.runtime.device))
+
+
+class RayExecutor:
+    """Trains children on a Ray cluster, in rounds or whenever a worker is free.
+
+    Args:
+        parent: returns a parent's players by id.
+        keeper: shows and logs what workers tell.
+        trainer: of this process; it loads the pairs that come back.
+
+    Raises:
+        UserError: Ray is not installed, or there is no such cluster, or none of its workers has
+            what a child takes.
+    """
+
+    def __init__(
+        self,
+        cluster: Cluster,
+        common: Common,
+        parent: Callable[[str], Gan],
+        keeper: Keeper,
+        trainer: Trainer,
+        stop: Stop,
+    ) -> None:
+        ray, self._ours = _connected(cluster.address)
+        self._ray = ray
+        self._parent, self._keeper, self._trainer, self._stop = parent, keeper, trainer, stop
+        cpus = cluster.cpus or common.settings.threads or 1
+        self.workers = _room(ray.cluster_resources(), cpus, cluster.gpus)
+        if not self.workers:
+            need = f"{cpus} CPUs" + (f" and {cluster.gpus:g} GPUs" if cluster.gpus else "")
+            raise UserError(f"no worker of the cluster has {need}, which a child takes")
+        takes = {"num_cpus": cpus, "num_gpus": cluster.gpus, "max_retries": RETRIES}
+        self._make = ray.remote(**takes)(make)
+        self._common = ray.put(common)
+        self._board: Any = ray.remote(num_cpus=0)(Board).remote()
+        self._parents: dict[str, Any] = {}
+        self._flying: dict[Any, Task] = {}
+
+    def run(self, tasks: Iterable[Task]) -> Iterator[Outcome]:
+        """Begin all tasks at once, and yield their outcomes in their order."""
+        begun = [self._begin(task) for task in tasks]
+        for reference in begun:
+            yield self._outcome(reference)
+
+    def submit(self, task: Task) -> None:
+        """Begin a task."""
+        self._begin(task)
+
+    def wait(self) -> Outcome:
+        """Return the outcome of a task that is finished, whichever is first."""
+        while True:
+            ready = self._look(list(self._flying))
+            if ready:
+                return self._outcome(ready[0])
+
+    def close(self) -> None:
+        """Give up what is under way, and leave the cluster."""
+        for reference in self._flying:
+            self._ray.cancel(reference, force=True)
+        self._flying.clear()
+        if self._ours:
+            self._ray.shutdown()
+
+    def _begin(self, task: Task) -> Any:
+        name = task.proposal.parent
+        if name is not None and name not in self._parents:
+            self._parents[name] = self._ray.put(packed(self._parent(name)))
+        files = self._parents[name] if name is not None else None
+        reference = self._make.remote(self._common, self._board, task, files)
+        self._flying[reference] = task
+        # What no child under way goes on from may leave the store.
+        needed = {each.proposal.parent for each in self._flying.values()}
+        self._parents = {key: kept for key, kept in self._parents.items() if key in needed}
+        return reference
+
+    def _look(self, references: list[Any]) -> list[Any]:
+        """Wait a little for some children, and pass on what workers told meanwhile.
+
+        Raises:
+            KeyboardInterrupt: the run shall stop.
+        """
+        ready, _ = self._ray.wait(references, timeout=LOOK_EVERY)
+        for task, seen, progress in self._ray.get(self._board.take.remote()):
+            if isinstance(seen, int):
+                self._keeper.out_of_memory(task, seen)
+            else:
+                self._keeper.report(task, seen, progress)
+        if self._stop.between_steps():
+            raise KeyboardInterrupt
+        return list(ready)
+
+    def _outcome(self, reference: Any) -> Outcome:
+        while not self._look([reference]):
+            pass
+        task = self._flying.pop(reference)
+        try:
+            outcome, files = self._ray.get(reference)
+        except self._ray.exceptions.WorkerCrashedError:
+            return Outcome(task, error=f"its worker died {RETRIES + 1} times")
+        gan = unpacked(files, self._trainer) if files else None
+        return replace(outcome, task=task, gan=gan)
+
+
+def search_on(
+    cluster: Cluster, search: Search, trainer: Trainer, data: ImageSet, stop: Stop
+) -> Candidate | None:
+    """Run a search whose children are trained on a cluster; return the best candidate.
+
+    Raises:
+        UserError: the cluster cannot be had.
+    """
+    # A plain array goes into the store as it is, and is read there without a copy.
+    data = replace(data, images=np.asarray(data.images))
+    origin = packed(trainer.origin) if trainer.origin is not None else None
+    common = Common(uuid4().hex, data, search.settings, trainer.scorer.extractor, origin)
+    executor = RayExecutor(cluster, common, search.parent, search.keeper, trainer, stop)
+    try:
+        if search.meter.budget.seconds is not None:
+            search.history = replace(search.history, workers=executor.workers)
+        return search.run_freely(executor) if cluster.free else search.run(executor)
+    finally:
+        executor.close()
+
+
+def _connected(address: str | None) -> tuple[Any, bool]:
+    """Return Ray, connected, and whether that was done here."""
+    import ray
+
+    if ray.is_initialized():
+        return ray, False
+    how: dict[str, Any] = {} if address else {"include_dashboard": False}
+    try:
+        ray.init(address=address, log_to_driver=False, **how)
+    except (ConnectionError, ValueError, RuntimeError) as error:
+        raise UserError(f"there is no Ray cluster at '{address}': {error}") from error
+    return ray, True
+
+
+def _room(resources: Mapping[str, float], cpus: int, gpus: float) -> int:
+    """Return how many children the cluster makes at once."""
+    most = int(resources.get("CPU", 0) // cpus)
+    return min(most, int(resources.get("GPU", 0) // gpus)) if gpus else most

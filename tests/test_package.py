@@ -1,0 +1,63 @@
+"""What is released: the wheel and the sdist are built, installed, and have all that they need."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+import tarfile
+import zipfile
+from importlib.util import find_spec
+from pathlib import Path
+
+import pytest
+import yaml
+
+import growgan
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+def test_the_version_is_said_once_and_follows_semantic_versioning() -> None:
+    assert re.fullmatch(r"\d+\.\d+\.\d+", growgan.__version__)
+    citation = yaml.safe_load((ROOT / "CITATION.cff").read_text())
+    assert citation["version"] == growgan.__version__ and citation["license"] == "Apache-2.0"
+    assert "## [Unreleased]" in (ROOT / "CHANGELOG.md").read_text()
+
+
+def test_the_public_names_are_typed() -> None:
+    for name in growgan.__all__:
+        assert getattr(growgan, name) is not None
+    assert (Path(growgan.__file__).parent / "py.typed").is_file()
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(300)
+def test_the_wheel_and_the_sdist_are_built_and_the_wheel_works(tmp_path: Path) -> None:
+    if find_spec("build") is None or find_spec("hatchling") is None:
+        pytest.skip("build and hatchling are not installed")
+    words = [sys.executable, "-m", "build", "--no-isolation", "--outdir", str(tmp_path), str(ROOT)]
+    subprocess.run(words, check=True, capture_output=True)
+    (wheel,), (source,) = tmp_path.glob("*.whl"), tmp_path.glob("*.tar.gz")
+    with zipfile.ZipFile(wheel) as archive:
+        names = archive.namelist()
+    for part in ("py.typed", "explore/page.html", "explore/page.js", "explore/page.css"):
+        assert f"growgan/{part}" in names
+    assert not [name for name in names if name.startswith("tests")]
+    with tarfile.open(source) as archive:
+        inside = {name.partition("/")[2] for name in archive.getnames()}
+    assert {"LICENSE", "README.md", "CHANGELOG.md", "pyproject.toml"} <= inside
+    place = tmp_path / "installed"
+    pip = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--no-index"]
+    subprocess.run([*pip, "--target", str(place), str(wheel)], check=True, capture_output=True)
+    program = "import growgan, growgan.cli; print(growgan.__file__); growgan.cli.main(['list'])"
+    done = subprocess.run(
+        [sys.executable, "-c", program],
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": str(place)},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert done.stdout.startswith(str(place)) and "dynamic" in done.stdout
