@@ -41,7 +41,7 @@ from growgan.config import Settings, make_settings
 from growgan.data import ImageSet, default_cache
 from growgan.growth.budget import Budget
 from growgan.growth.model import Model
-from growgan.growth.run import make_scorer
+from growgan.growth.scoring import make_scorer
 from growgan.metrics.classes import frechet_by_class
 from growgan.metrics.distances import Moments, frechet
 from growgan.metrics.features import domain_extractor

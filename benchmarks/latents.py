@@ -22,7 +22,8 @@ from torch import Tensor
 import growgan as gg
 from growgan.config import make_settings
 from growgan.growth.budget import Budget
-from growgan.growth.run import Run, make_scorer
+from growgan.growth.run import Run
+from growgan.growth.scoring import make_scorer
 from growgan.metrics.score import GROUPS
 from growgan.nets.stack import Generator
 from growgan.training.checkpoint import load_generator

@@ -29,7 +29,7 @@ from growgan.nets.spec import StackSpec
 from growgan.nets.stack import Discriminator, Generator, one_hot
 from growgan.objectives.conditioning import make_conditioning
 from growgan.objectives.losses import make_loss
-from growgan.objectives.step import Memory, Step
+from growgan.objectives.step import Chance, Memory, Step
 from growgan.training.gan import Gan
 
 pytestmark = pytest.mark.usefixtures("own_cache")
@@ -105,7 +105,8 @@ def test_labels_that_may_be_wrong_pass_the_same_channel() -> None:
     n, classes = 20_000, 4
     y = one_hot(torch.arange(n) % (classes + 1) - 1, classes)  # a fifth has none
     rng = torch.Generator().manual_seed(0)
-    made = SimpleNamespace(labels=y, latents=torch.cat([noise(n, 3), y], 1), rng=rng)
+    z = torch.cat([noise(n, 3), y], 1)
+    made = SimpleNamespace(labels=y, latents=z, chance=Chance(rng, n))
     step = cast(Step, made)
     kept = make_conditioning("projection", {}).latents(step)
     assert kept is made.latents

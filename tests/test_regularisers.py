@@ -16,6 +16,7 @@ from growgan.nets.stack import Discriminator, Generator, build
 from growgan.objectives import REGULARISERS, Step, make_regulariser
 from growgan.objectives.consistency import moved
 from growgan.objectives.regulariser import Penalty
+from growgan.objectives.step import Chance
 
 SPACE = Space("pggan", StackSettings(latent=6, width=8), 3, (8, 8))
 
@@ -162,7 +163,7 @@ def test_consistency_of_a_critic_that_sees_the_shift_and_of_one_that_does_not() 
 
 def test_moved_images_are_flipped_and_shifted_ones() -> None:
     images = torch.arange(64.0).view(1, 1, 8, 8).repeat(64, 1, 1, 1)
-    result = moved(images, torch.Generator().manual_seed(0))
+    result = moved(images, Chance(torch.Generator().manual_seed(0), len(images)))
     corners = {tuple(image[0, 2:6, 2:6].flatten().tolist()) for image in result}
     legal = {
         tuple(each[0, 0, 2 + dy : 6 + dy, 2 + dx : 6 + dx].flatten().tolist())

@@ -212,7 +212,7 @@ def test_a_round_with_a_sound_candidate_does_not_end_the_run(
             return outcome
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("growgan.growth.run.Trainer", Failing)
+        patch.setattr("growgan.growth.scoring.Trainer", Failing)
         run = grow(data, out=tmp_path / "run", policy=Wild(), images=800, settings=tiny())
     tried = [e for e in run.events if e["event"] == "candidate"]
     assert [e["status"] for e in tried] == ["scored", "failed", "failed", "failed"] * 2 + [

@@ -238,16 +238,19 @@ def carry_out(
     from safetensors import SafetensorError
 
     from growgan.cli.display import make_display
+    from growgan.training.ranks import join
 
     size = "x".join(str(side) for side in data.resolution)
     words = ["growgan", "grow", *source, "--resolution", size, "--out", str(out), "--resume"]
     again = f"go on with: {shlex.join(words)}"
     try:
-        made = make(data, out=out, display=make_display(), **how)
+        made = make(data, out=out, display=make_display(quiet=not join().first), **how)
     except KeyboardInterrupt:
         raise KeyboardInterrupt(again) from None
     except (OSError, SafetensorError) as error:
         raise RuntimeError(f"{error}; once '{out}' can be written, {again}") from error
+    if not join().first:
+        return  # what there is to say the first rank says
     ended = made.events[-1]
     if ended.get("stopped"):
         raise RuntimeError(f"the run was stopped before its budget was spent: {ended['stopped']}")

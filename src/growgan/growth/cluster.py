@@ -8,11 +8,9 @@ anew elsewhere, with the same result, since all that is random in it is a functi
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from importlib.util import find_spec
-from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
@@ -28,14 +26,13 @@ from growgan.growth.search import Search
 from growgan.growth.stop import Stop
 from growgan.metrics.features import Extractor
 from growgan.metrics.score import Scorer
-from growgan.training.checkpoint import load_gan, save_gan
+from growgan.training.checkpoint import Files, packed, unpacked
 from growgan.training.gan import Gan
 from growgan.training.runtime import make_runtime
 from growgan.training.stage import Mark, Progress
 
 RETRIES = 3  # of a child whose worker died
 LOOK_EVERY = 0.5  # seconds between two looks at what the workers say
-Files = Mapping[str, bytes]
 
 
 @dataclass(frozen=True)
@@ -134,7 +131,7 @@ def make(common: Common, board: Any, task: Task, parent: Files | None) -> tuple[
     trainer = _trainers[common.run]
     trainer.keeper = Teller(board)
     torch.set_num_threads(common.settings.threads or 1)
-    outcome = trainer.make(task, unpacked(parent, trainer) if parent else None)
+    outcome = trainer.make(task, unpacked(parent, trainer.runtime.device) if parent else None)
     files = packed(outcome.gan) if outcome.gan is not None else {}
     return replace(outcome, gan=None), files
 
@@ -147,23 +144,8 @@ def trainer_of(common: Common) -> Trainer:
     runtime = make_runtime(settings.device, settings.precision)
     trainer = Trainer(batches_of(data, settings), runtime, scorer, Teller(None))
     if common.origin:
-        trainer.origin = unpacked(common.origin, trainer)
+        trainer.origin = unpacked(common.origin, runtime.device)
     return trainer
-
-
-def packed(gan: Gan) -> Files:
-    """Return a pair as the files of its checkpoint, by name."""
-    with tempfile.TemporaryDirectory() as folder:
-        save_gan(gan, Path(folder) / "gan")
-        return {path.name: path.read_bytes() for path in (Path(folder) / "gan").iterdir()}
-
-
-def unpacked(files: Files, trainer: Trainer) -> Gan:
-    """Return the pair of some files, where ``trainer`` trains."""
-    with tempfile.TemporaryDirectory() as folder:
-        for name, content in files.items():
-            (Path(folder) / name).write_bytes(content)
-        return load_gan(Path(folder), str(trainer.runtime.device))
 
 
 class RayExecutor:
@@ -264,7 +246,7 @@ class RayExecutor:
             outcome, files = self._ray.get(reference)
         except self._ray.exceptions.WorkerCrashedError:
             return Outcome(task, error=f"its worker died {RETRIES + 1} times")
-        gan = unpacked(files, self._trainer) if files else None
+        gan = unpacked(files, self._trainer.runtime.device) if files else None
         return replace(outcome, task=task, gan=gan)
 
 
@@ -279,7 +261,8 @@ def search_on(
     # A plain array goes into the store as it is, and is read there without a copy.
     data = replace(data, images=np.asarray(data.images))
     origin = packed(trainer.origin) if trainer.origin is not None else None
-    common = Common(uuid4().hex, data, search.settings, trainer.scorer.extractor, origin)
+    extractor = trainer.scorer.extractor if trainer.scorer else None
+    common = Common(uuid4().hex, data, search.settings, extractor, origin)
     executor = RayExecutor(cluster, common, search.parent, search.keeper, trainer, stop)
     try:
         if search.meter.budget.seconds is not None:

@@ -18,6 +18,7 @@ from growgan.metrics.neighbours import memorisation
 from growgan.metrics.score import GROUPS, Score, Scorer
 from growgan.nets.stack import labelled, one_hot
 from growgan.objectives import make_objective
+from growgan.training.checkpoint import packed
 from growgan.training.doctor import LOOKED_AT, Vitals, examine
 from growgan.training.gan import Gan, even_latents, inputs, to_uint8
 from growgan.training.memory import PeakMemory, out_of_memory, parts_that_fit
@@ -115,7 +116,7 @@ class Trainer:
 
     batches: Batches
     runtime: Runtime
-    scorer: Scorer
+    scorer: Scorer | None  # None: it only trains along
     keeper: Keeper
     origin: Gan | None = None  # of another run, from which roots go on
     parts: int = 1  # in which a batch goes through: more where memory has run out
@@ -127,12 +128,9 @@ class Trainer:
         gan, mark = self.keeper.begun(task) or (self._begin(task, parent), None)
         outcome.costs["branch"] = clock.lap()
         first = mark or Mark(gan.images, gan.alpha)
-        try:
-            self._fit(task, gan)
-            with self.runtime.randomness(gan.generator.noisy):
-                self._train(task, gan, first)
-        except (Diverged, MemoryError) as error:
-            outcome.error = str(error)
+        if self.runtime.ranks.count > 1:
+            self.runtime.ranks.tell((task, packed(gan), first))
+        outcome.error = self.along(task, gan, first)
         outcome.images = gan.images - first.images
         outcome.trained = outcome.costs["train"] = first.seconds + clock.lap()
         if not outcome.error:
@@ -141,6 +139,16 @@ class Trainer:
             outcome.vitals = self.examine(gan, outcome.score)
         outcome.costs["score"], outcome.memory = clock.lap(), peak.mib
         return outcome
+
+    def along(self, task: Task, gan: Gan, first: Mark) -> str:
+        """Train ``gan`` for the rest of its slice; return what became of it, "" if all is well."""
+        try:
+            self._fit(task, gan)
+            with self.runtime.randomness(gan.generator.noisy):
+                self._train(task, gan, first)
+        except (Diverged, MemoryError) as error:
+            return str(error)
+        return ""
 
     def _train(self, task: Task, gan: Gan, mark: Mark) -> None:
         """Train a slice; where the memory runs out go on with batches in twice as many parts.
@@ -168,7 +176,7 @@ class Trainer:
                 )
                 return
             except (RuntimeError, MemoryError) as error:
-                if not out_of_memory(error):
+                if not out_of_memory(error) or self.runtime.ranks.count > 1:
                     raise
                 self._halve(task)
 
@@ -177,7 +185,7 @@ class Trainer:
 
         A run counted in images repeats exactly, so there nothing hangs on how much is free.
         """
-        if task.piece.images is not None:
+        if task.piece.images is not None or self.runtime.ranks.count > 1:
             return
         settings, pair = task.settings, (gan.generator.spec, gan.discriminator.spec)
         group = settings.stack.deviation_group
@@ -217,6 +225,7 @@ class Trainer:
             with self.runtime.autocast():
                 return to_uint8(gan.average, z, min(256, 8 * batch // self.parts))
 
+        assert self.scorer is not None
         return self.scorer.score(generate, gan.resolution)
 
     def _labels(self, count: int) -> list[int] | None:
@@ -252,7 +261,8 @@ class Trainer:
 
         None where it cannot be known, and for sets too large to be learnt by heart.
         """
-        new, extractor = self.batches.some(LOOKED_AT, held_out=True), self.scorer.extractor
+        new = self.batches.some(LOOKED_AT, held_out=True)
+        extractor = self.scorer.extractor if self.scorer else None
         if new is None or extractor is None or self.batches.count > LEARNT:
             return None
         if gan.resolution != tuple(new.shape[2:]):

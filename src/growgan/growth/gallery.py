@@ -16,7 +16,8 @@ from growgan.data.files import replace_file
 from growgan.errors import UserError
 from growgan.growth.budget import Budget
 from growgan.growth.model import Model
-from growgan.growth.run import Run, check_out, make_scorer
+from growgan.growth.run import Run, check_out
+from growgan.growth.scoring import make_scorer
 from growgan.metrics.distances import frechet_of_samples
 from growgan.metrics.features import Extractor
 from growgan.metrics.neighbours import nearest, neighbourhoods

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -14,25 +13,24 @@ from typing import Any
 import torch
 
 from growgan.config import Settings, make_settings
-from growgan.data import ImageSet, default_cache
+from growgan.data import ImageSet
 from growgan.data.files import replace_file
 from growgan.errors import UserError
 from growgan.growth.budget import Budget, Meter
 from growgan.growth.cluster import Cluster, search_on
-from growgan.growth.executor import SCORE_SEED, Clock, SerialExecutor, Trainer, batches_of
+from growgan.growth.executor import Clock, SerialExecutor
 from growgan.growth.history import History, Space
 from growgan.growth.ledger import Ledger
 from growgan.growth.lock import LOCK, OWNER, held
 from growgan.growth.model import Model
-from growgan.growth.origin import ORIGIN, keep_origin, origin_of, origin_stacks
+from growgan.growth.origin import ORIGIN, keep_origin, origin_stacks
 from growgan.growth.policies import POLICIES, GrowthPolicy, make_policy
+from growgan.growth.ranked import check_ranks, follow
+from growgan.growth.scoring import trainer_of
 from growgan.growth.search import Search, start_event
 from growgan.growth.stop import Stop
 from growgan.growth.tracking import check_trackers, trackers
 from growgan.metrics.domain import LEAST_IMAGES
-from growgan.metrics.features import domain_extractor
-from growgan.metrics.protocol import Protocol
-from growgan.metrics.score import GROUPS, Scorer
 from growgan.nets.blocks import BLOCKS
 from growgan.nets.layers import NORMS
 from growgan.nets.presets import PRESETS
@@ -40,7 +38,8 @@ from growgan.objectives import make_objective
 from growgan.registry import Registry
 from growgan.report.page import write_report
 from growgan.training.progress import Display, SilentDisplay, Together
-from growgan.training.runtime import Runtime, best_threads, machine, make_runtime
+from growgan.training.ranks import join
+from growgan.training.runtime import best_threads, machine, make_runtime
 
 
 @dataclass(frozen=True)
@@ -119,7 +118,10 @@ def grow(
             run, or cannot be written.
         RuntimeError: no candidate could be trained.
     """
-    clock, out = Clock(), Path(out)
+    clock, out, ranks = Clock(), Path(out), join()
+    if not ranks.first:
+        follow(ranks, data)
+        return Run(out)
     check_out(out, None, resume=resume)
     if resume:
         settings = Settings.from_yaml(out / "config.yaml")
@@ -135,9 +137,7 @@ def grow(
     if len(data) < LEAST_IMAGES:
         raise UserError(f"a run needs at least {LEAST_IMAGES} images, but there are {len(data)}")
     limit = _limit(budget, images, Ledger(out / "ledger.jsonl"))
-    # A run counted in images is for exact repetition, so nothing in it may hang on a measurement.
-    threads = chosen.threads or (best_threads() if limit.seconds else torch.get_num_threads())
-    chosen = chosen.model_copy(update={"resolution": data.resolution, "threads": threads})
+    chosen = _settled(chosen, limit, data)
     with held(out), Stop() as stop:
         began = check_out(out, data, resume=resume)  # another process may just have left it
         if origin is not None and not resume:
@@ -145,6 +145,13 @@ def grow(
         prepare(out, chosen, limit, data, began)
         how = (display, clock, stop, cluster)
         return _search(out, chosen, space, decided, limit, data, *how)
+
+
+def _settled(settings: Settings, limit: Budget, data: ImageSet) -> Settings:
+    """Return ``settings`` with what they left to the data and to this machine."""
+    # A run counted in images is for exact repetition, so nothing in it may hang on a measurement.
+    threads = settings.threads or (best_threads() if limit.seconds else torch.get_num_threads())
+    return settings.model_copy(update={"resolution": data.resolution, "threads": threads})
 
 
 def _limit(budget: str | Budget | None, images: int | None, ledger: Ledger) -> Budget:
@@ -190,6 +197,7 @@ def check_names(settings: Settings) -> Settings:
         for name in names:
             registry[name]
     check_trackers(settings.tracking)
+    check_ranks(join(), settings)
     energy = make_objective(settings).loss.energies
     if energy and settings.stack.kernels:
         raise UserError(f"stack.kernels has no meaning for the loss '{settings.loss}'")
@@ -284,24 +292,6 @@ def prepare(
         raise UserError(f"cannot write to '{out}': {error.strerror or error}") from error
 
 
-def keep_protocol(ledger: Ledger, protocol: Protocol) -> None:
-    """Write down what scores are measured with, once; a resumed run must score by the same.
-
-    Raises:
-        UserError: the scores in the ledger are of another protocol; it says in what it differs.
-    """
-    for event in ledger.read():
-        if event["event"] == "protocol":
-            differences = Protocol.from_json(event["protocol"]).differences(protocol)
-            if differences:
-                raise UserError(
-                    "the run's scores were measured otherwise, and new ones would not compare: "
-                    + "; ".join(differences)
-                )
-            return
-    ledger.append({"event": "protocol", "protocol": protocol.to_json()})
-
-
 def _search(
     out: Path,
     settings: Settings,
@@ -319,14 +309,15 @@ def _search(
     events = list(Ledger(out / "ledger.jsonl").read())
     elapsed = max((event.get("elapsed", 0.0) for event in events), default=0.0)
     meter = Meter(budget, elapsed + clock.lap())
-    runtime = make_runtime(settings.device, settings.precision)
+    runtime = replace(make_runtime(settings.device, settings.precision), ranks=join())
     search = Search(out, settings, space, policy, budget, meter, shown, str(runtime.device), stop)
     threads = torch.get_num_threads()
     # A resumed run keeps its number of threads, or its sums would round differently.
     torch.set_num_threads(settings.threads or 1)
     shown.start(events[0])
+    runtime.ranks.tell(settings)
     try:
-        trainer = _trainer(out, settings, search, data, runtime)
+        trainer = trainer_of(out, settings, search, data, runtime)
         meter.charge("data", clock.lap())
         if cluster is None:
             best = search.run(SerialExecutor(trainer, search.parent))
@@ -335,55 +326,13 @@ def _search(
         if best is None:
             tried = search.history.candidates
             raise RuntimeError(f"no candidate could be trained: {tried[-1].error if tried else ''}")
+        runtime.ranks.tell(None)
     finally:
         torch.set_num_threads(threads)
         shown.stop(_summary(out, search.history))
         if search.history.best:
             write_report(out)
     return Run(out)
-
-
-def _trainer(
-    out: Path, settings: Settings, search: Search, data: ImageSet, runtime: Runtime
-) -> Trainer:
-    """Return what makes the run's children."""
-    # All scores of a run are by one network, the one that its first budget could afford.
-    start = next(Ledger(out / "ledger.jsonl").read())
-    first, copy = Budget(**start["budget"]), out / "extractor.safetensors"
-    scorer = make_scorer(data, settings, first, runtime.device, copy)
-    drawn = f"latents {SCORE_SEED:#x}, even in {GROUPS} groups"
-    keep_protocol(search.ledger, replace(scorer.protocol, preparation=drawn))
-    origin = origin_of(out, runtime.device) if settings.origin != "none" else None
-    batches = batches_of(data, settings)
-    return Trainer(batches, runtime, scorer, search.keeper, origin, search.parts)
-
-
-def make_scorer(
-    data: ImageSet,
-    settings: Settings,
-    budget: Budget,
-    device: torch.device,
-    copy: Path | None = None,
-) -> Scorer:
-    """Return the scorer for ``data``; its feature network is trained once and cached.
-
-    The run that it is for keeps a ``copy`` of it. A budget under four minutes gets a network that
-    is trained for less, in tenths.
-    """
-    extractor = None
-    if settings.score.kind == "fd":
-        effort = min(1.0, math.ceil((budget.seconds or 240) / 24) / 10)
-        extractor = domain_extractor(
-            data.images,
-            data.labels,
-            fingerprint=data.fingerprint,
-            cache=default_cache(),
-            device=device,
-            effort=effort,
-            copy=copy,
-        )
-    score = settings.score
-    return Scorer(data.images, extractor, samples=score.samples, kind=score.kind)
 
 
 def _summary(out: Path, history: History) -> dict[str, Any]:

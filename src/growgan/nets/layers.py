@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from growgan.config import Rate
 from growgan.errors import UserError
+from growgan.nets.ranked import RankedNorm
 from growgan.registry import Registry
 
 GAIN = math.sqrt(2.0)  # He et al. 2015, for (leaky) rectifiers
@@ -296,7 +297,7 @@ def channels_last(stack: Any) -> Any:
     return stack.to(memory_format=torch.channels_last)
 
 
-class BatchNorm(nn.BatchNorm2d):
+class BatchNorm(RankedNorm):
     """Normalisation over the batch, with a gain and a bias a channel (Ioffe & Szegedy 2015).
 
     The running averages halve in some seven steps; the average of G takes them over as they are.
@@ -309,7 +310,7 @@ class BatchNorm(nn.BatchNorm2d):
         return super().forward(x)
 
 
-class ConditionalNorm(nn.BatchNorm2d):
+class ConditionalNorm(RankedNorm):
     """Normalisation over the batch, times 1 + gain(style), plus bias(style): linear maps both.
 
     With latents for a style this is self-modulation (Chen et al. 2019, 1810.01365).

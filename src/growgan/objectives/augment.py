@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from growgan.objectives.regulariser import Regulariser, with_options
-from growgan.objectives.step import Step
+from growgan.objectives.step import Chance, Step
 from growgan.registry import Registry
 
 
@@ -68,7 +68,7 @@ class DiffAugment(Augmentation):
 
     def images(self, images: Tensor, step: Step) -> Tensor:
         n, c, h, w = images.shape
-        dice = _Dice(n, images, step.rng)
+        dice = _Dice(n, step.chance)
         if self.colour:
             rgb, rest = images[:, :3], images[:, 3:]
             rgb = rgb + self.colour * (dice.uniform() - 0.5)
@@ -138,7 +138,7 @@ class AdaptiveAugment(Adaptive):
 
     def images(self, images: Tensor, step: Step) -> Tensor:
         p = self.probability(step)
-        dice = _Dice(len(images), images, step.rng)
+        dice = _Dice(len(images), step.chance)
         with torch.autocast(images.device.type, enabled=False):
             grid = _grid(_geometry(dice, p, images.shape[2:]), images)
             return _coloured(resample(images, grid), dice, p)
@@ -150,7 +150,7 @@ class PseudoAugment(Adaptive):
     """With probability p a real is replaced by a fake, which D is told is real."""
 
     def presented(self, step: Step) -> tuple[Tensor, Tensor]:
-        chosen = torch.rand(len(step.real), 1, 1, 1, generator=step.rng, device=step.real.device)
+        chosen = step.chance.uniform(len(step.real), 1, 1, 1)
         deceived = chosen < self.probability(step)
         return torch.where(deceived, step.fake.detach().to(step.real.dtype), step.real), step.fake
 
@@ -158,18 +158,17 @@ class PseudoAugment(Adaptive):
 class _Dice:
     """Random numbers, one for each image, of shape [N, 1, 1, 1]."""
 
-    def __init__(self, count: int, like: Tensor, rng: torch.Generator) -> None:
-        self.shape = (count, 1, 1, 1)
-        self.how: dict[str, Any] = {"generator": rng, "device": like.device}
+    def __init__(self, count: int, chance: Chance) -> None:
+        self.shape, self.chance = (count, 1, 1, 1), chance
 
     def uniform(self) -> Tensor:
-        return torch.rand(self.shape, **self.how)
+        return self.chance.uniform(*self.shape)
 
     def normal(self) -> Tensor:
-        return torch.randn(self.shape, **self.how)
+        return self.chance.normal(*self.shape)
 
     def integers(self, low: int, high: int) -> Tensor:
-        return torch.randint(low, high + 1, self.shape, **self.how)
+        return self.chance.integers(low, high + 1, *self.shape)
 
     def chosen(self, p: Tensor, value: Tensor, otherwise: float) -> Tensor:
         """Return ``value`` with probability ``p``, else ``otherwise``."""

@@ -10,30 +10,26 @@ from torch import Tensor
 
 from growgan.objectives.augment import shifted
 from growgan.objectives.regulariser import Penalty, regulariser, term
-from growgan.objectives.step import Step
+from growgan.objectives.step import Chance, Step
 
 SHIFT = 0.125  # of the image, at most: 4 pixels at 32x32
 
 
-def moved(images: Tensor, rng: torch.Generator) -> Tensor:
+def moved(images: Tensor, chance: Chance) -> Tensor:
     """Return each image flipped by chance and shifted by up to an eighth, its border mirrored."""
     n, _, h, w = images.shape
-    device = images.device
-    flip = torch.rand(n, 1, 1, 1, generator=rng, device=device) < 0.5
+    flip = chance.uniform(n, 1, 1, 1) < 0.5
     images = torch.where(flip, images.flip(3), images)
     dy, dx = max(1, round(SHIFT * h)), max(1, round(SHIFT * w))
     padded = F.pad(
         images, (dx, dx, dy, dy), mode="reflect" if min(h, w) > max(dy, dx) else "replicate"
     )
-    down, right = (
-        most - torch.randint(2 * most + 1, (n, 1, 1, 1), generator=rng, device=device)
-        for most in (dy, dx)
-    )
+    down, right = (most - chance.integers(0, 2 * most + 1, n, 1, 1, 1) for most in (dy, dx))
     return shifted(padded, down, right)[:, :, dy : dy + h, dx : dx + w]
 
 
 def _disagreement(step: Step, images: Tensor, logits: Tensor) -> Tensor:
-    return (logits - step.verdict(moved(images, step.rng))).square().mean()
+    return (logits - step.verdict(moved(images, step.chance))).square().mean()
 
 
 @term("cr", "D agrees on a real and its shifted copy", "Zhang et al. 2020, 1910.12027", weight=10.0)
@@ -77,4 +73,4 @@ class LatentConsistency(Penalty):
 
     def _near(self, step: Step) -> Tensor:
         z = step.latents
-        return z + self.noise * torch.randn(z.shape, generator=step.rng, device=z.device)
+        return z + self.noise * step.chance.normal(*z.shape)

@@ -45,7 +45,7 @@ def largest_gradient(step: Step) -> Tensor:
 def gradient_around_reals(step: Step) -> Tensor:
     """E (||∇D(x + ½ std(x) u)|| - 1)², u uniform in [0, 1], std over the batch of reals."""
     real = step.real.float()
-    noise = torch.rand(real.shape, generator=step.rng, device=real.device)
+    noise = step.chance.uniform(*real.shape)
     return (_norm(step, real + 0.5 * real.std() * noise) - 1).square().mean()
 
 
@@ -96,8 +96,7 @@ class LeCam(Penalty):
 
 def _between(step: Step) -> Tensor:
     """Return points that are uniform on the lines between reals and fakes."""
-    shape = (len(step.real), 1, 1, 1)
-    t = torch.rand(shape, generator=step.rng, device=step.real.device)
+    t = step.chance.uniform(len(step.real), 1, 1, 1)
     return torch.lerp(step.real.float(), step.fake.detach().float(), t)
 
 

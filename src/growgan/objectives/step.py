@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 
 import torch
 from jaxtyping import Float
@@ -17,6 +18,45 @@ Memory = dict[str, Tensor]
 def unchanged(images: Tensor) -> Tensor:
     """Return ``images`` as they are."""
     return images
+
+
+@dataclass(frozen=True)
+class Chance:
+    """Random numbers for the rows of a batch, or of one share of it.
+
+    A share draws what the whole batch would, and keeps its own rows, so that a batch in shares
+    trains as the whole one does.
+
+    Attributes:
+        rng: where they come from.
+        rows: images of this share.
+        place: which share it is, and of how many.
+    """
+
+    rng: torch.Generator
+    rows: int
+    place: tuple[int, int] = (0, 1)
+
+    def uniform(self, *shape: int) -> Tensor:
+        """Return numbers in [0, 1); ``shape`` begins with the rows, once or several times."""
+        return self._own(torch.rand, shape)
+
+    def normal(self, *shape: int) -> Tensor:
+        """Return standard normal numbers; ``shape`` as for :meth:`uniform`."""
+        return self._own(torch.randn, shape)
+
+    def integers(self, low: int, high: int, *shape: int) -> Tensor:
+        """Return whole numbers from ``low`` to ``high`` - 1; ``shape`` as for :meth:`uniform`."""
+        return self._own(partial(torch.randint, low, high), shape)
+
+    def _own(self, make: Callable[..., Tensor], shape: tuple[int, ...]) -> Tensor:
+        share, shares = self.place
+        sets, rest = divmod(shape[0], self.rows)
+        how = {"generator": self.rng, "device": self.rng.device}
+        if shares == 1 or rest:
+            return make(shape, **how)
+        whole = make((shares * shape[0], *shape[1:]), **how)
+        return whole.view(sets, shares, self.rows, *shape[1:])[:, share].reshape(shape)
 
 
 @dataclass
@@ -40,6 +80,7 @@ class Step:
         augment: what images pass before D sees them; differentiable.
         curves: values for the log that are no terms of a loss, by name.
         sure: mean sign of D's verdicts on reals, 1 if it knows them all; after D's step alone.
+        place: which share of the batch this is, and of how many.
     """
 
     generator: Generator
@@ -59,6 +100,12 @@ class Step:
     augment: Callable[[Tensor], Tensor] = unchanged
     curves: dict[str, Tensor] = field(default_factory=dict)
     sure: Tensor | None = None
+    place: tuple[int, int] = (0, 1)
+
+    @property
+    def chance(self) -> Chance:
+        """The step's random numbers, row by row."""
+        return Chance(self.rng, len(self.real), self.place)
 
     def judge(self, images: Tensor) -> Float[Tensor, " n"]:
         """Return D's logits of ``images``, augmented as D sees all images."""

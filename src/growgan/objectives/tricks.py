@@ -82,7 +82,7 @@ class PathLength(Penalty):
             w = step.generator.embed(z.float())
             w = w if w.requires_grad else w.requires_grad_()
             images = step.generator.synthesise(w)
-            y = torch.randn(images.shape, generator=step.rng, device=images.device)
+            y = step.chance.normal(*images.shape)
             y = y / prod(images.shape[2:]) ** 0.5
             (slope,) = torch.autograd.grad((images * y).sum(), w, create_graph=True)
             lengths = slope.square().flatten(1).sum(1).sqrt()
@@ -142,7 +142,7 @@ class Replay(Regulariser):
         return step.real, shown
 
     def _places(self, below: int, count: int, step: Step) -> Tensor:
-        return torch.randint(below, (count,), generator=step.rng, device=step.real.device)
+        return step.chance.integers(0, below, count)
 
 
 @regulariser("dat", "D trains on attacked images", "direct adversarial training")

@@ -13,11 +13,13 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Sequence
+import tempfile
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, cast
 
+import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
@@ -34,6 +36,7 @@ from growgan.training.stage import Mark
 PLAYERS = ("generator", "discriminator", "average")
 FILES = ("spec.json", "weights.safetensors", "state.safetensors", "state.json")
 MANIFEST = "manifest.json"  # written last
+Files = Mapping[str, bytes]
 
 
 def save_gan(gan: Gan, folder: Path, mark: Mark | None = None) -> None:
@@ -140,6 +143,21 @@ def load_gan(folder: Path, device: str = "cpu") -> Gan:
         raise UserError(f"candidate '{folder}' cannot be loaded: {error}") from error
     gan.restore_moments(*(_by_key(under(state, player)) for player in PLAYERS[:2]))
     return gan
+
+
+def packed(gan: Gan) -> Files:
+    """Return the files of :func:`save_gan` by name, for another process."""
+    with tempfile.TemporaryDirectory() as folder:
+        save_gan(gan, Path(folder) / "gan")
+        return {path.name: path.read_bytes() for path in (Path(folder) / "gan").iterdir()}
+
+
+def unpacked(files: Files, device: torch.device | str = "cpu") -> Gan:
+    """Return the pair that was :func:`packed`, bit for bit."""
+    with tempfile.TemporaryDirectory() as folder:
+        for name, content in files.items():
+            (Path(folder) / name).write_bytes(content)
+        return load_gan(Path(folder), str(device))
 
 
 def load_mark(folder: Path) -> Mark | None:

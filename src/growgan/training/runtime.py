@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from growgan.errors import UserError, unknown
 from growgan.nets.layers import channels_last
+from growgan.training.ranks import Ranks
 
 DEVICES = ("auto", "cpu", "cuda", "mps")
 PRECISIONS = ("auto", "float32", "bfloat16")
@@ -27,10 +28,12 @@ class Runtime:
     Attributes:
         device: where players and batches live.
         bfloat16: whether forwards run under autocast to bfloat16.
+        ranks: the processes that train one pair together.
     """
 
     device: torch.device
     bfloat16: bool
+    ranks: Ranks = Ranks()
 
     def autocast(self) -> AbstractContextManager[object]:
         """Return the context in which forwards run."""

@@ -109,17 +109,17 @@ def train(
     begun = logged - first.seconds
     seen, alpha = gan.images, first.alpha
     terms: dict[str, Tensor] = {}
-    while True:
-        share = _share(piece, time.perf_counter() - begun, gan.images - first.images)
-        if share >= 1:
-            break
+    (share,) = runtime.ranks.agree(_share(piece, first.seconds, gan.images - first.images))
+    while share < 1:
         gan.set_alpha(min(1.0, alpha + share / piece.fade) if piece.fade else 1.0)
         set_rates(gan, settings, piece.begin + share * (piece.end - piece.begin))
 
         terms |= step(gan, batches, objective, settings, runtime, parts)
 
         now = time.perf_counter()
-        due = now - logged >= LOG_EVERY
+        share, due = runtime.ranks.agree(
+            _share(piece, now - begun, gan.images - first.images), now - logged >= LOG_EVERY
+        )
         if due if piece.images is None else gan.steps % CHECK_EVERY == 0:
             _check_finite(terms)
         if due:
@@ -160,13 +160,17 @@ def step(
     several samples together.
     """
     real, z, labels, rng = _inputs(gan, batches, objective, settings, runtime)
+    shares = parts * runtime.ranks.count
+    chunks = zip(*(t.chunk(shares) for t in (real, z, labels)), strict=True)
     views = [
-        _view(gan, x, latents, y, rng, objective)
-        for x, latents, y in zip(*(t.chunk(parts) for t in (real, z, labels)), strict=True)
+        _view(gan, x, latents, y, _again(rng), objective, (place, shares))
+        for place, (x, latents, y) in enumerate(chunks)
+        if place // parts == runtime.ranks.rank
     ]
     terms = _step_discriminator(gan, views, objective, runtime)
     if (gan.steps + 1) % settings.critic_steps == 0:
         terms |= _step_generator(gan, views, objective, runtime)
+    runtime.ranks.average([each for each in gan.memory.values() if each.numel() == 1])
     gan.images += len(real)
     gan.steps += 1
     half_life = min(settings.average.half_life, settings.average.ramp * gan.images)
@@ -181,6 +185,7 @@ def _view(
     labels: Tensor,
     rng: torch.Generator,
     objective: Objective,
+    place: tuple[int, int],
 ) -> Step:
     """Return the step before anything is computed."""
     nothing = latents.new_empty(0)
@@ -197,9 +202,17 @@ def _view(
         index=gan.steps,
         images=gan.images,
         memory=gan.memory,
+        place=place,
     )
     objective.prepare(view)
     return view
+
+
+def _again(rng: torch.Generator) -> torch.Generator:
+    """Return a generator of the same numbers: each share of a batch takes its own rows of them."""
+    copy = torch.Generator(rng.device)
+    copy.set_state(rng.get_state())
+    return copy
 
 
 def _step_discriminator(
@@ -220,6 +233,7 @@ def _step_discriminator(
             losses = objective.discriminator(view)
         _descend(losses, len(views), terms)
         view.real, view.fake = real, fake
+    runtime.ranks.average_gradients(gan.discriminator, terms)
     gan.discriminator_optimiser.step()
     objective.after(gan.discriminator, views[-1])
     return terms
@@ -259,6 +273,7 @@ def _step_generator(
                 view.real_logits = view.judge(view.real).detach()
             losses = objective.generator(view)
         _descend(losses, len(views), terms)
+    runtime.ranks.average_gradients(gan.generator, terms)
     gan.generator_optimiser.step()
     gan.discriminator.requires_grad_(True)
     objective.after(gan.generator, views[-1])

@@ -68,7 +68,7 @@ class Conditioning:
         if not self.noise or y.shape[1] < 2:
             return step.latents
         n, classes = y.shape
-        drawn = torch.rand(2, n, generator=step.rng, device=y.device)
+        drawn = step.chance.uniform(2 * n).view(2, n)
         turned = (y.argmax(1) + 1 + (drawn[0] * (classes - 1)).long()) % classes
         wrong = (drawn[1] < self.noise) & (y.sum(1) > 0)
         other = one_hot(turned, classes)

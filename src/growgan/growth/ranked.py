@@ -1,0 +1,61 @@
+"""A search over several ranks: the first decides, scores and writes, the others train along."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import torch
+
+from growgan.config import Settings
+from growgan.data import ImageSet
+from growgan.errors import UserError
+from growgan.growth.executor import Standing, Task, Trainer, batches_of
+from growgan.training.checkpoint import unpacked
+from growgan.training.gan import Gan
+from growgan.training.ranks import Ranks
+from growgan.training.runtime import make_runtime
+from growgan.training.stage import Mark, Progress
+
+
+def check_ranks(ranks: Ranks, settings: Settings) -> None:
+    """Raise a :class:`UserError` unless each rank gets whole groups of every batch."""
+    whole = ranks.count * max(1, settings.stack.deviation_group)
+    if ranks.count > 1 and settings.batch % whole:
+        raise UserError(
+            f"batch {settings.batch} must be a multiple of {whole}, so that each of {ranks.count} "
+            "ranks has whole groups; set batch, or stack.deviation_group"
+        )
+
+
+class Silent:
+    """A follower's keeper: it says nothing and keeps nothing."""
+
+    def report(self, task: Task, gan: Standing, progress: Progress | None) -> None:
+        """Say nothing."""
+
+    def keep(self, task: Task, gan: Gan, mark: Mark) -> None:
+        """Keep nothing."""
+
+    def out_of_memory(self, task: Task, parts: int) -> None:
+        """Say nothing."""
+
+    def begun(self, task: Task) -> tuple[Gan, Mark] | None:
+        """Return None: the first rank says where to begin."""
+        return None
+
+
+def follow(ranks: Ranks, data: ImageSet) -> None:
+    """Train along with the first rank until it lets go; nothing is written.
+
+    Raises:
+        LostRank: the first rank is gone.
+    """
+    settings: Settings = ranks.tell()
+    if settings.labels.only is not None:
+        data = data.only(settings.labels.only)
+    torch.set_num_threads(settings.threads or 1)
+    runtime = replace(make_runtime(settings.device, settings.precision), ranks=ranks)
+    trainer = Trainer(batches_of(data, settings), runtime, None, Silent())
+    while (told := ranks.tell()) is not None:
+        task, files, mark = told
+        trainer.along(task, unpacked(files, runtime.device), mark)

@@ -1,0 +1,83 @@
+"""What a run's children are made and scored with."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+
+from growgan.config import Settings
+from growgan.data import ImageSet, default_cache
+from growgan.errors import UserError
+from growgan.growth.budget import Budget
+from growgan.growth.executor import SCORE_SEED, Trainer, batches_of
+from growgan.growth.ledger import Ledger
+from growgan.growth.origin import origin_of
+from growgan.growth.search import Search
+from growgan.metrics.features import domain_extractor
+from growgan.metrics.protocol import Protocol
+from growgan.metrics.score import GROUPS, Scorer
+from growgan.training.runtime import Runtime
+
+
+def keep_protocol(ledger: Ledger, protocol: Protocol) -> None:
+    """Write down what scores are measured with, once; a resumed run must score by the same.
+
+    Raises:
+        UserError: the scores in the ledger are of another protocol; it says in what it differs.
+    """
+    for event in ledger.read():
+        if event["event"] == "protocol":
+            differences = Protocol.from_json(event["protocol"]).differences(protocol)
+            if differences:
+                raise UserError(
+                    "the run's scores were measured otherwise, and new ones would not compare: "
+                    + "; ".join(differences)
+                )
+            return
+    ledger.append({"event": "protocol", "protocol": protocol.to_json()})
+
+
+def trainer_of(
+    out: Path, settings: Settings, search: Search, data: ImageSet, runtime: Runtime
+) -> Trainer:
+    """Return what makes the run's children."""
+    # All scores of a run are by one network, the one that its first budget could afford.
+    start = next(Ledger(out / "ledger.jsonl").read())
+    first, copy = Budget(**start["budget"]), out / "extractor.safetensors"
+    scorer = make_scorer(data, settings, first, runtime.device, copy)
+    drawn = f"latents {SCORE_SEED:#x}, even in {GROUPS} groups"
+    keep_protocol(search.ledger, replace(scorer.protocol, preparation=drawn))
+    origin = origin_of(out, runtime.device) if settings.origin != "none" else None
+    batches = batches_of(data, settings)
+    return Trainer(batches, runtime, scorer, search.keeper, origin, search.parts)
+
+
+def make_scorer(
+    data: ImageSet,
+    settings: Settings,
+    budget: Budget,
+    device: torch.device,
+    copy: Path | None = None,
+) -> Scorer:
+    """Return the scorer for ``data``; its feature network is trained once and cached.
+
+    The run that it is for keeps a ``copy`` of it. A budget under four minutes gets a network that
+    is trained for less, in tenths.
+    """
+    extractor = None
+    if settings.score.kind == "fd":
+        effort = min(1.0, math.ceil((budget.seconds or 240) / 24) / 10)
+        extractor = domain_extractor(
+            data.images,
+            data.labels,
+            fingerprint=data.fingerprint,
+            cache=default_cache(),
+            device=device,
+            effort=effort,
+            copy=copy,
+        )
+    score = settings.score
+    return Scorer(data.images, extractor, samples=score.samples, kind=score.kind)

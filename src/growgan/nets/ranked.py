@@ -1,0 +1,36 @@
+"""What looks at a whole batch, where several processes hold a share of it each."""
+
+from __future__ import annotations
+
+import torch
+import torch.distributed as dist
+from jaxtyping import Float
+from torch import Tensor, nn
+
+
+class RankedNorm(nn.BatchNorm2d):
+    """Normalisation over the batch, whatever processes its images are spread over."""
+
+    def forward(self, x: Float[Tensor, "n c h w"]) -> Tensor:
+        ranks = dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
+        return super().forward(x) if ranks == 1 or not self.training else self._across(x, ranks)
+
+    def _across(self, x: Tensor, ranks: int) -> Tensor:
+        from torch.distributed.nn.functional import all_reduce
+
+        own = torch.stack([x.float().mean((0, 2, 3)), x.float().square().mean((0, 2, 3))])
+        mean, square = all_reduce(own) / ranks
+        variance = (square - mean.square()).clamp(min=0)
+        count = ranks * x.numel() / x.shape[1]
+        with torch.no_grad():
+            assert self.running_mean is not None and self.running_var is not None
+            assert self.num_batches_tracked is not None
+            share = 0.1 if self.momentum is None else self.momentum
+            self.running_mean.lerp_(mean, share)
+            self.running_var.lerp_(variance * count / (count - 1), share)
+            self.num_batches_tracked += 1
+        scale = torch.rsqrt(variance + self.eps)
+        y = (x.float() - mean[:, None, None]) * scale[:, None, None]
+        if self.affine:
+            y = y * self.weight[:, None, None] + self.bias[:, None, None]
+        return y.to(x.dtype)

@@ -1,0 +1,107 @@
+"""Several processes that train one pair together (torch.distributed, begun by torchrun).
+
+Each takes its share of every batch; gradients are averaged by one flat all-reduce a player and
+step. All else that a step depends on is a function of the seed and of what the first rank says, so
+that N processes with a share each train as one does with the whole batch.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+from growgan.errors import UserError
+
+
+@dataclass(frozen=True)
+class Ranks:
+    """The processes of a run, and which of them this is; alone, every method does nothing."""
+
+    rank: int = 0
+    count: int = 1
+
+    @property
+    def first(self) -> bool:
+        """Whether this is the one that decides, scores and writes."""
+        return self.rank == 0
+
+    @torch.no_grad()
+    def average(self, tensors: list[Tensor]) -> None:
+        """Replace each tensor by its mean over the ranks."""
+        if self.count == 1 or not tensors:
+            return
+        flat = torch.cat([each.float().flatten() for each in tensors])
+        self._reduce(flat)
+        flat /= self.count
+        parts = flat.split([each.numel() for each in tensors])
+        for mine, mean in zip(tensors, parts, strict=True):
+            mine.copy_(mean.view_as(mine))
+
+    def average_gradients(self, player: nn.Module, terms: dict[str, Tensor]) -> None:
+        """Average a player's gradients, and with them the newest ``terms`` of the log."""
+        if self.count == 1:
+            return
+        gradients = [p.grad for p in player.parameters() if p.grad is not None]
+        self.average([*gradients, *terms.values()])
+
+    def agree(self, *values: float) -> tuple[float, ...]:
+        """Return the first rank's values."""
+        if self.count == 1:
+            return values
+        told = torch.tensor(values, dtype=torch.float64, device=_place())
+        self._guarded(lambda: dist.broadcast(told, 0))
+        return tuple(told.tolist())
+
+    def tell(self, thing: Any = None) -> Any:
+        """Return what the first rank gives."""
+        box = [thing]
+        if self.count > 1:
+            self._guarded(lambda: dist.broadcast_object_list(box, 0))
+        return box[0]
+
+    def _reduce(self, flat: Tensor) -> None:
+        self._guarded(lambda: dist.all_reduce(flat))
+
+    def _guarded(self, call: Any) -> None:
+        try:
+            call()
+        except RuntimeError as error:
+            raise LostRank(
+                f"rank {self.rank} of {self.count} has lost another one: the run stops here; "
+                "go on with --resume, with as many ranks as there are"
+            ) from error
+
+
+class LostRank(RuntimeError):
+    """Another process of the run is gone."""
+
+
+def _place() -> torch.device:
+    return torch.device("cuda" if dist.get_backend() == "nccl" else "cpu")
+
+
+def join(environment: Mapping[str, str] | None = None) -> Ranks:
+    """Return the ranks that torchrun began, joined; this process alone without it.
+
+    Raises:
+        UserError: torchrun's variables do not fit each other, or the others cannot be reached.
+    """
+    told = os.environ if environment is None else environment
+    count = int(told.get("WORLD_SIZE", "1"))
+    if count == 1:
+        return Ranks()
+    if not dist.is_initialized():
+        backend = "nccl" if torch.cuda.is_available() else "gloo"
+        if backend == "nccl":
+            torch.cuda.set_device(int(told.get("LOCAL_RANK", "0")))
+        try:
+            dist.init_process_group(backend)
+        except (RuntimeError, ValueError) as error:
+            raise UserError(f"the other ranks cannot be reached: {error}") from error
+    return Ranks(dist.get_rank(), dist.get_world_size())

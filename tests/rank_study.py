@@ -1,0 +1,84 @@
+"""Twenty steps and two growths, alone or as one of several ranks; what comes out goes to a file.
+
+torchrun --nproc-per-node 2 tests/rank_study.py OUT.npz SETTINGS.json
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.distributed as dist
+
+from growgan.config import ActionSettings, make_settings
+from growgan.data import ImageSet
+from growgan.data.batches import Batches
+from growgan.growth.actions import legal_growths
+from growgan.growth.history import Space
+from growgan.objectives import make_objective
+from growgan.training.gan import Gan
+from growgan.training.ranks import join
+from growgan.training.runtime import make_runtime
+from growgan.training.stage import Slice, train
+
+BATCH = 16
+SLICES = ((7, 0.0), (7, 0.8), (6, 0.5))  # steps, and how long what grew fades in
+
+
+def study(values: dict[str, Any]) -> dict[str, Any]:
+    """Return G's images, D's logits and the log's terms after 20 steps with two growths."""
+    torch.set_num_threads(1)
+    settings = make_settings({"batch": BATCH, "precision": "float32", **values})
+    runtime = replace(make_runtime("cpu", "float32"), ranks=join())
+    space = Space(settings.preset, settings.stack, 1, (16, 16))
+    rng = np.random.default_rng(0)
+    pixels = rng.integers(0, 256, (64, 1, 16, 16), dtype=np.uint8)
+    batches = Batches(ImageSet("noise", pixels, None, (), "noise"), BATCH, 0)
+    gan = Gan.create(*space.stacks(space.levels - 1), settings.optimiser, seed=0)
+    terms: dict[str, float] = {}
+    for number, (steps, fade) in enumerate(SLICES):
+        if number:
+            kinds = settings.stack.kind, settings.stack.of("discriminator").kind
+            known = legal_growths(
+                gan.generator.spec, gan.discriminator.spec, ActionSettings(), (16, 16), kinds
+            )
+            wanted = 2 if number == 1 else 1
+            growth = next(
+                g
+                for g in known
+                if g.generator and g.discriminator and g.fades() and g.factors == (wanted, wanted)
+            )
+            gan = gan.branch(growth.generator, growth.discriminator, seed=number)
+        piece = Slice(images=steps * BATCH, fade=fade)
+        train(
+            gan,
+            batches,
+            make_objective(settings),
+            settings,
+            runtime,
+            piece,
+            report=lambda progress: terms.update(progress.terms),
+        )
+    z = torch.randn(8, gan.generator.spec.latent, generator=torch.Generator().manual_seed(1))
+    with torch.no_grad():
+        gan.generator.eval()
+        gan.discriminator.eval()
+        images = gan.generator(z)
+        weights = torch.cat([p.flatten() for p in gan.generator.parameters()])
+        found = {"images": images, "logits": gan.discriminator(images), "weights": weights}
+    memory = [m.flatten().float() for _, m in sorted(gan.memory.items()) if m.numel() == 1]
+    found["memory"] = torch.cat([*memory, torch.zeros(1)])
+    return {name: value.numpy() for name, value in found.items()}
+
+
+if __name__ == "__main__":
+    found = study(json.loads(Path(sys.argv[2]).read_text()))
+    if join().first:
+        np.savez(sys.argv[1], **found)
+    if dist.is_initialized():
+        dist.destroy_process_group()
