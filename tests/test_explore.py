@@ -21,8 +21,10 @@ from PIL import Image
 
 import growgan as gg
 from growgan.cli.app import main
+from growgan.config import make_settings
 from growgan.data import ImageSet
 from growgan.errors import UserError
+from growgan.nets.presets import PRESETS
 
 pytest.importorskip("starlette")
 testclient = pytest.importorskip("starlette.testclient")
@@ -184,7 +186,7 @@ def test_a_run_without_a_candidate_and_a_taken_port_are_refused(
 @pytest.fixture
 def styled(make_images: Make, tmp_path: Path) -> Studio:
     """Return a run that has everything: growth, styles, classes, and its data."""
-    settings = {
+    own = {
         "preset": "stylegan2",
         "policy": "progressive",
         "conditioning": "projection",
@@ -193,6 +195,7 @@ def styled(make_images: Make, tmp_path: Path) -> Studio:
         "score": {"samples": 32},
     }
     data = make_images(96, 3, 32, 32)
+    settings = make_settings(PRESETS["stylegan2"].small, own)
     run = gg.grow(data, out=tmp_path / "styled", images=640, settings=settings)
     return Studio(run.path, data)
 
