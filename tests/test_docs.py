@@ -103,7 +103,7 @@ def test_what_a_page_tells_to_type_works(page: Path, tmp_path: Path) -> None:
         except UserError as error:
             pytest.skip(str(error))
     pictures(tmp_path / "photos", 60, 0)
-    pictures(tmp_path / "others", 30, 1)
+    pictures(tmp_path / "others", 120, 1)
     for folder, seed in (("folder_a", 2), ("folder_b", 3)):
         pictures(tmp_path / folder, 24, seed)
     scripts = Path(sys.executable).parent
@@ -115,7 +115,7 @@ def test_what_a_page_tells_to_type_works(page: Path, tmp_path: Path) -> None:
             run += [("sh", command) for command in commands(text)]
         else:  # the blocks of a page are one program
             program += python(text) + "\n"
-            run.append(("python", program))
+    run += [("python", program)] if program else []
     for kind, text in run:
         words = ["bash", "-ec", text] if kind == "sh" else [sys.executable, "-c", text]
         done = subprocess.run(
