@@ -101,10 +101,7 @@ def test_without_rounds_every_worker_has_something_to_do(
     children = [e for e in run.events if e["event"] == "candidate"]
     names = [e["id"] for e in children]
     assert names != sorted(names) and sorted(names) == [f"{i:04d}" for i in range(len(names))]
-    seen = {None}
-    for child in children:
-        assert child["parent"] in seen
-        seen.add(child["id"])
+    check_parents(children)
     own = [e["images"] - (0 if e["parent"] is None else by_id(children, e)) for e in children]
     assert sum(own) <= 2400 and sum(own) > 2400 - 8 * crew.workers
     assert run.best.sample(2).shape == (2, 16, 16, 1)
@@ -113,6 +110,14 @@ def test_without_rounds_every_worker_has_something_to_do(
     gg.grow(data, out=tmp_path / "run", images=3200, resume=True)
     later = [e["id"] for e in run.events if e["event"] == "candidate"]
     assert len(set(later)) == len(later) > len(names)
+
+
+def check_parents(children: list[dict[str, Any]]) -> None:
+    """Whoever goes on from another one comes after it."""
+    seen = {None}
+    for child in children:
+        assert child["parent"] in seen
+        seen.add(child["id"])
 
 
 def by_id(children: list[dict[str, Any]], child: dict[str, Any]) -> int:
@@ -228,10 +233,8 @@ def test_a_cluster_without_rounds_spends_the_budget_on_sound_children(
         data, out=tmp_path / "run", images=2400, settings=settings(), cluster=Cluster(free=True)
     )
     children = [e for e in run.events if e["event"] == "candidate"]
-    seen = {None}
-    for child in children:
-        assert child["parent"] in seen and not child.get("error")
-        seen.add(child["id"])
+    check_parents(children)
+    assert not any(child.get("error") for child in children)
     assert len(children) > 4 and run.events[-1]["event"] == "end"
     assert (run.path / "report.html").is_file()
 

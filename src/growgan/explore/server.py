@@ -16,7 +16,6 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import uvicorn
 from starlette.applications import Starlette
 from starlette.concurrency import run_in_threadpool
@@ -29,7 +28,7 @@ from starlette.routing import Route
 from growgan.errors import UserError
 from growgan.explore.studio import Studio
 from growgan.growth.export import export
-from growgan.report.sheet import grid, to_picture
+from growgan.report.sheet import write_images
 from growgan.report.style import PALETTE
 
 HOSTS = ["127.0.0.1", "localhost", "[::1]", "testserver"]
@@ -110,14 +109,11 @@ def taken(studio: Studio, kind: str, asked: Mapping[str, str]) -> tuple[str, byt
         cut = asked.get("truncation")
         amount, seed = min(4096, int(asked.get("count", "36"))), int(asked.get("seed", "0"))
         images = model.sample(amount, seed=seed, truncation=float(cut) if cut else None)
-        buffer = io.BytesIO()
-        if kind == "png":
-            to_picture(grid(images.transpose(0, 3, 1, 2))).save(buffer, "PNG")
-        else:
+        name = f"{stem}-{seed}.{kind}"
+        with tempfile.TemporaryDirectory() as made:
             labels = model.labels(amount)
-            given = np.full(amount, -1) if labels is None else labels
-            np.savez_compressed(buffer, images=images, labels=np.asarray(given, np.int64))
-        return f"{stem}-{seed}.{kind}", buffer.getvalue()
+            path = write_images(images.transpose(0, 3, 1, 2), labels, Path(made) / name)
+            return name, path.read_bytes()
     with tempfile.TemporaryDirectory() as made:
         folder = export(model, kind, Path(made) / "export")
         return f"{stem}-{kind}.zip", _zipped(folder)

@@ -5,8 +5,6 @@ Images go out as PNG data URIs, so that a page needs one request for all that it
 
 from __future__ import annotations
 
-import base64
-import io
 import threading
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -29,7 +27,7 @@ from growgan.metrics.features import Extractor
 from growgan.nets.spec import LayerSpec, StackSpec
 from growgan.registry import Registry
 from growgan.report.branches import Branch, branches
-from growgan.report.pictures import evenly, sample_picture
+from growgan.report.pictures import data_uri, evenly, sample_picture
 from growgan.report.run import CandidateRecord, RunRecord, read_run
 from growgan.report.sheet import to_picture
 from growgan.report.text import count, duration, scored, size
@@ -135,9 +133,9 @@ class Studio:
     def __init__(self, run: Path, data: ImageSet | None = None) -> None:
         self.path, self.data = run, data
         self.run = Run.open(run)
-        self.run.best_id  # noqa: B018  a run without a candidate is refused here
         self._models: dict[str, Model] = {}
         self._lock = threading.Lock()
+        self.model()  # a run without a candidate is refused here
 
     def warm(self) -> None:
         """Do now what would make the first answers slow."""
@@ -363,15 +361,9 @@ def _in_words(spec: StackSpec) -> list[str]:
 def _sheet(candidate: CandidateRecord, cells: int) -> str:
     """Return the first samples of a candidate's sheet, "" where there is none."""
     shown = sample_picture(candidate, cells)
-    return "" if shown is None else _uri(shown)
+    return "" if shown is None else data_uri(shown, quick=True)
 
 
 def pictures(images: Images | NDArray[np.uint8]) -> list[str]:
     """Return uint8 [N, H, W, C] as PNG data URIs."""
-    return [_uri(to_picture(image)) for image in images]
-
-
-def _uri(picture: Any) -> str:
-    buffer = io.BytesIO()
-    picture.save(buffer, "PNG", compress_level=1)
-    return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode("ascii")
+    return [data_uri(to_picture(image), quick=True) for image in images]

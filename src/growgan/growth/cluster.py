@@ -20,16 +20,16 @@ import torch
 from growgan.config import Settings
 from growgan.data import ImageSet
 from growgan.errors import UserError
-from growgan.growth.executor import Keeper, Outcome, Standing, Task, Trainer, batches_of
+from growgan.growth.executor import Keeper, Outcome, Silent, Standing, Task, Trainer, batches_of
 from growgan.growth.history import Candidate
+from growgan.growth.scoring import scorer_of
 from growgan.growth.search import Search
 from growgan.growth.stop import Stop
 from growgan.metrics.features import Extractor
-from growgan.metrics.score import Scorer
 from growgan.training.checkpoint import Files, packed, unpacked
 from growgan.training.gan import Gan
 from growgan.training.runtime import make_runtime
-from growgan.training.stage import Mark, Progress
+from growgan.training.stage import Progress
 
 RETRIES = 3  # of a child whose worker died
 LOOK_EVERY = 0.5  # seconds between two looks at what the workers say
@@ -98,8 +98,11 @@ class Board:
         return words
 
 
-class Teller:
-    """The :class:`Keeper` of a worker: it tells the board, and keeps nothing."""
+class Teller(Silent):
+    """The :class:`Keeper` of a worker: it tells the board, and keeps nothing.
+
+    A child whose worker dies begins anew.
+    """
 
     def __init__(self, board: Any) -> None:
         self.board = board
@@ -108,16 +111,9 @@ class Teller:
         """Tell where a child stands."""
         self.board.write.remote((task, Seen(gan.resolution, gan.alpha, gan.images), progress))
 
-    def keep(self, task: Task, gan: Gan, mark: Mark) -> None:
-        """Keep nothing: a child whose worker dies begins anew."""
-
     def out_of_memory(self, task: Task, parts: int) -> None:
         """Tell that batches go through in parts."""
         self.board.write.remote((task, parts, None))
-
-    def begun(self, task: Task) -> tuple[Gan, Mark] | None:
-        """Return None: nothing was kept."""
-        return None
 
 
 _trainers: dict[str, Trainer] = {}  # of this worker's process, by run; the newest one only
@@ -127,7 +123,7 @@ def make(common: Common, board: Any, task: Task, parent: Files | None) -> tuple[
     """Make one child in a worker; return its outcome without the pair, and the pair's files."""
     if common.run not in _trainers:
         _trainers.clear()
-        _trainers[common.run] = trainer_of(common)
+        _trainers[common.run] = _trainer(common)
     trainer = _trainers[common.run]
     trainer.keeper = Teller(board)
     torch.set_num_threads(common.settings.threads or 1)
@@ -136,13 +132,12 @@ def make(common: Common, board: Any, task: Task, parent: Files | None) -> tuple[
     return replace(outcome, gan=None), files
 
 
-def trainer_of(common: Common) -> Trainer:
+def _trainer(common: Common) -> Trainer:
     """Return what makes a run's children, in this process."""
     data, settings = common.data, common.settings
-    score = settings.score
-    scorer = Scorer(data.images, common.extractor, samples=score.samples, kind=score.kind)
+    scorer = scorer_of(data, settings, common.extractor)
     runtime = make_runtime(settings.device, settings.precision)
-    trainer = Trainer(batches_of(data, settings), runtime, scorer, Teller(None))
+    trainer = Trainer(batches_of(data, settings), runtime, scorer, Silent())
     if common.origin:
         trainer.origin = unpacked(common.origin, runtime.device)
     return trainer

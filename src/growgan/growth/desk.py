@@ -21,17 +21,17 @@ def planned(tasks: Iterable[Task]) -> int:
 
 @dataclass(frozen=True)
 class Desk:
-    """Cuts a budget into slices.
-
-    ``overhead`` is what a slice costs beside its training, in seconds; ``seen`` are the images
-    that are spent, those of tasks under way included.
-    """
+    """Cuts a budget into slices of whole batches of ``batch`` images, or of seconds."""
 
     meter: Meter
     batch: int
 
     def room(self, seen: int, overhead: float) -> bool:
-        """Return whether there is budget for another slice."""
+        """Return whether there is budget for another slice.
+
+        ``seen`` images are spent, those of tasks under way included; ``overhead`` is what a slice
+        costs beside its training, in seconds.
+        """
         budget, left = self.meter.budget, self.meter.left
         if left is not None:
             return left > 2 * overhead + LEAST * (budget.seconds or 0)

@@ -110,6 +110,23 @@ class Keeper(Protocol):
         """Return what an earlier process kept of ``task``, if anything."""
 
 
+class Silent:
+    """A :class:`Keeper` that says nothing and keeps nothing."""
+
+    def report(self, task: Task, gan: Standing, progress: Progress | None) -> None:
+        """Say nothing."""
+
+    def keep(self, task: Task, gan: Gan, mark: Mark) -> None:
+        """Keep nothing."""
+
+    def out_of_memory(self, task: Task, parts: int) -> None:
+        """Say nothing."""
+
+    def begun(self, task: Task) -> tuple[Gan, Mark] | None:
+        """Return None: nothing was kept."""
+        return None
+
+
 @dataclass
 class Trainer:
     """Makes one child: branch, train, score. All that is needed for it, and no decisions."""

@@ -9,12 +9,10 @@ import torch
 from growgan.config import Settings
 from growgan.data import ImageSet
 from growgan.errors import UserError
-from growgan.growth.executor import Standing, Task, Trainer, batches_of
+from growgan.growth.executor import Silent, Trainer, batches_of
 from growgan.training.checkpoint import unpacked
-from growgan.training.gan import Gan
 from growgan.training.ranks import Ranks
 from growgan.training.runtime import make_runtime
-from growgan.training.stage import Mark, Progress
 
 
 def check_ranks(ranks: Ranks, settings: Settings) -> None:
@@ -25,23 +23,6 @@ def check_ranks(ranks: Ranks, settings: Settings) -> None:
             f"batch {settings.batch} must be a multiple of {whole}, so that each of {ranks.count} "
             "ranks has whole groups; set batch, or stack.deviation_group"
         )
-
-
-class Silent:
-    """A follower's keeper: it says nothing and keeps nothing."""
-
-    def report(self, task: Task, gan: Standing, progress: Progress | None) -> None:
-        """Say nothing."""
-
-    def keep(self, task: Task, gan: Gan, mark: Mark) -> None:
-        """Keep nothing."""
-
-    def out_of_memory(self, task: Task, parts: int) -> None:
-        """Say nothing."""
-
-    def begun(self, task: Task) -> tuple[Gan, Mark] | None:
-        """Return None: the first rank says where to begin."""
-        return None
 
 
 def follow(ranks: Ranks, data: ImageSet) -> None:

@@ -16,7 +16,7 @@ from growgan.growth.executor import SCORE_SEED, Trainer, batches_of
 from growgan.growth.ledger import Ledger
 from growgan.growth.origin import origin_of
 from growgan.growth.search import Search
-from growgan.metrics.features import domain_extractor
+from growgan.metrics.features import Extractor, domain_extractor
 from growgan.metrics.protocol import Protocol
 from growgan.metrics.score import GROUPS, Scorer
 from growgan.training.runtime import Runtime
@@ -79,5 +79,10 @@ def make_scorer(
             effort=effort,
             copy=copy,
         )
+    return scorer_of(data, settings, extractor)
+
+
+def scorer_of(data: ImageSet, settings: Settings, extractor: Extractor | None) -> Scorer:
+    """Return the scorer for ``data`` with a network that is there."""
     score = settings.score
     return Scorer(data.images, extractor, samples=score.samples, kind=score.kind)

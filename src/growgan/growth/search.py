@@ -91,9 +91,7 @@ class Search:
             if not children:
                 break
             self._select(children)
-        if not self._ended:
-            self._end()
-        return self.history.best
+        return self._finished()
 
     def run_freely(self, crew: Crew) -> Candidate | None:
         """Go on as :meth:`run` does, without rounds: who is free takes the next proposal at once.
@@ -117,6 +115,9 @@ class Search:
             del flying[outcome.task.id]
             self._ended = False
             self._select([self._record(outcome)], self._alive())
+        return self._finished()
+
+    def _finished(self) -> Candidate | None:
         if not self._ended:
             self._end()
         return self.history.best

@@ -36,14 +36,17 @@ def sample_picture(candidate: CandidateRecord, cells: int | None) -> Image.Image
         return None
 
 
-def data_uri(picture: Image.Image, limit: int) -> str:
-    """Return a PNG data URI, at most ``limit`` pixels on its longer side."""
+def data_uri(picture: Image.Image, limit: int | None = None, *, quick: bool = False) -> str:
+    """Return a PNG data URI, at most ``limit`` pixels on its longer side.
+
+    A ``quick`` one is not made as small as it could be.
+    """
     longest = max(picture.size)
-    if longest > limit:
+    if limit is not None and longest > limit:
         width, height = (max(1, round(side * limit / longest)) for side in picture.size)
         picture = picture.resize((width, height), Image.Resampling.LANCZOS)
     buffer = io.BytesIO()
-    picture.save(buffer, "PNG", optimize=True)
+    picture.save(buffer, "PNG", **({"compress_level": 1} if quick else {"optimize": True}))
     return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode("ascii")
 
 

@@ -163,7 +163,7 @@ def step(
     shares = parts * runtime.ranks.count
     chunks = zip(*(t.chunk(shares) for t in (real, z, labels)), strict=True)
     views = [
-        _view(gan, x, latents, y, _again(rng), objective, (place, shares))
+        _view(gan, x, latents, y, rng if shares == 1 else _again(rng), objective, (place, shares))
         for place, (x, latents, y) in enumerate(chunks)
         if place // parts == runtime.ranks.rank
     ]
