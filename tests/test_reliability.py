@@ -48,7 +48,11 @@ TIMES = {
     "memory",
 }  # what no two runs share
 
-fork = multiprocessing.get_context("fork") if hasattr(os, "fork") else None
+# A server of its own, which has read what a run needs: a copy of this process would wait forever
+# for what one of its threads holds, and a fresh one takes seconds to begin.
+apart = multiprocessing.get_context("forkserver") if hasattr(os, "fork") else None
+if apart is not None:
+    apart.set_forkserver_preload(["growgan.growth.run"])
 
 
 pytestmark = pytest.mark.usefixtures("own_cache")
@@ -76,6 +80,7 @@ def searching() -> Settings:
 
 def run_to_the_end(data: ImageSet, out: Path, pause: float = 1e9) -> None:
     """Start the run in ``out``, or go on with it, saving every ``pause`` seconds."""
+    torch.set_num_threads(1)  # in a process apart, too
     keeper.KEEP_EVERY, keeper.KEEP_SHARE = pause, 1e9
     resume = (out / "ledger.jsonl").exists() and bool(Run.open(out).events)
     grow(data, out=out, images=IMAGES, settings=searching(), resume=resume)
@@ -106,13 +111,13 @@ def weights(out: Path) -> dict[str, bytes]:
 
 def survive(data: ImageSet, whole: Path, folder: Path, kills: int) -> None:
     """Kill runs at random instants until there were so many kills; each must end as if alone."""
-    assert fork is not None
+    assert apart is not None
     seconds = next(e["elapsed"] for e in Run.open(whole).events if e["event"] == "end")
     instants, done, number = random.Random(0), 0, 0
     while done < kills:
         out, number, finished = folder / f"torn-{number}", number + 1, False
         while not finished:
-            child = fork.Process(target=run_to_the_end, args=(data, out, 0.02))
+            child = apart.Process(target=run_to_the_end, args=(data, out, 0.02))
             child.start()
             child.join(instants.uniform(0, seconds / 2) if done < kills else None)
             finished = child.exitcode == 0
@@ -126,7 +131,7 @@ def survive(data: ImageSet, whole: Path, folder: Path, kills: int) -> None:
         assert not list((out / "candidates").glob(".*"))
 
 
-@pytest.mark.skipif(fork is None, reason="needs fork")
+@pytest.mark.skipif(apart is None, reason="needs fork")
 def test_a_run_killed_at_random_instants_ends_as_one_that_was_not(
     data: ImageSet, whole: Path, tmp_path: Path
 ) -> None:
@@ -140,19 +145,19 @@ def test_a_run_that_has_ended_is_not_ended_again(data: ImageSet, whole: Path) ->
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(fork is None, reason="needs fork")
+@pytest.mark.skipif(apart is None, reason="needs fork")
 def test_thirty_kills(data: ImageSet, whole: Path, tmp_path: Path) -> None:
     survive(data, whole, tmp_path, kills=30)
 
 
-@pytest.mark.skipif(fork is None, reason="needs fork")
+@pytest.mark.skipif(apart is None, reason="needs fork")
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_signal_saves_what_is_in_training(
     number: signal.Signals, data: ImageSet, whole: Path, tmp_path: Path
 ) -> None:
-    assert fork is not None
+    assert apart is not None
     out = tmp_path / "stopped"
-    child = fork.Process(target=run_to_the_end, args=(data, out))
+    child = apart.Process(target=run_to_the_end, args=(data, out))
     child.start()
     while not list(out.glob("candidates/0001")) and child.is_alive():
         time.sleep(0.001)
@@ -304,16 +309,16 @@ def with_files_of_at_most(size: int, data: ImageSet, out: Path) -> None:
     run_to_the_end(data, out)
 
 
-@pytest.mark.skipif(fork is None, reason="needs fork")
+@pytest.mark.skipif(apart is None, reason="needs fork")
 @pytest.mark.parametrize("size", [3_000, 30_000, 60_000])
 def test_a_full_disk_costs_nothing_that_was_written(
     size: int, data: ImageSet, whole: Path, tmp_path: Path
 ) -> None:
-    assert fork is not None
+    assert apart is not None
     out = tmp_path / "full"
     largest = max(file.stat().st_size for file in whole.rglob("*.safetensors"))
     assert largest > size
-    child = fork.Process(target=with_files_of_at_most, args=(size, data, out))
+    child = apart.Process(target=with_files_of_at_most, args=(size, data, out))
     child.start()
     child.join()
     assert child.exitcode == 1
