@@ -10,11 +10,13 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from PIL import Image
 
 import growgan as gg
 from growgan.cli.app import main
@@ -22,11 +24,12 @@ from growgan.config import Settings, make_settings
 from growgan.data import ImageSet
 from growgan.errors import UserError
 from growgan.growth.budget import Budget, Meter
-from growgan.growth.cluster import Cluster
+from growgan.growth.cluster import Cluster, spread
 from growgan.growth.desk import Desk, planned
 from growgan.growth.executor import Outcome, SerialExecutor, Task
 from growgan.growth.history import History, Proposal, Space
 from growgan.growth.policies import Dynamic
+from growgan.growth.pool import Pool, train_label
 from growgan.growth.search import Search
 from growgan.training.checkpoint import packed, save_gan, unpacked
 from growgan.training.gan import Gan
@@ -280,5 +283,34 @@ def test_a_child_that_no_worker_can_take_is_refused(
             data, out=tmp_path / "run", images=80, settings=settings(), cluster=Cluster(cpus=64)
         )
     told_ = replace(Cluster(), gpus=1)
-    with pytest.raises(UserError, match="and 1 GPUs, which a child takes"):
+    with pytest.raises(UserError, match="and 1 GPUs, which a task takes"):
         gg.grow(data, out=tmp_path / "other", images=80, settings=settings(), cluster=told_)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+@pytest.mark.filterwarnings("ignore")
+def test_a_pair_for_each_label_is_trained_by_workers_as_here(
+    data: ImageSet, tmp_path: Path, capsys: pytest.CaptureFixture[str], ray: Any
+) -> None:
+    """The same runs as by processes of this machine's own; and a pool that workers cannot see."""
+    folder = tmp_path / "data"
+    for label, name in enumerate(("one", "two")):
+        (folder / name).mkdir(parents=True)
+        for i, image in enumerate(data.images[label::2][:16]):
+            Image.fromarray(image[0]).save(folder / name / f"{i}.png")
+    small = ["batch=8", "stack.latent=8", "stack.width=8", "score.samples=16"]
+    small += ["stack.deviation_group=4", "precision=float32"]
+    command = ["per-label", "pggan", str(folder), "--images", "64", "--jobs", str(os.cpu_count())]
+    command += [word for each in small for word in ("--set", each)]
+    assert main([*command, "--out", str(tmp_path / "here")]) == 0
+    assert main([*command, "--out", str(tmp_path / "there"), "--executor", "ray"]) == 0
+    here, there = Pool(tmp_path / "here"), Pool(tmp_path / "there")
+    assert there.finished(0) and there.finished(1)
+    assert np.array_equal(here.sample(8), there.sample(8))
+    unseen = partial(train_label, Pool(tmp_path / "nowhere"), words=[], changes=[])
+    with pytest.raises(UserError, match="is not seen by a worker"):
+        list(spread(Cluster(), unseen, [0]))
+    capsys.readouterr()
+    assert main([*command, "--out", str(tmp_path / "x"), "--address", "somewhere"]) == 2
+    assert "are of --executor ray" in capsys.readouterr().err

@@ -260,12 +260,16 @@ def test_npz_labels_may_be_numbers_names_or_one_hot(tmp_path: Path, load: Load) 
         ("numbers", np.array([5, -1, 9, 5]), ("5", "9"), [0, -1, 1, 0]),
         ("names", np.array(["b", "a", "b", "a"]), ("a", "b"), [1, 0, 1, 0]),
         ("hot", np.eye(3)[[2, 0, 1, 2]], ("0", "1", "2"), [2, 0, 1, 2]),
+        ("some", np.eye(4, 3), ("0", "1", "2"), [0, 1, 2, -1]),
     ]:
         np.savez(tmp_path / f"{name}.npz", images=pixels, labels=labels)
         images = load(tmp_path / f"{name}.npz")
         assert images.classes == classes
         assert images.labels is not None
         assert images.labels.tolist() == expected
+    np.savez(tmp_path / "several.npz", images=pixels, labels=np.tri(4, 3))
+    with pytest.raises(UserError, match="image 1 has several labels; give one for each image"):
+        load(tmp_path / "several.npz")
     np.savez(tmp_path / "named.npz", x=pixels, y=[2, 0, 0, 2], classes=["p", "q", "r"])
     named = load(tmp_path / "named.npz")
     assert named.classes == ("p", "q", "r")

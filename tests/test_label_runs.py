@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -22,7 +23,7 @@ from growgan.errors import UserError
 from growgan.growth.executor import batches_of
 from growgan.growth.history import Space
 from growgan.growth.origin import continued
-from growgan.growth.pool import Pool
+from growgan.growth.pool import Pool, begin
 from growgan.nets.modifier import Modifier
 from growgan.nets.presets import PRESETS
 from growgan.nets.spec import StackSpec
@@ -298,3 +299,29 @@ def test_a_pair_for_each_label_is_trained_alone_and_pooled(tmp_path: Path) -> No
     command = ["evaluate", str(out), str(folder), "--metrics", "fid", "--features", "pixels"]
     assert main([*command, "-n", "40"]) == 0
     assert main([*common, "--set", "batch=4"]) == 2  # asked for otherwise
+
+
+def test_jobs_of_an_array_may_begin_a_pool_at_once(tmp_path: Path) -> None:
+    asked = {"classes": ["a", "b"], "command": [str(i) for i in range(1000)]}
+    for number in range(20):
+        path = tmp_path / str(number) / "pool"
+        with ThreadPoolExecutor(8) as jobs:
+            pools = list(jobs.map(lambda _, path=path: begin(path, asked), range(8)))
+        assert all(pool.asked == asked for pool in pools)
+        assert [file.name for file in path.iterdir()] == ["per-label.json"]
+    (tmp_path / "taken").mkdir()
+    (tmp_path / "taken" / "x").touch()
+    with pytest.raises(UserError, match="not an empty folder"):
+        begin(tmp_path / "taken", asked)
+
+
+def test_a_search_may_score_within_classes(data: ImageSet, tmp_path: Path) -> None:
+    score = {"kind": "intra-fd", "samples": 64}
+    settings = {**TINY, "policy": "fixed", "score": score}
+    with pytest.raises(UserError, match="'intra-fd' has no meaning for the conditioning 'none'"):
+        gg.grow(data, out=tmp_path / "x", images=80, settings=settings)
+    assert not (tmp_path / "x").exists()
+    settings["conditioning"] = "projection"
+    run = gg.grow(data, out=tmp_path / "run", images=80, settings=settings)
+    tried = [event for event in run.events if event["event"] == "candidate"]
+    assert tried and all(set(event["parts"]) == {"intra-fd"} for event in tried)

@@ -286,3 +286,32 @@ def test_the_scorer_names_what_is_wrong() -> None:
         scorer.score(lambda n: torch.zeros(n, 1, 8, 8), (8, 8))
     with pytest.raises(ValueError, match=r"resolution must be at most \(8, 8\), but is \(16, 16\)"):
         scorer.score(lambda n: torch.zeros(n, 1, 16, 16, dtype=torch.uint8), (16, 16))
+
+
+def test_a_score_within_classes_is_the_mean_of_distances_over_the_mean_of_traces() -> None:
+    reals = pictures(0, (120, 1, 8, 8), 1.0)
+    labels = np.arange(120) % 3 - (np.arange(120) >= 114) * 9  # the last have none
+    fakes = pictures(1, (96, 1, 8, 8), 1.5)
+    extractor = PixelExtractor(2)
+    scorer = Scorer(reals, extractor, samples=96, kind="intra-fd", labels=labels.clip(-1))
+    asked = scorer.labels()
+    assert asked is not None and np.bincount(asked).tolist() == [32, 32, 32]
+    assert {tuple(np.bincount(asked[g::8])) for g in range(8)} == {(4, 4, 4)}
+    score = scorer.score(partial(first_of, torch.from_numpy(fakes)), (8, 8))
+
+    def features(images: NDArray[np.uint8]) -> NDArray[np.float64]:
+        return extractor(torch.from_numpy(images)).double().numpy()
+
+    kinds = [(features(fakes[asked == c]), features(reals[labels == c])) for c in range(3)]
+    mean = np.mean([by_sqrtm(a, b) for a, b in kinds])
+    traces = [np.trace(np.cov(b, rowvar=False)) for _, b in kinds]
+    assert score.parts["intra-fd"] == pytest.approx(mean, rel=1e-6)
+    assert score.value == pytest.approx(mean / np.mean(traces), rel=1e-6)
+    assert 0 < score.stderr < score.value
+    plain = Scorer(reals, extractor, samples=96)
+    assert plain.labels() is None and plain.protocol.differences(scorer.protocol)
+    with pytest.raises(UserError, match="samples must be at least 48 to score within each class"):
+        Scorer(reals, extractor, samples=47, kind="intra-fd", labels=labels.clip(-1))
+    for few in (None, np.full(120, 1)):
+        with pytest.raises(UserError, match="class 0 has 0 images, too few"):
+            Scorer(reals, extractor, samples=96, kind="intra-fd", labels=few)

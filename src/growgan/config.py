@@ -152,7 +152,9 @@ class AverageSettings(Group):
 class ScoreSettings(Group):
     """How a candidate is scored."""
 
-    kind: Literal["fd", "swd"] = Field("fd", description="domain Frechet or sliced Wasserstein")
+    kind: Literal["fd", "swd", "intra-fd"] = Field(
+        "fd", description="domain Frechet, sliced Wasserstein, or domain Frechet within classes"
+    )
     samples: int = Field(5000, ge=16, le=100_000)
 
 

@@ -3,18 +3,32 @@
 from __future__ import annotations
 
 import os
-import subprocess
-import sys
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from functools import partial
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from growgan.cli.grow import Broken, Data, Out, Resolution, Seed, Set, free_folder, loaded
+from growgan.cli.grow import (
+    Address,
+    Broken,
+    Data,
+    Executor,
+    Gpus,
+    Out,
+    Resolution,
+    Seed,
+    Set,
+    cluster_of,
+    free_folder,
+    loaded,
+)
 from growgan.errors import UserError
 
 if TYPE_CHECKING:
+    from growgan.growth.cluster import Cluster
     from growgan.growth.pool import Pool
 
 # Of each label's run, where nothing else is asked for: a critic with a penalty on its gradient, and
@@ -24,7 +38,7 @@ USUAL = ("loss=wasserstein", "regularisers=gp,drift", "score.kind=swd")
 
 Wall = Annotated[str, typer.Option(help="wall clock of each label: 90s, 10m, 2h")]
 Count = Annotated[str | None, typer.Option(help="instead: images each label trains on, like 500k")]
-Jobs = Annotated[int, typer.Option(min=1, help="labels at a time; they share the cores")]
+Jobs = Annotated[int, typer.Option(min=1, help="labels at a time on one machine")]
 Only = Annotated[int | None, typer.Option(min=0, help="train this one alone, as a job array does")]
 
 
@@ -37,6 +51,9 @@ def per_label(
     images: Count = None,
     jobs: Jobs = 1,
     only_label: Only = None,
+    executor: Executor = "serial",
+    address: Address = None,
+    gpus: Gpus = 0,
     seed: Seed = None,
     set_: Set = None,
     max_broken: Broken = 0.05,
@@ -44,7 +61,8 @@ def per_label(
     """Train a pair of PRESET for each label of DATA, each in its own process, and pool them.
 
     The same command goes on where it was interrupted, label by label. growgan sample OUT and
-    growgan evaluate OUT DATA draw from all of them, equally often.
+    growgan evaluate OUT DATA draw from all of them, equally often. With --executor ray the labels
+    are trained by workers, which must see DATA and OUT at the same places as this machine.
     """
     from growgan.data import parse_resolution
     from growgan.growth.pool import begin
@@ -54,54 +72,63 @@ def per_label(
     found = loaded(data, max_broken, resolution=parse_resolution(resolution))
     if found.labels is None or not found.classes:
         raise UserError(f"'{found.name}' has no labels; a folder for each class gives them")
-    labels = range(len(found.classes)) if only_label is None else [only_label]
-    if labels[-1] >= len(found.classes):
-        raise UserError(f"--only-label must be at most {len(found.classes) - 1}, not {only_label}")
+    labels = _labels(only_label, len(found.classes))
     how = ["--images", images] if images else ["--budget", budget]
     size = "x".join(str(side) for side in found.resolution)
     words = [preset, data, "--resolution", size, "--seed", str(seed or 0), *how]
     words += ["--max-broken", f"{max_broken:g}"]
-    changes = [*USUAL, f"threads={max(1, (os.cpu_count() or 1) // jobs)}", *(set_ or [])]
+    threads = max(1, (os.cpu_count() or 1) // jobs)
+    changes = [*USUAL, f"threads={threads}", *(set_ or [])]
+    cluster = cluster_of(executor, address, gpus, free=False)
+    crew = replace(cluster, cpus=threads) if cluster else jobs
     asked = {"classes": list(found.classes), "command": words, "settings": list(set_ or [])}
     place = out or free_folder(f"{found.name}-per-label")
     pool = begin(place, asked)
     try:
-        failed = _train(pool, labels, words, changes, jobs)
+        _train(pool, labels, words, changes, crew)
     except KeyboardInterrupt:
         raise KeyboardInterrupt("the same command goes on") from None
-    if failed:
-        names = ", ".join(f"{label} ({pool.classes[label]})" for label in failed)
-        raise RuntimeError(f"these labels failed: {names}; see '{place}/label-*.log'")
     typer.echo(f"{place}: {len(labels)} of {len(found.classes)} labels are done")
 
 
+def _labels(only: int | None, classes: int) -> Sequence[int]:
+    """Return the labels to train: all, or one."""
+    if only is None:
+        return range(classes)
+    if only >= classes:
+        raise UserError(f"--only-label must be at most {classes - 1}, not {only}")
+    return [only]
+
+
 def _train(
-    pool: Pool, labels: Sequence[int], words: list[str], changes: list[str], jobs: int
-) -> list[int]:
-    """Train what is not finished, some at a time; return the labels that failed."""
+    pool: Pool, labels: Sequence[int], words: list[str], changes: list[str], crew: int | Cluster
+) -> None:
+    """Train what is not finished, some at a time."""
+    from growgan.growth.pool import train_label
 
-    def train(label: int) -> int | None:
-        if pool.finished(label):
-            return None
-        if pool.begun(label):
-            # A run that goes on knows its settings and its budget.
-            known = [*words[1 : words.index("--seed")], *words[-2:]]
-            command = ["grow", *known, "--out", str(pool.folder(label)), "--resume"]
-        else:
-            own = [*changes, f"labels.only={label}"]
-            more = [word for change in own for word in ("--set", change)]
-            command = ["train", *words, "--out", str(pool.folder(label)), *more]
-        with pool.folder(label).with_suffix(".log").open("a") as log:
-            done = subprocess.run(
-                [sys.executable, "-m", "growgan", *command],
-                stdout=log,
-                stderr=log,
-                stdin=subprocess.DEVNULL,
-                check=False,
-            )
-        how = "failed" if done.returncode else "done"
-        typer.echo(f"label {label}, {pool.classes[label]}: {how}")
-        return label if done.returncode else None
+    left = [label for label in labels if not pool.finished(label)]
+    make = partial(train_label, pool, words=words, changes=changes)
+    if isinstance(crew, int):
+        with ThreadPoolExecutor(crew) as workers:
+            _tell(pool, left, workers.map(make, left))
+        return
+    from growgan.growth.cluster import spread
 
-    with ThreadPoolExecutor(jobs) as workers:
-        return [label for label in workers.map(train, labels) if label is not None]
+    _tell(pool, left, spread(crew, make, left))
+
+
+def _tell(pool: Pool, labels: Sequence[int], made: Iterable[bool]) -> None:
+    """Say what became of each label, as soon as it is known.
+
+    Raises:
+        RuntimeError: some failed.
+    """
+    failed = []
+    for label, done in zip(labels, made, strict=True):
+        typer.echo(f"label {label}, {pool.classes[label]}: {'done' if done else 'failed'}")
+        if not done:
+            failed.append(f"{label} ({pool.classes[label]})")
+    if failed:
+        raise RuntimeError(
+            f"these labels failed: {', '.join(failed)}; see '{pool.path}/label-*.log'"
+        )

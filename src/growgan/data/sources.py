@@ -164,11 +164,18 @@ def name_classes(
 ) -> tuple[Labels, tuple[str, ...]]:
     """Turn labels of any kind into class indices and class names.
 
-    One-hot rows become their index. Integers that ``names`` covers stay; otherwise the distinct
-    values become the classes in order. Negative integers mean that the label is missing: -1.
+    One-hot rows become their index, rows of zeros -1. Integers that ``names`` covers stay;
+    otherwise the distinct values become the classes in order. Negative integers mean that the
+    label is missing: -1.
+
+    Raises:
+        UserError: an image has several labels.
     """
     if values.ndim == 2 and values.shape[1] > 1:
-        values = values.argmax(axis=1)
+        several = np.flatnonzero((values != 0).sum(1) > 1)
+        if len(several):
+            raise UserError(f"image {several[0]} has several labels; give one for each image")
+        values = np.where((values != 0).any(1), (values != 0).argmax(1), -1)
     values = values.reshape(-1)
     if values.dtype.kind not in "iub":
         found, indices = np.unique(values.astype(str), return_inverse=True)

@@ -27,11 +27,10 @@ from growgan.growth.search import Search
 from growgan.growth.stop import Stop
 from growgan.metrics.features import Extractor
 from growgan.training.checkpoint import Files, packed, unpacked
-from growgan.training.gan import Gan
 from growgan.training.runtime import make_runtime
 from growgan.training.stage import Progress
 
-RETRIES = 3  # of a child whose worker died
+RETRIES = 3  # of a task whose worker died
 LOOK_EVERY = 0.5  # seconds between two looks at what the workers say
 
 
@@ -119,8 +118,8 @@ class Teller(Silent):
 _trainers: dict[str, Trainer] = {}  # of this worker's process, by run; the newest one only
 
 
-def make(common: Common, board: Any, task: Task, parent: Files | None) -> tuple[Outcome, Files]:
-    """Make one child in a worker; return its outcome without the pair, and the pair's files."""
+def make(common: Common, board: Any, task: Task, parent: Files | None) -> Outcome:
+    """Make one child in a worker; return its outcome, with the pair's files."""
     if common.run not in _trainers:
         _trainers.clear()
         _trainers[common.run] = _trainer(common)
@@ -128,8 +127,8 @@ def make(common: Common, board: Any, task: Task, parent: Files | None) -> tuple[
     trainer.keeper = Teller(board)
     torch.set_num_threads(common.settings.threads or 1)
     outcome = trainer.make(task, unpacked(parent, trainer.runtime.device) if parent else None)
-    files = packed(outcome.gan) if outcome.gan is not None else {}
-    return replace(outcome, gan=None), files
+    files = packed(outcome.gan) if outcome.gan is not None else None
+    return replace(outcome, gan=None, files=files)
 
 
 def _trainer(common: Common) -> Trainer:
@@ -147,9 +146,8 @@ class RayExecutor:
     """Trains children on a Ray cluster, in rounds or whenever a worker is free.
 
     Args:
-        parent: returns a parent's players by id.
+        parent: returns the files of a parent's players by id.
         keeper: shows and logs what workers tell.
-        trainer: of this process; it loads the pairs that come back.
 
     Raises:
         UserError: Ray is not installed, or there is no such cluster, or none of its workers has
@@ -160,21 +158,16 @@ class RayExecutor:
         self,
         cluster: Cluster,
         common: Common,
-        parent: Callable[[str], Gan],
+        parent: Callable[[str], Files],
         keeper: Keeper,
-        trainer: Trainer,
         stop: Stop,
     ) -> None:
         ray, self._ours = _connected(cluster.address)
         self._ray = ray
-        self._parent, self._keeper, self._trainer, self._stop = parent, keeper, trainer, stop
+        self._parent, self._keeper, self._stop = parent, keeper, stop
         cpus = cluster.cpus or common.settings.threads or 1
+        self._make = ray.remote(**_taken(ray, cluster, cpus))(make)
         self.workers = _room(ray.cluster_resources(), cpus, cluster.gpus)
-        if not self.workers:
-            need = f"{cpus} CPUs" + (f" and {cluster.gpus:g} GPUs" if cluster.gpus else "")
-            raise UserError(f"no worker of the cluster has {need}, which a child takes")
-        takes = {"num_cpus": cpus, "num_gpus": cluster.gpus, "max_retries": RETRIES}
-        self._make = ray.remote(**takes)(make)
         self._common = ray.put(common)
         self._board: Any = ray.remote(num_cpus=0)(Board).remote()
         self._parents: dict[str, Any] = {}
@@ -208,7 +201,7 @@ class RayExecutor:
     def _begin(self, task: Task) -> Any:
         name = task.proposal.parent
         if name is not None and name not in self._parents:
-            self._parents[name] = self._ray.put(packed(self._parent(name)))
+            self._parents[name] = self._ray.put(self._parent(name))
         files = self._parents[name] if name is not None else None
         reference = self._make.remote(self._common, self._board, task, files)
         self._flying[reference] = task
@@ -238,11 +231,10 @@ class RayExecutor:
             pass
         task = self._flying.pop(reference)
         try:
-            outcome, files = self._ray.get(reference)
+            outcome: Outcome = self._ray.get(reference)
         except self._ray.exceptions.WorkerCrashedError:
             return Outcome(task, error=f"its worker died {RETRIES + 1} times")
-        gan = unpacked(files, self._trainer.runtime.device) if files else None
-        return replace(outcome, task=task, gan=gan)
+        return replace(outcome, task=task)
 
 
 def search_on(
@@ -258,13 +250,48 @@ def search_on(
     origin = packed(trainer.origin) if trainer.origin is not None else None
     extractor = trainer.scorer.extractor if trainer.scorer else None
     common = Common(uuid4().hex, data, search.settings, extractor, origin)
-    executor = RayExecutor(cluster, common, search.parent, search.keeper, trainer, stop)
+    executor = RayExecutor(cluster, common, search.files, search.keeper, stop)
     try:
         if search.meter.budget.seconds is not None:
             search.history = replace(search.history, workers=executor.workers)
         return search.run_freely(executor) if cluster.free else search.run(executor)
     finally:
         executor.close()
+
+
+def spread(cluster: Cluster, make: Callable[[int], bool], numbers: Iterable[int]) -> Iterator[bool]:
+    """Call ``make`` for each number on the workers of a cluster; yield what it returns, in order.
+
+    A call whose worker dies is given to another, and is False where that happens too often.
+
+    Raises:
+        UserError: the cluster cannot be had, or ``make`` raised it.
+    """
+    ray, ours = _connected(cluster.address)
+    try:
+        call = ray.remote(**_taken(ray, cluster, cluster.cpus or 1))(lambda number: make(number))
+        for reference in [call.remote(number) for number in numbers]:
+            try:
+                yield ray.get(reference)
+            except ray.exceptions.WorkerCrashedError:
+                yield False
+            except ray.exceptions.RayTaskError as error:
+                raise error.cause from None
+    finally:
+        if ours:
+            ray.shutdown()
+
+
+def _taken(ray: Any, cluster: Cluster, cpus: int) -> dict[str, Any]:
+    """Return what Ray is told that a task takes.
+
+    Raises:
+        UserError: no worker has that.
+    """
+    if not _room(ray.cluster_resources(), cpus, cluster.gpus):
+        need = f"{cpus} CPUs" + (f" and {cluster.gpus:g} GPUs" if cluster.gpus else "")
+        raise UserError(f"no worker of the cluster has {need}, which a task takes")
+    return {"num_cpus": cpus, "num_gpus": cluster.gpus, "max_retries": RETRIES}
 
 
 def _connected(address: str | None) -> tuple[Any, bool]:

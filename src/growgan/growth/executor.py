@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from typing import Protocol
 
 import torch
+from torch import Tensor
 
 from growgan.config import Settings
 from growgan.data import ImageSet
@@ -16,9 +17,10 @@ from growgan.growth.history import Proposal
 from growgan.growth.origin import continued
 from growgan.metrics.neighbours import memorisation
 from growgan.metrics.score import GROUPS, Score, Scorer
+from growgan.nets.spec import StackSpec
 from growgan.nets.stack import labelled, one_hot
 from growgan.objectives import make_objective
-from growgan.training.checkpoint import packed
+from growgan.training.checkpoint import Files, packed
 from growgan.training.doctor import LOOKED_AT, Vitals, examine
 from growgan.training.gan import Gan, even_latents, inputs, to_uint8
 from growgan.training.memory import PeakMemory, out_of_memory, parts_that_fit
@@ -26,6 +28,8 @@ from growgan.training.runtime import Runtime
 from growgan.training.stage import Diverged, Mark, Progress, Slice, train
 
 SCORE_SEED = 0x5C04E  # all candidates are scored on the same latents
+SHEET = 64  # images on a candidate's sample sheet
+SHEET_SEED = 1  # the same latents for every candidate
 LEARNT = 10_000  # images that a pair might learn by heart
 COPY_LEVEL = 0.05  # share of new images that are nearer to a training image than a copy must be
 
@@ -44,13 +48,22 @@ class Task:
 
 @dataclass
 class Outcome:
-    """What became of a task. ``gan``, ``score`` and ``vitals`` are None if it failed.
+    """What became of a task; of a pair that failed there are no specs, score or vitals.
 
-    ``memory`` is the most that was in use, in MiB, where the system tells.
+    Attributes:
+        gan: the pair, where it was trained in this process.
+        files: the pair's files, where it was trained in another.
+        specs, sizes: G's and D's, as the slice ended; sizes in parameters.
+        sheet: its first images, uint8 [SHEET, C, H, W].
+        memory: the most that was in use, in MiB, where the system tells.
     """
 
     task: Task
     gan: Gan | None = None
+    files: Files | None = None
+    specs: tuple[StackSpec, StackSpec] | None = None
+    sizes: tuple[int, int] = (0, 0)
+    sheet: Tensor | None = None
     score: Score | None = None
     vitals: Vitals | None = None
     images: int = 0
@@ -137,7 +150,7 @@ class Trainer:
     keeper: Keeper
     origin: Gan | None = None  # of another run, from which roots go on
     parts: int = 1  # in which a batch goes through: more where memory has run out
-    _known: tuple[torch.Tensor, torch.Tensor] | None = None  # features of training and new images
+    _known: tuple[Tensor, Tensor] | None = None  # features of training and new images
 
     def make(self, task: Task, parent: Gan | None) -> Outcome:
         """Return the outcome of ``task``; a divergence is an outcome, not an error."""
@@ -152,7 +165,11 @@ class Trainer:
         outcome.trained = outcome.costs["train"] = first.seconds + clock.lap()
         if not outcome.error:
             self.keeper.report(task, gan, None)
-            outcome.gan, outcome.score = gan, self.score(gan, task.settings.batch)
+            players = gan.generator, gan.discriminator
+            outcome.gan, outcome.specs = gan, (players[0].spec, players[1].spec)
+            outcome.sizes = players[0].parameter_count(), players[1].parameter_count()
+            outcome.sheet = gan.generate(SHEET, seed=SHEET_SEED)
+            outcome.score = self.score(gan, task.settings.batch)
             outcome.vitals = self.examine(gan, outcome.score)
         outcome.costs["score"], outcome.memory = clock.lap(), peak.mib
         return outcome
@@ -235,7 +252,7 @@ class Trainer:
     def score(self, gan: Gan, batch: int = 32) -> Score:
         """Score the running average of G."""
 
-        def generate(count: int) -> torch.Tensor:
+        def generate(count: int) -> Tensor:
             spec = gan.average.spec
             z = even_latents(count, spec.latent, SCORE_SEED, GROUPS)
             z = labelled(spec, z, self._labels(count), SCORE_SEED)
@@ -246,7 +263,10 @@ class Trainer:
         return self.scorer.score(generate, gan.resolution)
 
     def _labels(self, count: int) -> list[int] | None:
-        """Return labels as often as the data has them, in an order that mixes them."""
+        """Return labels as the score asks for them, or as often as the data has them, mixed."""
+        asked = self.scorer.labels() if self.scorer else None
+        if asked is not None:
+            return list(map(int, asked))
         known = self.batches.known_labels
         if known is None:
             return None

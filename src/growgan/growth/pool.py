@@ -7,6 +7,8 @@ others: no labels inside, no messages between. What they draw is pooled, equally
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -20,6 +22,7 @@ from growgan.errors import UserError
 from growgan.growth.model import Images, Model, turns
 from growgan.growth.run import Run
 from growgan.plain import parse
+from growgan.report.files import replacing
 
 FILE = "per-label.json"  # what was asked for, and the labels
 
@@ -98,6 +101,40 @@ class Pool:
         return made
 
 
+def train_label(pool: Pool, label: int, *, words: Sequence[str], changes: Sequence[str]) -> bool:
+    """Train the pair of a label in a process of its own, or go on with it; return whether it ended.
+
+    Args:
+        pool: what it belongs to.
+        label: which one.
+        words: of the command ``growgan train``; a run that goes on takes the data, what stands
+            before --seed, and the last option.
+        changes: settings of a new run, each "key=value".
+
+    Raises:
+        UserError: the pool cannot be seen from here.
+    """
+    if not Pool.is_one(pool.path):
+        raise UserError(f"'{pool.path}' is not seen by a worker: put it where all machines see it")
+    out = ["--out", str(pool.folder(label))]
+    if pool.begun(label):
+        # A run that goes on knows its settings and its budget.
+        known = [*words[1 : words.index("--seed")], *words[-2:]]
+        command = ["grow", *known, *out, "--resume"]
+    else:
+        own = [*changes, f"labels.only={label}"]
+        command = ["train", *words, *out, *(word for change in own for word in ("--set", change))]
+    with pool.folder(label).with_suffix(".log").open("a") as log:
+        done = subprocess.run(
+            [sys.executable, "-m", "growgan", *command],
+            stdout=log,
+            stderr=log,
+            stdin=subprocess.DEVNULL,
+            check=False,
+        )
+    return done.returncode == 0
+
+
 def begin(path: Path, asked: dict[str, Any]) -> Pool:
     """Return the pool in ``path``, written down now or as it was; ``asked`` must not differ.
 
@@ -111,11 +148,12 @@ def begin(path: Path, asked: dict[str, Any]) -> Pool:
             was, now = pool.asked.get(other[0]), asked[other[0]]
             raise UserError(f"'{path}' was begun with {other[0]} {was}, and not with {now}")
         return pool
-    if path.exists() and (not path.is_dir() or any(path.iterdir())):
+    # What is hidden is a file that another job of an array is about to write.
+    if path.exists() and not (path.is_dir() and all(p.name[0] == "." for p in path.iterdir())):
         raise UserError(f"'{path}' is not an empty folder; choose another --out")
     try:
-        path.mkdir(parents=True, exist_ok=True)
-        (path / FILE).write_text(json.dumps(asked, indent=1))
+        with replacing(path / FILE) as part:
+            part.write_text(json.dumps(asked, indent=1))
     except OSError as error:
         raise UserError(f"cannot write to '{path}': {error.strerror or error}") from error
     return pool

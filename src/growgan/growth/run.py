@@ -226,6 +226,11 @@ def for_data(settings: Settings, data: ImageSet) -> Settings:
             f"conditioning '{named}' needs labels of two classes or more, but '{data.name}' has "
             f"{classes or 'none'}; images in a folder for each class have them"
         )
+    if settings.score.kind == "intra-fd" and not conditioning.labelled:
+        raise UserError(
+            f"score.kind 'intra-fd' has no meaning for the conditioning '{named}', which uses no "
+            "labels; see: growgan list conditionings"
+        )
     categories, numbers = conditioning.codes()
     if not conditioning.labelled:
         classes = categories + numbers

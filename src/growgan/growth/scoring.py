@@ -68,7 +68,7 @@ def make_scorer(
     is trained for less, in tenths.
     """
     extractor = None
-    if settings.score.kind == "fd":
+    if settings.score.kind != "swd":
         effort = min(1.0, math.ceil((budget.seconds or 240) / 24) / 10)
         extractor = domain_extractor(
             data.images,
@@ -85,4 +85,6 @@ def make_scorer(
 def scorer_of(data: ImageSet, settings: Settings, extractor: Extractor | None) -> Scorer:
     """Return the scorer for ``data`` with a network that is there."""
     score = settings.score
-    return Scorer(data.images, extractor, samples=score.samples, kind=score.kind)
+    return Scorer(
+        data.images, extractor, samples=score.samples, kind=score.kind, labels=data.labels
+    )

@@ -28,8 +28,11 @@ from growgan.report.sheet import save_sheet
 from growgan.training.checkpoint import (
     FILES,
     MANIFEST,
+    Files,
     check_files,
     load_gan,
+    read_files,
+    save_files,
     save_gan,
 )
 from growgan.training.doctor import TREATMENTS, Diagnosis, Vitals, diagnose, remedy
@@ -37,8 +40,6 @@ from growgan.training.gan import Gan
 from growgan.training.progress import Display
 
 FAILURES = TREATMENTS + 1  # rounds in a row without a sound candidate, and the run ends
-SHEET = 64  # images on a candidate's sample sheet
-SHEET_SEED = 1  # the same latents for every candidate
 
 
 class Search:
@@ -72,6 +73,7 @@ class Search:
             out, settings.batch, meter, display, stop or Stop(), device, lambda: self.history
         )
         self._gans: dict[str, Gan] = {}
+        self._whole: set[str] = set()  # ids of those whose weights are still there
         self._unselected: list[Candidate] = []
         self.parts = 1  # in which a batch goes through; more once memory has run out
         self._overhead = 1.0
@@ -160,6 +162,10 @@ class Search:
             self._gans[candidate_id] = load_gan(self.folder(candidate_id), self.device)
         return self._gans[candidate_id]
 
+    def files(self, candidate_id: str) -> Files:
+        """Return the files of a candidate's players, for another process."""
+        return read_files(self.folder(candidate_id))
+
     def folder(self, candidate_id: str) -> Path:
         """Return a candidate's folder."""
         return self.out / "candidates" / candidate_id
@@ -180,21 +186,15 @@ class Search:
     def _record(self, outcome: Outcome) -> Candidate:
         """Save a finished child, then write it into the ledger."""
         clock, task = Clock(), outcome.task
-        folder, gan = self.folder(task.id), outcome.gan
         self.meter.images += outcome.images
-        if gan is not None:
-            save_gan(gan, folder)
-            save_sheet(gan.generate(SHEET, seed=SHEET_SEED).numpy(), folder / "samples.png")
-            self._gans[task.id] = gan
+        self._save(outcome, self.folder(task.id))
         for kind, seconds in {**outcome.costs, "save": clock.lap()}.items():
             self.meter.charge(kind, seconds)
             outcome.costs[kind] = seconds
         diagnosis = self._diagnose(outcome)
         candidate = self._candidate(outcome)
         self._overhead = 0.5 * (self._overhead + candidate.seconds - candidate.trained)
-        players = (gan.generator, gan.discriminator) if gan else ()
-        sizes = tuple(player.parameter_count() for player in players) or (0, 0)
-        event = candidate_to_event(candidate, (sizes[0], sizes[1]))
+        event = candidate_to_event(candidate, outcome.sizes)
         vitals = outcome.vitals and outcome.vitals.to_json()
         self.ledger.append({**event, "vitals": vitals, "memory": outcome.memory})
         self.keeper.drop(task.id)
@@ -204,6 +204,17 @@ class Search:
         if diagnosis is not None and not task.proposal.growth:
             self._treat(candidate, diagnosis)
         return candidate
+
+    def _save(self, outcome: Outcome, folder: Path) -> None:
+        """Write down a finished pair, and its sheet."""
+        if outcome.gan is not None:
+            save_gan(outcome.gan, folder)
+            self._gans[outcome.task.id] = outcome.gan
+        elif outcome.files is not None:
+            save_files(outcome.files, folder)
+        if outcome.sheet is not None:
+            save_sheet(outcome.sheet.numpy(), folder / "samples.png")
+            self._whole.add(outcome.task.id)
 
     def _diagnose(self, outcome: Outcome) -> Diagnosis | None:
         """Return what ails a child, which is then a failed one."""
@@ -237,14 +248,10 @@ class Search:
             self._given_up = str(event["diagnosis"])
 
     def _candidate(self, outcome: Outcome) -> Candidate:
-        task, gan, score = outcome.task, outcome.gan, outcome.score
+        task, score = outcome.task, outcome.score
         parent = task.proposal.parent
         before = self.history[parent].images if parent else 0
-        specs = (
-            (gan.generator.spec, gan.discriminator.spec)
-            if gan
-            else task.proposal.specs(self.history)
-        )
+        specs = outcome.specs or task.proposal.specs(self.history)
         return Candidate(
             id=task.id,
             parent=parent,
@@ -287,10 +294,10 @@ class Search:
         self._gans = {name: gan for name, gan in self._gans.items() if name in keep}
         # Their parents are what is left where a file turns out to be damaged.
         keep |= {self.history[name].parent or name for name in keep}
-        for candidate in self.history.candidates:
-            if candidate.id not in keep:
-                for name in (MANIFEST, *FILES[1:]):
-                    (self.folder(candidate.id) / name).unlink(missing_ok=True)
+        for name in self._whole - keep:
+            for file in (MANIFEST, *FILES[1:]):
+                (self.folder(name) / file).unlink(missing_ok=True)
+        self._whole &= keep
 
     def _replay(self) -> None:
         """Rebuild the history from the ledger, and forget what was never written down."""
@@ -302,6 +309,7 @@ class Search:
                 candidate = self._counted(candidate_from_event(event), tried)
                 tried[candidate.id] = candidate
                 self._unselected.append(candidate)
+                self._whole.add(candidate.id)
                 self._overhead = candidate.seconds - candidate.trained
                 if event.get("vitals") and not candidate.error:
                     self._vitals[candidate.id] = Vitals(**event["vitals"])

@@ -18,7 +18,7 @@ from growgan.metrics.features import Extractor
 from growgan.metrics.protocol import Protocol
 from growgan.metrics.sliced import sliced_wasserstein
 
-KINDS = ("fd", "swd")
+KINDS = ("fd", "swd", "intra-fd")
 MOST_REALS = 10_000
 GROUPS = 8  # of the jackknife: every 8th sample is of one group
 
@@ -31,7 +31,8 @@ _PATCHES = 64  # an image and level; the published protocol takes 128
 class Score:
     """``value`` (0 is perfect, 1 is total collapse) and its standard error ``stderr``.
 
-    ``parts`` holds the distances before division: "fd", and "swd" (x 10³) where it was asked for.
+    ``parts`` holds the distances before division: "fd" or "intra-fd", and "swd" (x 10³) where it
+    was asked for.
     ``resolution`` is (h, w).
     """
 
@@ -45,11 +46,12 @@ class Score:
 class _Reals:
     """What is needed of the reals at one resolution.
 
-    ``moments`` of their features (None for "swd"), the first of their ``images`` uint8 [n, C, h, w]
-    (None without SWD), and the distance of total collapse to them as ``reference``.
+    ``moments`` of their features, by class, or of all as class -1 (none for "swd"), the first of
+    their ``images`` uint8 [n, C, h, w] (None without SWD), and the distance of total collapse to
+    them as ``reference``.
     """
 
-    moments: Moments | None
+    moments: dict[int, Moments]
     images: Tensor | None
     reference: float
 
@@ -62,7 +64,8 @@ class Scorer:
     total collapse at that resolution. For the Fréchet distance that is the trace of the reals'
     feature covariance: the distance of a single point at the reals' mean. For SWD it is the
     distance of flat images. So 1 is "no better than one average image" in any dataset, and worse
-    than 1 is possible.
+    than 1 is possible. Kind "intra-fd" is the mean over classes of the distance within each, over
+    the mean trace: 1 is "no better than one average image of each class".
 
     What a reference must do is to give one fault one score at every resolution. On Fashion-MNIST at
     4, 8, 16 and 32 pixels, reals without two classes scored 0.069, 0.078, 0.088, 0.088 by the trace
@@ -82,17 +85,19 @@ class Scorer:
         seed: int = 0,
         kind: str = "fd",
         swd: bool = False,
+        labels: NDArray[np.int64] | None = None,
     ) -> None:
         """Prepare to score against ``reals`` [N, C, H, W]; a subset of at most 10,000 is used.
 
-        ``extractor`` is needed for kind "fd" only; ``swd`` adds the sliced Wasserstein distance to
-        the parts (kind "swd" always does). Raises UserError for an unknown kind, fewer than 16
-        samples, or fewer than 16 reals.
+        ``extractor`` is needed for all kinds but "swd", ``labels`` of the reals, int64 [N], -1 for
+        none, for kind "intra-fd"; ``swd`` adds the sliced Wasserstein distance to the parts (kind
+        "swd" always does). Raises UserError for an unknown kind, fewer than 16 samples (of each
+        class), fewer than 16 reals, or a class with fewer than 2.
         """
         if kind not in KINDS:
             raise unknown("score kind", kind, KINDS)
-        if kind == "fd" and extractor is None:
-            raise ValueError("extractor must be given for kind 'fd', but is None")
+        if kind != "swd" and extractor is None:
+            raise ValueError(f"extractor must be given for kind '{kind}', but is None")
         for name, count in (("samples", samples), ("the number of reals", len(reals))):
             if count < 2 * GROUPS:
                 raise UserError(f"{name} must be at least {2 * GROUPS} to score, but is {count}")
@@ -102,11 +107,34 @@ class Scorer:
         self._images = reals
         self._chosen = torch.randperm(len(reals), generator=generator)[:MOST_REALS].numpy()
         self._known: dict[tuple[int, int], _Reals] = {}
+        self._labels = self._checked(labels) if kind == "intra-fd" else None
+        self.classes = 0 if self._labels is None else int(self._labels.max()) + 1
+
+    def _checked(self, labels: NDArray[np.int64] | None) -> NDArray[np.int64]:
+        """Return the labels of the chosen reals; raise a UserError where they do not suffice."""
+        known = np.full(len(self._chosen), -1) if labels is None else labels[self._chosen]
+        counts = np.bincount(known[known >= 0], minlength=1)
+        if counts.min() < 2:
+            few = int(counts.argmin())
+            raise UserError(f"class {few} has {counts[few]} images, too few to score within it")
+        if self.samples < 2 * GROUPS * len(counts):
+            least = 2 * GROUPS * len(counts)
+            raise UserError(f"samples must be at least {least} to score within each class")
+        return known
+
+    def labels(self) -> NDArray[np.int64] | None:
+        """Return the label of each sample, int64 [samples], None where classes do not matter.
+
+        They take turns so that each group of the jackknife has as many of each.
+        """
+        return np.arange(self.samples) // GROUPS % self.classes if self.classes else None
 
     @property
     def protocol(self) -> Protocol:
         """What every score of this scorer was measured with."""
         reals = hashlib.sha256(np.ascontiguousarray(self._images[self._chosen[:64]]).data)
+        if self._labels is not None:
+            reals.update(self._labels.tobytes())
         height, width = self._images.shape[2:]
         return Protocol(
             metric="score",
@@ -121,6 +149,7 @@ class Scorer:
     def score(self, generate: Callable[[int], Tensor], resolution: tuple[int, int]) -> Score:
         """Score ``generate(n)``, which returns the same n uint8 images [n, C, h, w] at each call.
 
+        For kind "intra-fd" they have the classes that :meth:`labels` gives.
         Raises ValueError where it returns anything else, or ``resolution`` exceeds the reals'.
         """
         fakes = generate(self.samples)
@@ -131,9 +160,15 @@ class Scorer:
         reals = self._reals(resolution)
         parts: dict[str, float] = {}
         value = stderr = 0.0
-        if reals.moments is not None and self.extractor is not None:
-            value, stderr = frechet_with_error(self.extractor(fakes), reals.moments, GROUPS)
-            parts["fd"] = value
+        if self.extractor is not None and reals.moments:
+            features, labels = self.extractor(fakes), self.labels()
+            found = [
+                frechet_with_error(features if labels is None else features[labels == c], m, GROUPS)
+                for c, m in reals.moments.items()
+            ]
+            value = sum(each[0] for each in found) / len(found)
+            stderr = sum(each[1] ** 2 for each in found) ** 0.5 / len(found)
+            parts[self.kind] = value
         if reals.images is not None:
             parts["swd"] = self._sliced(fakes, reals.images)
             if self.kind == "swd":
@@ -146,11 +181,11 @@ class Scorer:
             h, w = self._images.shape[2:]
             if not (1 <= resolution[0] <= h and 1 <= resolution[1] <= w):
                 raise ValueError(f"resolution must be at most {(h, w)}, but is {resolution}")
-            moments = images = None
-            collapse = 0.0
-            if self.kind == "fd" and self.extractor is not None:
-                moments = Moments.of_chunks(map(self.extractor, self._chunks(resolution)))
-                collapse = float(moments.covariance.trace())
+            images, collapse, moments = None, 0.0, dict[int, Moments]()
+            if self.kind != "swd" and self.extractor is not None:
+                moments = self._moments(self.extractor, resolution)
+                traces = [float(each.covariance.trace()) for each in moments.values()]
+                collapse = sum(traces) / len(traces)
             if self.swd:
                 images = torch.cat(list(self._chunks(resolution, self.samples)))
                 if self.kind == "swd":
@@ -159,11 +194,24 @@ class Scorer:
             self._known[resolution] = _Reals(moments, images, collapse or 1.0)
         return self._known[resolution]
 
+    def _moments(self, extractor: Extractor, resolution: tuple[int, int]) -> dict[int, Moments]:
+        features = map(extractor, self._chunks(resolution))
+        if self._labels is None:
+            return {-1: Moments.of_chunks(features)}
+        whole, labels = torch.cat(list(features)), self._labels
+        starts = range(0, len(labels), _CHUNK)
+        labels = np.concatenate([labels[i : i + _CHUNK][self._order(i)] for i in starts])
+        return {c: Moments.of(whole[labels == c]) for c in range(self.classes)}
+
+    def _order(self, start: int) -> NDArray[np.int64]:
+        """Return in which order a chunk of reals is read: a memory map reads faster in its own."""
+        return np.argsort(self._chosen[start : start + _CHUNK])
+
     def _chunks(self, resolution: tuple[int, int], most: int = MOST_REALS) -> Iterator[Tensor]:
         """Yield the first ``most`` of the chosen reals, uint8 [n, C, h, w] at ``resolution``."""
         chosen = self._chosen[:most]
         for start in range(0, len(chosen), _CHUNK):
-            index = np.sort(chosen[start : start + _CHUNK])  # a memory map reads faster in order
+            index = np.sort(chosen[start : start + _CHUNK])
             images = torch.from_numpy(self._images[index])
             yield shrink(images, resolution)
 

@@ -14,7 +14,8 @@ import json
 import os
 import shutil
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, cast
@@ -44,9 +45,33 @@ def save_gan(gan: Gan, folder: Path, mark: Mark | None = None) -> None:
 
     A pair in the middle of a slice is saved with its ``mark``.
     """
+    with _appearing(folder) as partial:
+        _write(gan, mark, partial)
+
+
+def save_files(files: Files, folder: Path) -> None:
+    """Write what was :func:`packed` to ``folder``, which appears complete or not at all."""
+    with _appearing(folder) as partial:
+        for name, content in files.items():
+            (partial / name).write_bytes(content)
+
+
+@contextmanager
+def _appearing(folder: Path) -> Iterator[Path]:
+    """Yield an empty folder, which becomes ``folder`` once all that is in it is on the disk."""
     partial = folder.with_name(f".{folder.name}.partial")
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)
+    yield partial
+    for path in partial.iterdir():
+        _flush(path)
+    shutil.rmtree(folder, ignore_errors=True)
+    partial.rename(folder)
+    _flush(folder.parent)
+
+
+def _write(gan: Gan, mark: Mark | None, partial: Path) -> None:
+    """Write a pair into an empty folder."""
     specs = {player: getattr(gan, player).spec.to_json() for player in PLAYERS[:2]}
     weights = {
         f"{player}.{name}": tensor.detach().cpu().contiguous()
@@ -72,11 +97,6 @@ def save_gan(gan: Gan, folder: Path, mark: Mark | None = None) -> None:
     save_file(state, partial / "state.safetensors")
     sums = {path.name: _digest(path) for path in sorted(partial.iterdir())}
     (partial / MANIFEST).write_text(json.dumps(sums, indent=1))
-    for path in partial.iterdir():
-        _flush(path)
-    shutil.rmtree(folder, ignore_errors=True)
-    partial.rename(folder)
-    _flush(folder.parent)
 
 
 def _flush(path: Path) -> None:
@@ -148,8 +168,18 @@ def load_gan(folder: Path, device: str = "cpu") -> Gan:
 def packed(gan: Gan) -> Files:
     """Return the files of :func:`save_gan` by name, for another process."""
     with tempfile.TemporaryDirectory() as folder:
-        save_gan(gan, Path(folder) / "gan")
-        return {path.name: path.read_bytes() for path in (Path(folder) / "gan").iterdir()}
+        _write(gan, None, Path(folder))
+        return read_files(Path(folder))
+
+
+def read_files(folder: Path) -> Files:
+    """Return the files of a saved pair by name, as :func:`packed` does.
+
+    Raises:
+        UserError: something is missing or damaged; the file is named.
+    """
+    check_files(folder)
+    return {name: (folder / name).read_bytes() for name in (*FILES, MANIFEST)}
 
 
 def unpacked(files: Files, device: torch.device | str = "cpu") -> Gan:
