@@ -82,13 +82,12 @@ def per_label(
     cluster = cluster_of(executor, address, gpus, free=False)
     crew = replace(cluster, cpus=threads) if cluster else jobs
     asked = {"classes": list(found.classes), "command": words, "settings": list(set_ or [])}
-    place = out or free_folder(f"{found.name}-per-label")
-    pool = begin(place, asked)
+    pool = begin(out or free_folder(f"{found.name}-per-label"), asked)
     try:
         _train(pool, labels, words, changes, crew)
     except KeyboardInterrupt:
         raise KeyboardInterrupt("the same command goes on") from None
-    typer.echo(f"{place}: {len(labels)} of {len(found.classes)} labels are done")
+    typer.echo(f"{pool.path}: {len(labels)} of {len(found.classes)} labels are done")
 
 
 def _labels(only: int | None, classes: int) -> Sequence[int]:
