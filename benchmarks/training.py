@@ -33,7 +33,8 @@ from growgan.config import Settings, make_settings
 from growgan.data import ImageSet
 from growgan.data.batches import Batches
 from growgan.growth.history import Space
-from growgan.nets.layers import PixelNorm, channels_last
+from growgan.nets.layers import channels_last
+from growgan.nets.norms import PixelNorm
 from growgan.nets.presets import PRESETS
 from growgan.nets.stack import Generator
 from growgan.objectives import Objective, Step, make_objective

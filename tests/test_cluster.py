@@ -105,6 +105,9 @@ def test_without_rounds_every_worker_has_something_to_do(
     names = [e["id"] for e in children]
     assert names != sorted(names) and sorted(names) == [f"{i:04d}" for i in range(len(names))]
     check_parents(children)
+    # Not even a parent that was a little better is trained on twice.
+    tried = [(e["parent"], e["growth"]) for e in children]
+    assert len(set(tried)) == len(tried)
     own = [e["images"] - (0 if e["parent"] is None else by_id(children, e)) for e in children]
     assert sum(own) <= 2400 and sum(own) > 2400 - 8 * crew.workers
     assert run.best.sample(2).shape == (2, 16, 16, 1)

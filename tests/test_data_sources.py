@@ -403,7 +403,7 @@ def test_digits_are_spread_over_the_whole_range(load: Load) -> None:
 def test_digits_without_scikit_learn_say_what_to_install(
     load: Load, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("growgan.data.digits.util.find_spec", lambda name: None)
+    monkeypatch.setitem(sys.modules, "sklearn", None)
     with pytest.raises(UserError, match="pip install scikit-learn"):
         load("digits")
 

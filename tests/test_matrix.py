@@ -24,7 +24,7 @@ from growgan.growth.run import check_names, for_data
 from growgan.nets.blocks import BLOCKS
 from growgan.nets.cost import parameters as parameters_of
 from growgan.nets.edits import Append
-from growgan.nets.layers import NORMS
+from growgan.nets.norms import NORMS
 from growgan.nets.presets import PRESETS
 from growgan.nets.spec import LayerSpec, StackSpec
 from growgan.objectives import AUGMENTATIONS, LOSSES, REGULARISERS, make_objective

@@ -19,10 +19,10 @@ from growgan.nets.layers import (
     LATTICE,
     Conv,
     MinibatchDeviation,
-    PixelNorm,
     Project,
     StridedConv,
 )
+from growgan.nets.norms import PixelNorm
 from growgan.nets.presets import PRESETS
 from growgan.nets.presets.base import base_grid, stage_width
 from growgan.nets.spec import LayerSpec, StackSpec
@@ -396,3 +396,15 @@ def test_what_would_draw_a_lattice_is_learnt_more_slowly() -> None:
     ]
     shares = [m / p for m, p in zip(moved, plain, strict=True)]
     assert shares == pytest.approx([1, LATTICE, LATTICE**2], rel=1e-4)
+
+
+def test_pixel_norm_is_that_of_the_paper_and_differentiable_twice() -> None:
+    norm = PixelNorm()
+    for width in (3, 80):  # by a product of matrices, and by a reduction
+        x = torch.randn(2, width, 3, 2, requires_grad=True)
+        expected = x / (x.square().mean(1, keepdim=True) + 1e-8).sqrt()
+        torch.testing.assert_close(norm(x), expected, rtol=1e-6, atol=1e-6)
+        with torch.no_grad():
+            torch.testing.assert_close(norm(x), expected, rtol=1e-6, atol=1e-6)
+    x = torch.randn(2, 3, 3, 2, dtype=torch.float64, requires_grad=True)
+    assert torch.autograd.gradcheck(norm, (x,)) and torch.autograd.gradgradcheck(norm, (x,))

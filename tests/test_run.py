@@ -26,6 +26,7 @@ from growgan.growth.policies import Dynamic, Fixed, Progressive, RandomGrowth
 from growgan.growth.policies.base import Selection, go_on
 from growgan.nets.cost import parameters
 from growgan.nets.edits import Append, Insert, Widen, apply
+from growgan.nets.presets import PRESETS
 from growgan.nets.spec import LayerSpec
 from growgan.objectives import make_objective
 from growgan.training.checkpoint import load_gan
@@ -89,6 +90,22 @@ def test_settings_that_cannot_work_leave_nothing_behind(
     with pytest.raises(UserError, match=message):
         grow(data, out=tmp_path / "run", images=80, settings=tiny(**settings))
     assert not (tmp_path / "run").exists()
+
+
+def test_a_preset_that_is_named_begins_in_its_small_form(data: ImageSet, tmp_path: Path) -> None:
+    values = {
+        "preset": "sngan",
+        "batch": 8,
+        "policy": "fixed",
+        "stack": {"width": 16},
+        "score": {"kind": "swd", "samples": 32},
+    }
+    run = grow(data, out=tmp_path / "run", images=8, settings=values)
+    used, small = Settings.from_yaml(run.path / "config.yaml"), PRESETS["sngan"].small
+    assert small["loss"] == used.loss == "hinge" and used.batch == 8
+    assert used.stack.kind == small["stack"]["kind"] and used.stack.width == 16
+    with pytest.raises(UserError, match="unknown preset 'sngn'"):
+        grow(data, out=tmp_path / "other", images=8, settings={"preset": "sngn"})
 
 
 def test_an_output_that_cannot_be_written_is_named(data: ImageSet, tmp_path: Path) -> None:

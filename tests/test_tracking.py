@@ -96,7 +96,9 @@ def test_none_is_on_by_default_and_a_missing_client_leaves_nothing_behind(
     assert settings.tracking == ("tensorboard", "wandb")
     assert make_settings(overrides=["tracking=none"]).tracking == ()
     monkeypatch.setitem(sys.modules, "wandb", None)
-    with pytest.raises(UserError, match="tracking by wandb needs its client: pip install wandb"):
+    with pytest.raises(
+        UserError, match="tracking by wandb needs what is not installed: pip install wandb"
+    ):
         grown(make_images, tmp_path / "run", "wandb")
     with pytest.raises(UserError, match="unknown tracker 'tensorbord'"):
         grown(make_images, tmp_path / "run", "tensorbord")

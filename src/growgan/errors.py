@@ -8,10 +8,26 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from difflib import get_close_matches
+from importlib.util import find_spec
 
 
 class UserError(Exception):
     """A mistake that the user can mend; the text names the thing, its value and the choices."""
+
+
+def require(module: str, what: str, package: str) -> None:
+    """Raise a :class:`UserError` that says how to get ``package`` if ``module`` is not installed.
+
+    >>> require("no_such_module", "ONNX", "'growgan[onnx]'")
+    Traceback (most recent call last):
+    growgan.errors.UserError: ONNX needs what is not installed: pip install 'growgan[onnx]'
+    """
+    try:
+        missing = find_spec(module) is None
+    except ValueError:  # imported already, from no file
+        missing = False
+    if missing:
+        raise UserError(f"{what} needs what is not installed: pip install {package}")
 
 
 def unknown(what: str, name: str, valid: Iterable[str]) -> UserError:

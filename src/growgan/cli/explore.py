@@ -10,7 +10,7 @@ from typing import Annotated
 
 import typer
 
-from growgan.errors import UserError
+from growgan.errors import UserError, require
 
 HOST = "127.0.0.1"
 
@@ -24,12 +24,11 @@ def explore(
     browser: Annotated[bool, typer.Option(help="open a browser, too")] = True,
 ) -> None:
     """Open a run in the browser: its growth, its samples, and what lies between them."""
-    try:
-        from growgan.explore.server import serve
-        from growgan.explore.studio import Studio
-    except ImportError as error:
-        raise UserError("the explorer needs the extra: pip install 'growgan[explore]'") from error
+    for module in ("starlette", "uvicorn"):
+        require(module, "the explorer", "'growgan[explore]'")
     from growgan.data import load_images
+    from growgan.explore.server import serve
+    from growgan.explore.studio import Studio
     from growgan.growth.run import Run, check_out
 
     model = Run.open(run).best

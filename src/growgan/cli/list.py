@@ -19,7 +19,7 @@ REGISTRIES = {
     "conditionings": "growgan.objectives.conditioning:CONDITIONINGS",
     "augmentations": "growgan.objectives:AUGMENTATIONS",
     "blocks": "growgan.nets.blocks:BLOCKS",
-    "norms": "growgan.nets.layers:NORMS",
+    "norms": "growgan.nets.norms:NORMS",
     "forms": "growgan.nets.forms:FORMS",
     "metrics": "growgan.metrics.suite:METRICS",
     "features": "growgan.metrics.networks:FEATURES",

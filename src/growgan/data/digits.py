@@ -2,21 +2,20 @@
 
 from __future__ import annotations
 
-from importlib import metadata, util
+from importlib import metadata
 
 import numpy as np
 
 from growgan.data.files import combine
 from growgan.data.npz import with_labels
 from growgan.data.sources import Arrays, ArraySource, parse_options
-from growgan.errors import UserError
+from growgan.errors import require
 
 
 def open_digits(options: str) -> ArraySource:
     """Return the digits; raises UserError where scikit-learn is not installed."""
     parse_options(options, "digits", {})
-    if util.find_spec("sklearn") is None:
-        raise UserError("digits needs scikit-learn: pip install scikit-learn")
+    require("sklearn", "digits", "scikit-learn")
     digest = combine("digits", metadata.version("scikit-learn"))
     return ArraySource("digits", "scikit-learn", digest, read_digits)
 

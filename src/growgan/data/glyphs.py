@@ -23,7 +23,7 @@ from growgan.data.decode import Pixels
 from growgan.data.files import combine
 from growgan.data.prepare import Size, Survey
 from growgan.data.sources import Labels, parse_options
-from growgan.errors import UserError
+from growgan.errors import UserError, require
 
 Floats = NDArray[np.float64]
 
@@ -43,9 +43,9 @@ FONTS: Final = (
 
 @cache
 def _folder() -> Path:
+    require("matplotlib", "glyphs", "matplotlib")
     spec = util.find_spec("matplotlib")  # its folder is wanted, not its slow import
-    if spec is None or spec.origin is None:
-        raise UserError("glyphs needs matplotlib's fonts: pip install matplotlib")
+    assert spec is not None and spec.origin is not None
     return Path(spec.origin).parent / "mpl-data" / "fonts" / "ttf"
 
 

@@ -12,7 +12,7 @@ from growgan.data.decode import BrokenImage
 from growgan.data.files import combine
 from growgan.data.folder import read_file
 from growgan.data.sources import EncodedSource, Labels, name_classes, parse_options
-from growgan.errors import UserError
+from growgan.errors import UserError, require
 
 
 class HubSource(EncodedSource):
@@ -62,10 +62,9 @@ def open_hub(options: str) -> HubSource:
     chosen = parse_options(rest, "hub", {"split": True, "config": True})
     if not name:
         raise UserError("hub: needs a dataset's name, like hub:mnist")
-    try:
-        import datasets
-    except ImportError as error:
-        raise UserError("hub: needs the datasets library: pip install 'growgan[hub]'") from error
+    require("datasets", "hub:", "'growgan[hub]'")
+    import datasets
+
     split = chosen.get("split", "train")
     try:
         rows = datasets.load_dataset(name, chosen.get("config"), split=split)

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
-from importlib.util import find_spec
 from typing import Any
 from uuid import uuid4
 
@@ -19,7 +18,7 @@ import torch
 
 from growgan.config import Settings
 from growgan.data import ImageSet
-from growgan.errors import UserError
+from growgan.errors import UserError, require
 from growgan.growth.executor import Keeper, Outcome, Silent, Standing, Task, Trainer, batches_of
 from growgan.growth.history import Candidate
 from growgan.growth.scoring import scorer_of
@@ -54,8 +53,7 @@ class Cluster:
     free: bool = False
 
     def __post_init__(self) -> None:
-        if find_spec("ray") is None:
-            raise UserError("a cluster needs the extra: pip install 'growgan[cluster]'")
+        require("ray", "a cluster", "'growgan[cluster]'")
 
 
 @dataclass(frozen=True)

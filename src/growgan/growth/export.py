@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from growgan import __version__
-from growgan.errors import UserError
+from growgan.errors import UserError, require
 from growgan.growth.model import Model
 from growgan.nets.pretrained import CARD, WEIGHTS
 from growgan.nets.stack import Generator
@@ -50,10 +50,7 @@ def write_nothing_more(drawing: nn.Module, example: tuple[Tensor, ...], path: Pa
 @EXPORTS.register("onnx", "graph for ONNX runtimes, of any batch size", "onnx.ai")
 def write_onnx(drawing: nn.Module, example: tuple[Tensor, ...], path: Path) -> None:
     """Write ``path``.onnx, with the inputs ``z`` (and ``y``) and the output ``images``."""
-    try:
-        import onnxscript  # noqa: F401
-    except ImportError as error:
-        raise UserError("ONNX needs the extra: pip install 'growgan[onnx]'") from error
+    require("onnxscript", "ONNX", "'growgan[onnx]'")
     batch = torch.export.Dim("n")
     with _quiet():
         program: Any = torch.onnx.export(

@@ -142,18 +142,23 @@ def begin(path: Path, asked: dict[str, Any]) -> Pool:
         UserError: the folder holds other things, or a pool that was asked for otherwise.
     """
     pool = Pool(path)
-    if Pool.is_one(path):
-        other = [key for key in asked if pool.asked.get(key) != asked[key]]
-        if other:
-            was, now = pool.asked.get(other[0]), asked[other[0]]
-            raise UserError(f"'{path}' was begun with {other[0]} {was}, and not with {now}")
-        return pool
-    # What is hidden is a file that another job of an array is about to write.
-    if path.exists() and not (path.is_dir() and all(p.name[0] == "." for p in path.iterdir())):
+    if not Pool.is_one(path):
+        _write(path, asked)
+    other = [key for key in asked if pool.asked.get(key) != asked[key]]
+    if other:
+        was, now = pool.asked.get(other[0]), asked[other[0]]
+        raise UserError(f"'{path}' was begun with {other[0]} {was}, and not with {now}")
+    return pool
+
+
+def _write(path: Path, asked: dict[str, Any]) -> None:
+    """Write down a new pool; other jobs of an array may do the same at this moment."""
+    names = (each.name for each in path.iterdir()) if path.is_dir() else (path.name,)
+    taken = path.exists() and any(name[0] != "." for name in names)
+    if taken and not Pool.is_one(path):
         raise UserError(f"'{path}' is not an empty folder; choose another --out")
     try:
         with replacing(path / FILE) as part:
             part.write_text(json.dumps(asked, indent=1))
     except OSError as error:
         raise UserError(f"cannot write to '{path}': {error.strerror or error}") from error
-    return pool

@@ -32,7 +32,7 @@ from growgan.growth.stop import Stop
 from growgan.growth.tracking import check_trackers, trackers
 from growgan.metrics.domain import LEAST_IMAGES
 from growgan.nets.blocks import BLOCKS
-from growgan.nets.layers import NORMS
+from growgan.nets.norms import NORMS
 from growgan.nets.presets import PRESETS
 from growgan.objectives import make_objective
 from growgan.registry import Registry
@@ -106,7 +106,8 @@ def grow(
             is not registered is resumed by giving it again.
         budget: wall clock, like "10m"; everything is counted.
         images: instead: number of images trained on, for exact repetition.
-        settings: a :class:`Settings`, or nested values that differ from the defaults.
+        settings: a :class:`Settings`, or nested values that differ from the defaults and from
+            what the preset that they name is grown with.
         resume: go on with the run in ``out``, by its own settings, and within its own budget
             unless another one is given.
         origin: folder of another run's candidate, which ``settings.origin`` says to go on from;
@@ -125,7 +126,7 @@ def grow(
     check_out(out, None, resume=resume)
     if resume:
         settings = Settings.from_yaml(out / "config.yaml")
-    chosen = settings if isinstance(settings, Settings) else make_settings(settings or {})
+    chosen = settings if isinstance(settings, Settings) else _grown(settings or {})
     if chosen.labels.only is not None:
         data = data.only(chosen.labels.only)
     check_out(out, data, resume=resume)
@@ -145,6 +146,12 @@ def grow(
         prepare(out, chosen, limit, data, began)
         how = (display, clock, stop, cluster)
         return _search(out, chosen, space, decided, limit, data, *how)
+
+
+def _grown(values: Mapping[str, Any]) -> Settings:
+    """Return the settings with which a preset's small form begins, but for ``values``."""
+    preset = make_settings({"preset": values.get("preset", "pggan")}).preset
+    return make_settings(PRESETS[preset].small, values)
 
 
 def _settled(settings: Settings, limit: Budget, data: ImageSet) -> Settings:

@@ -116,7 +116,11 @@ class Search:
             outcome = crew.wait()
             del flying[outcome.task.id]
             self._ended = False
-            self._select([self._record(outcome)], self._alive())
+            child = self._record(outcome)
+            # Who has trained on takes the place of its parent, as it does in rounds: otherwise a
+            # parent that was a little better by chance would be trained on again and again.
+            over = None if child.error or child.growth else child.parent
+            self._select([child], [rival for rival in self._alive() if rival.id != over])
         return self._finished()
 
     def _finished(self) -> Candidate | None:

@@ -7,7 +7,6 @@ them, like ``--set tracking=tensorboard``.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -15,7 +14,7 @@ import numpy as np
 from PIL import Image
 
 from growgan.config import Settings
-from growgan.errors import UserError
+from growgan.errors import require
 from growgan.registry import Registry
 from growgan.training.progress import Display, SilentDisplay, Status
 
@@ -45,8 +44,7 @@ def check_trackers(names: Iterable[str]) -> None:
     """Raise a :class:`UserError` for an unknown name, or a client that is not installed."""
     for name in names:
         module, how = TRACKERS[name].needs
-        if find_spec(module) is None:
-            raise UserError(f"tracking by {name} needs its client: pip install {how}")
+        require(module, f"tracking by {name}", how)
 
 
 def trackers(out: Path, settings: Settings) -> list[Display]:

@@ -24,7 +24,8 @@ from torch import Tensor, nn
 from growgan.errors import UserError
 from growgan.nets.blocks import BLOCKS
 from growgan.nets.forms import FORMS
-from growgan.nets.layers import Scaled, VirtualNorm
+from growgan.nets.layers import Scaled
+from growgan.nets.norms import VirtualNorm
 from growgan.nets.spec import LayerSpec, StackSpec, without_fade
 from growgan.nets.stack import Decoder, Discriminator, Generator, Stack, build, misfit, names
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -13,7 +12,6 @@ from torch import Tensor, nn
 
 from growgan.config import Rate
 from growgan.errors import UserError
-from growgan.nets.ranked import RankedNorm
 from growgan.registry import Registry
 
 GAIN = math.sqrt(2.0)  # He et al. 2015, for (leaky) rectifiers
@@ -55,6 +53,9 @@ class Scaled(nn.Module):
     @property
     def used(self) -> Tensor:
         """The weight in use."""
+        return self._in_use()
+
+    def _in_use(self) -> Tensor:
         if self.rate == "spectral":
             return self.weight / self.singular(follow=self.training)
         return self.weight * self.scale
@@ -169,10 +170,9 @@ class StridedConv(Scaled):
             start = _calming(kernel, 0.0) / (1 - 1 / kernel)
             self.weight.data = self._mixed(start)
 
-    @property
-    def used(self) -> Tensor:
+    def _in_use(self) -> Tensor:
         if not self.calm:
-            return super().used
+            return super()._in_use()
         with torch.autocast(self.weight.device.type, enabled=False):
             return self._mixed(self.calming * self.scale)
 
@@ -238,21 +238,6 @@ class Project(Scaled):
         return flat.view(-1, height, breadth, width).permute(0, 3, 1, 2)
 
 
-class PixelNorm(nn.Module):
-    """x / sqrt(mean_c x² + 1e-8), the mean over channels at each pixel (PGGAN, section 4.2)."""
-
-    def __init__(self, *of: object) -> None:
-        super().__init__()
-
-    def forward(
-        self, x: Float[Tensor, "n c ..."], style: Tensor | None = None
-    ) -> Float[Tensor, "n c ..."]:
-        # A reduction over the last axis, float32 inside, is the fastest eager form on a CPU.
-        square_mean = torch.linalg.vector_norm(x.movedim(1, -1), dim=-1, dtype=torch.float32)
-        square_mean = square_mean.square().unsqueeze(1) / x.shape[1]
-        return x * torch.rsqrt(square_mean + 1e-8).to(x.dtype)
-
-
 class MinibatchDeviation(nn.Module):
     """Append one map holding the mean deviation of features within a group of samples.
 
@@ -305,85 +290,6 @@ def downsample(x: Float[Tensor, "n c h w"], factor: int = 2) -> Float[Tensor, "n
 def channels_last(stack: Any) -> Any:
     """Lay out every weight channels-last, the fastest form on CPUs and GPUs."""
     return stack.to(memory_format=torch.channels_last)
-
-
-class BatchNorm(RankedNorm):
-    """Normalisation over the batch, with a gain and a bias a channel (Ioffe & Szegedy 2015).
-
-    The running averages halve in some seven steps; the average of G takes them over as they are.
-    """
-
-    def __init__(self, width: int, *of: object) -> None:
-        super().__init__(width)
-
-    def forward(self, x: Float[Tensor, "n c h w"], style: Tensor | None = None) -> Tensor:
-        return super().forward(x)
-
-
-class ConditionalNorm(RankedNorm):
-    """Normalisation over the batch, times 1 + gain(style), plus bias(style): linear maps both.
-
-    With latents for a style this is self-modulation (Chen et al. 2019, 1810.01365).
-    """
-
-    def __init__(self, width: int, style: int, rate: Rate) -> None:
-        super().__init__(width, affine=False)
-        if not style:
-            raise UserError("norm 'conditional' has no meaning for D, whose layers have no style")
-        # Small at first: it begins as plain batch norm.
-        self.gain = Dense(style, width, gain=0.1, rate=rate)
-        self.shift = Dense(style, width, gain=0.1, rate=rate)
-
-    def forward(self, x: Float[Tensor, "n c h w"], style: Tensor | None = None) -> Tensor:
-        assert style is not None
-        gain, shift = (part(style)[:, :, None, None] for part in (self.gain, self.shift))
-        return super().forward(x) * (1 + gain) + shift
-
-
-class VirtualNorm(nn.Module):
-    """Normalisation by a reference batch, the first ``REFERENCES`` samples, and the sample itself.
-
-    Salimans et al. 2016, 1606.03498, section 3.4: samples do not depend on each other.
-    """
-
-    REFERENCES = 64
-
-    def __init__(self, width: int, style: int, rate: Rate) -> None:
-        super().__init__()
-        if not style:
-            raise UserError("norm 'virtual' has no meaning for D: its reference would be latents")
-        self.weight = nn.Parameter(torch.ones(width))
-        self.bias = nn.Parameter(torch.zeros(width))
-
-    def forward(self, x: Float[Tensor, "n c h w"], style: Tensor | None = None) -> Tensor:
-        moments = torch.stack([x.float(), x.float().square()]).mean((3, 4))  # [2, N, c]
-        known = moments[:, : self.REFERENCES].mean(1, keepdim=True)
-        share = 1 / (self.REFERENCES + 1)
-        mean, square = torch.lerp(known, moments, share)
-        scale = torch.rsqrt((square - mean.square()).clamp(min=0) + 1e-5) * self.weight
-        shift = self.bias - mean * scale
-        return x * scale[:, :, None, None].to(x.dtype) + shift[:, :, None, None].to(x.dtype)
-
-
-class NoNorm(nn.Module):
-    """x as it is."""
-
-    def __init__(self, *of: object) -> None:
-        super().__init__()
-
-    def forward(self, x: Tensor, style: Tensor | None = None) -> Tensor:
-        return x
-
-
-# Made for so many channels, a length of the style vector and a rate; called with both.
-NORMS: Registry[Callable[[int, int, Rate], nn.Module]] = Registry("norm")
-NORMS.register("pixel", "pixelwise feature normalisation", "Karras et al. 2018")(PixelNorm)
-NORMS.register("batch", "normalisation over the batch", "Ioffe & Szegedy 2015")(BatchNorm)
-NORMS.register(
-    "conditional", "over the batch, gain and bias by the style", "de Vries et al. 2017, 1707.00683"
-)(ConditionalNorm)
-NORMS.register("virtual", "by a reference batch", "Salimans et al. 2016, 1606.03498")(VirtualNorm)
-NORMS.register("none", "no normalisation")(NoNorm)
 
 
 class LeakyReLU(nn.LeakyReLU):

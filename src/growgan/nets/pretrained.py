@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, Self, cast
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
-from growgan.errors import UserError
+from growgan.errors import UserError, require
 from growgan.nets.spec import StackSpec
 from growgan.plain import parse
 
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from growgan.nets.stack import Generator
 
 CONFIG, WEIGHTS, CARD = "config.json", "model.safetensors", "README.md"
-NEEDS_HUB = "models of the hub need the extra: pip install 'growgan[hub]'"
+HUB = ("huggingface_hub", "the hub", "'growgan[hub]'")
 
 
 class Pretrained:
@@ -99,10 +99,9 @@ def push(folder: str | Path, repository: str, *, private: bool = True, **hub: An
     Raises:
         UserError: the extra is missing, or the hub refuses; its own words are in the text.
     """
-    try:
-        from huggingface_hub import HfApi
-    except ImportError as error:
-        raise UserError(NEEDS_HUB) from error
+    require(*HUB)
+    from huggingface_hub import HfApi
+
     api = HfApi(**hub)
     try:
         made = api.create_repo(repository, private=private, exist_ok=True)
@@ -120,10 +119,10 @@ def fetched(source: str | Path, **hub: Any) -> Path:
     """
     if Path(source).is_dir():
         return Path(source)
-    try:
-        from huggingface_hub import snapshot_download
-    except ImportError as error:
-        raise UserError(f"there is no folder '{source}', and {NEEDS_HUB}") from error
+    module, what, package = HUB
+    require(module, f"there is no folder '{source}', and {what}", package)
+    from huggingface_hub import snapshot_download
+
     try:
         files = [CONFIG, WEIGHTS, CARD]
         return Path(snapshot_download(str(source), allow_patterns=files, **hub))

@@ -38,7 +38,7 @@ class LayerSpec:
         width: channels at the layer's image side (G's output, D's input).
         kernel: odd size of its convolutions, in pixels.
         resample: 1, or 2 to double the resolution (G) or halve it (D).
-        norm: name of a normalisation in ``growgan.nets.layers.NORMS``.
+        norm: name of a normalisation in ``growgan.nets.norms.NORMS``.
         activation: name of an activation in ``growgan.nets.layers.ACTIVATIONS``.
     """
 

@@ -24,12 +24,12 @@ from growgan.nets.forms import FORMS, Form
 from growgan.nets.layers import (
     Dense,
     MinibatchDiscrimination,
-    VirtualNorm,
     channels_last,
     downsample,
     upsample,
 )
 from growgan.nets.modifier import Modifier
+from growgan.nets.norms import VirtualNorm
 from growgan.nets.pretrained import Pretrained
 from growgan.nets.spec import StackSpec, without_fade
 

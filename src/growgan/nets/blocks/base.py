@@ -13,7 +13,8 @@ from torch import nn
 
 from growgan.config import Rate
 from growgan.errors import UserError
-from growgan.nets.layers import ACTIVATIONS, NORMS, Conv, Dense
+from growgan.nets.layers import ACTIVATIONS, Conv, Dense
+from growgan.nets.norms import NORMS
 from growgan.nets.spec import LayerSpec, Role
 from growgan.registry import Registry
 

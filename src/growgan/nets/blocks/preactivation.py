@@ -7,7 +7,8 @@ from torch import Tensor, nn
 
 from growgan.config import Rate
 from growgan.nets.blocks.base import BLOCKS, Block
-from growgan.nets.layers import NORMS, Conv, downsample, upsample
+from growgan.nets.layers import Conv, downsample, upsample
+from growgan.nets.norms import NORMS
 from growgan.nets.spec import LayerSpec, Role
 
 

@@ -9,7 +9,8 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from growgan.nets.forms.base import FORMS, End, Ends, Form, Head, Stem
-from growgan.nets.layers import ACTIVATIONS, BatchNorm, Conv, Project, StridedConv
+from growgan.nets.layers import ACTIVATIONS, Conv, Project, StridedConv
+from growgan.nets.norms import BatchNorm
 from growgan.nets.spec import StackSpec
 
 

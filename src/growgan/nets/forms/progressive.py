@@ -8,7 +8,8 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from growgan.nets.forms.base import FORMS, End, Ends, Form, Head, Stem
-from growgan.nets.layers import ACTIVATIONS, Conv, MinibatchDeviation, PixelNorm, Project
+from growgan.nets.layers import ACTIVATIONS, Conv, MinibatchDeviation, Project
+from growgan.nets.norms import PixelNorm
 from growgan.nets.spec import StackSpec
 
 

@@ -9,7 +9,8 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from growgan.nets.forms.base import FORMS, End, Ends, Form, Head, Stem
-from growgan.nets.layers import BatchNorm, Conv, Project, downsample
+from growgan.nets.layers import Conv, Project, downsample
+from growgan.nets.norms import BatchNorm
 from growgan.nets.spec import StackSpec
 
 

@@ -10,7 +10,8 @@ from torch import Tensor, nn
 
 from growgan.nets.forms.base import FORMS, Ends, Form, Head, Stem
 from growgan.nets.forms.progressive import FromImage, ProgressiveEnd
-from growgan.nets.layers import ACTIVATIONS, Conv, Dense, PixelNorm
+from growgan.nets.layers import ACTIVATIONS, Conv, Dense
+from growgan.nets.norms import PixelNorm
 from growgan.nets.spec import StackSpec
 
 SPEED = 0.01  # of the mapping network, beside all else
