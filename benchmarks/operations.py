@@ -65,14 +65,12 @@ def pixel_norm() -> Part:
     for channels, side in FEATURES:
         x = features(channels, side)
         ways: dict[str, Way] = {
-            "growgan": lambda x=x: PixelNorm()(x),  # type: ignore[misc]
-            "reduction": lambda x=x: reduced(x),  # type: ignore[misc]
-            "as published": lambda x=x: (  # type: ignore[misc]
-                x * torch.rsqrt(x.square().mean(1, keepdim=True) + 1e-8)
-            ),
-            "torch's RMS norm": lambda x=x: (  # type: ignore[misc]
-                F.rms_norm(x.movedim(1, -1), (x.shape[1],), eps=1e-8).movedim(-1, 1)
-            ),
+            "growgan": lambda x=x: PixelNorm()(x),
+            "reduction": lambda x=x: reduced(x),
+            "as published": lambda x=x: x * torch.rsqrt(x.square().mean(1, keepdim=True) + 1e-8),
+            "torch's RMS norm": lambda x=x: F.rms_norm(
+                x.movedim(1, -1), (x.shape[1],), eps=1e-8
+            ).movedim(-1, 1),
         }
         yield f"{channels} channels, {side}×{side}", ways, (x,)
 
@@ -91,7 +89,7 @@ def lattice() -> Part:
                 weight = weight - (1 - LATTICE) * alternating
             return weight
 
-        ways = {"growgan": lambda layer=layer: layer.used, "sums": by_sums}  # type: ignore[misc]
+        ways = {"growgan": lambda layer=layer: layer.used, "sums": by_sums}
         yield f"{width} to {width} channels", ways, (layer.weight,)
 
 
@@ -112,8 +110,8 @@ def halving() -> Part:
         weight = torch.randn(2 * channels, channels, 4, 4, dtype=DTYPE)
         weight = weight.contiguous(memory_format=torch.channels_last).requires_grad_()
         ways: dict[str, Way] = {
-            "growgan": lambda x=x, w=weight: F.conv2d(x, w, stride=2, padding=1),  # type: ignore[misc]
-            "folded": lambda x=x, w=weight: folded(x, w),  # type: ignore[misc]
+            "growgan": lambda x=x, w=weight: F.conv2d(x, w, stride=2, padding=1),
+            "folded": lambda x=x, w=weight: folded(x, w),
         }
         yield f"{channels} channels, {side}×{side}", ways, (x, weight)
 
@@ -124,9 +122,9 @@ def from_image() -> Part:
         x = features(3, 32, 2 * BATCH)
         weight = torch.randn(channels, 3, 1, 1, dtype=DTYPE).requires_grad_()
         ways: dict[str, Way] = {
-            "growgan": lambda x=x, w=weight: F.conv2d(x, w),  # type: ignore[misc]
-            "linear": lambda x=x, w=weight: (  # type: ignore[misc]
-                F.linear(x.permute(0, 2, 3, 1), w[:, :, 0, 0]).permute(0, 3, 1, 2)
+            "growgan": lambda x=x, w=weight: F.conv2d(x, w),
+            "linear": lambda x=x, w=weight: F.linear(x.permute(0, 2, 3, 1), w[:, :, 0, 0]).permute(
+                0, 3, 1, 2
             ),
         }
         yield f"to {channels} channels", ways, (x, weight)
