@@ -29,8 +29,8 @@ from growgan.nets.layers import (
     MinibatchDiscrimination,
     Project,
     StridedConv,
-    VirtualNorm,
 )
+from growgan.nets.norms import VirtualNorm
 from growgan.nets.presets import PRESETS
 from growgan.nets.presets.base import ROLES
 from growgan.nets.spec import LayerSpec, Role, StackSpec
