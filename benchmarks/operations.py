@@ -20,7 +20,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from training import Case, noise
+from training import Case, PublishedNorm, noise, timed
 
 from growgan.config import make_settings
 from growgan.data.batches import Batches
@@ -47,11 +47,7 @@ def microseconds(call: Callable[[], object], calls: int = 50) -> float:
     """Return the median time of a call."""
     for _ in range(5):
         call()
-    times = []
-    for _ in range(calls):
-        begun = time.perf_counter()
-        call()
-        times.append(time.perf_counter() - begun)
+    times = [timed(call, torch.device("cpu")) for _ in range(calls)]
     return 1e6 * statistics.median(times)
 
 
@@ -67,7 +63,7 @@ def pixel_norm() -> Part:
         ways: dict[str, Way] = {
             "growgan": lambda x=x: PixelNorm()(x),
             "reduction": lambda x=x: reduced(x),
-            "as published": lambda x=x: x * torch.rsqrt(x.square().mean(1, keepdim=True) + 1e-8),
+            "as published": lambda x=x: PublishedNorm()(x),
             "torch's RMS norm": lambda x=x: F.rms_norm(
                 x.movedim(1, -1), (x.shape[1],), eps=1e-8
             ).movedim(-1, 1),

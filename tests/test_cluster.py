@@ -250,7 +250,6 @@ def test_a_cluster_without_rounds_spends_the_budget_on_sound_children(
 @pytest.mark.filterwarnings("ignore")
 def test_a_killed_head_goes_on_from_the_ledger(data: ImageSet, tmp_path: Path, ray: Any) -> None:
     whole = gg.grow(data, out=tmp_path / "whole", images=2400, settings=settings())
-    np.savez(tmp_path / "data.npz", images=data.images.transpose(0, 2, 3, 1))
     assert data.labels is not None
     np.savez(tmp_path / "data.npz", images=data.images.transpose(0, 2, 3, 1), labels=data.labels)
     program = (

@@ -266,7 +266,7 @@ class Trainer:
         """Return labels as the score asks for them, or as often as the data has them, mixed."""
         asked = self.scorer.labels() if self.scorer else None
         if asked is not None:
-            return list(map(int, asked))
+            return asked.tolist()
         known = self.batches.known_labels
         if known is None:
             return None

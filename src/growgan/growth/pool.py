@@ -153,9 +153,13 @@ def begin(path: Path, asked: dict[str, Any]) -> Pool:
 
 def _write(path: Path, asked: dict[str, Any]) -> None:
     """Write down a new pool; other jobs of an array may do the same at this moment."""
-    names = (each.name for each in path.iterdir()) if path.is_dir() else (path.name,)
-    taken = path.exists() and any(name[0] != "." for name in names)
-    if taken and not Pool.is_one(path):
+    try:
+        names = [each.name for each in path.iterdir()]
+    except FileNotFoundError:
+        names = []
+    except NotADirectoryError:
+        names = [path.name]
+    if any(name[0] != "." for name in names) and not Pool.is_one(path):
         raise UserError(f"'{path}' is not an empty folder; choose another --out")
     try:
         with replacing(path / FILE) as part:

@@ -108,11 +108,12 @@ class Scorer:
         self._chosen = torch.randperm(len(reals), generator=generator)[:MOST_REALS].numpy()
         self._known: dict[tuple[int, int], _Reals] = {}
         self._labels = self._checked(labels) if kind == "intra-fd" else None
-        self.classes = 0 if self._labels is None else int(self._labels.max()) + 1
+        self.classes = 0 if self._labels is None else int(self._labels[self._chosen].max()) + 1
 
     def _checked(self, labels: NDArray[np.int64] | None) -> NDArray[np.int64]:
-        """Return the labels of the chosen reals; raise a UserError where they do not suffice."""
-        known = np.full(len(self._chosen), -1) if labels is None else labels[self._chosen]
+        """Return the labels of all reals; raise a UserError where they do not suffice."""
+        whole = np.full(len(self._images), -1) if labels is None else labels
+        known = whole[self._chosen]
         counts = np.bincount(known[known >= 0], minlength=1)
         if counts.min() < 2:
             few = int(counts.argmin())
@@ -120,7 +121,7 @@ class Scorer:
         if self.samples < 2 * GROUPS * len(counts):
             least = 2 * GROUPS * len(counts)
             raise UserError(f"samples must be at least {least} to score within each class")
-        return known
+        return whole
 
     def labels(self) -> NDArray[np.int64] | None:
         """Return the label of each sample, int64 [samples], None where classes do not matter.
@@ -134,7 +135,7 @@ class Scorer:
         """What every score of this scorer was measured with."""
         reals = hashlib.sha256(np.ascontiguousarray(self._images[self._chosen[:64]]).data)
         if self._labels is not None:
-            reals.update(self._labels.tobytes())
+            reals.update(self._labels[self._chosen].tobytes())
         height, width = self._images.shape[2:]
         return Protocol(
             metric="score",
@@ -198,22 +199,19 @@ class Scorer:
         features = map(extractor, self._chunks(resolution))
         if self._labels is None:
             return {-1: Moments.of_chunks(features)}
-        whole, labels = torch.cat(list(features)), self._labels
-        starts = range(0, len(labels), _CHUNK)
-        labels = np.concatenate([labels[i : i + _CHUNK][self._order(i)] for i in starts])
+        whole, labels = torch.cat(list(features)), self._labels[np.concatenate(list(self._rows()))]
         return {c: Moments.of(whole[labels == c]) for c in range(self.classes)}
 
-    def _order(self, start: int) -> NDArray[np.int64]:
-        """Return in which order a chunk of reals is read: a memory map reads faster in its own."""
-        return np.argsort(self._chosen[start : start + _CHUNK])
+    def _rows(self, most: int = MOST_REALS) -> Iterator[NDArray[np.int64]]:
+        """Yield which are the first ``most`` of the chosen reals, in chunks."""
+        chosen = self._chosen[:most]
+        for start in range(0, len(chosen), _CHUNK):
+            yield np.sort(chosen[start : start + _CHUNK])  # a memory map reads faster in order
 
     def _chunks(self, resolution: tuple[int, int], most: int = MOST_REALS) -> Iterator[Tensor]:
         """Yield the first ``most`` of the chosen reals, uint8 [n, C, h, w] at ``resolution``."""
-        chosen = self._chosen[:most]
-        for start in range(0, len(chosen), _CHUNK):
-            index = np.sort(chosen[start : start + _CHUNK])
-            images = torch.from_numpy(self._images[index])
-            yield shrink(images, resolution)
+        for rows in self._rows(most):
+            yield shrink(torch.from_numpy(self._images[rows]), resolution)
 
     def _sliced(self, fakes: Tensor, reals: Tensor) -> float:
         """Return the sliced Wasserstein distance of equally many fakes and reals."""

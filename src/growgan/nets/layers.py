@@ -53,7 +53,7 @@ class Scaled(nn.Module):
     @property
     def used(self) -> Tensor:
         """The weight in use."""
-        return self._in_use()
+        return self._in_use()  # compilers cannot follow a property that calls its parent's
 
     def _in_use(self) -> Tensor:
         if self.rate == "spectral":
@@ -180,7 +180,7 @@ class StridedConv(Scaled):
         """Return the stored weight, the values of each kernel sent through a matrix."""
         outputs, inputs, *kernel = self.weight.shape
         values = self.weight.permute(0, 2, 3, 1).reshape(outputs, -1, inputs)
-        mixed = matrix @ values  # one product: sums along either axis take 15 times as long
+        mixed = matrix @ values  # one product: sums along either axis take ten times as long
         return mixed.view(outputs, *kernel, inputs).permute(0, 3, 1, 2)
 
     def forward(self, x: Float[Tensor, "n c h w"]) -> Float[Tensor, "n d h2 w2"]:
