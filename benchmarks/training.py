@@ -4,6 +4,7 @@
     python benchmarks/training.py --only default           # one row group
     python benchmarks/training.py --only pggan --resolution 128 --batch 8
 
+A preset's batch is the published one, up to 64 images unless ``--batch`` says otherwise.
 For each preset and each growth stage: growgan's step; ``plain``, the same networks and loss in
 eager float32, NCHW, unfused Adam, with D run on reals and on fakes apart and G run anew for its own
 step; and the step's floating-point operations (counted by torch, lazy penalties included, two to a
@@ -44,6 +45,7 @@ from growgan.training.stage import step
 
 RESULTS = Path(__file__).parent / "results" / "training.json"
 CYCLE = 16  # steps of one turn: each lazy penalty acts once
+BATCH = 64  # at most: some published batches would fill a cluster
 WIDE = {"stack": {"width": 128}}  # the default stack as search may grow it: 64 and more at 32x32
 
 
@@ -74,7 +76,7 @@ def cases(resolution: int, channels: int, batch: int | None, only: str | None) -
         size = (resolution, resolution)
         space = Space(settings.preset, settings.stack, channels, size)
         for level in range(space.levels + 1):
-            yield Case(name, settings, space, level, batch or settings.batch)
+            yield Case(name, settings, space, level, batch or min(BATCH, settings.batch))
 
 
 class Operations(TorchDispatchMode):
@@ -117,8 +119,10 @@ def plainly(gan: Gan) -> Gan:
     return gan
 
 
-def plain_step(gan: Gan, batches: Batches, objective: Objective, device: torch.device) -> None:
-    """Take one step of each player in the order in which published code does."""
+def plain_step(
+    gan: Gan, batches: Batches, objective: Objective, critic_steps: int, device: torch.device
+) -> None:
+    """Take one step of D, and one of G where it is G's turn, as published code does."""
     g, d = gan.generator, gan.discriminator
     pixels, _ = batches.batch_at(gan.images)
     full = pixels.to(device).float() / 127.5 - 1
@@ -136,18 +140,17 @@ def plain_step(gan: Gan, batches: Batches, objective: Objective, device: torch.d
     torch.stack(list(terms.values())).sum().backward()
     gan.discriminator_optimiser.step()
 
-    view.fake = g(draw())
-    view.fake_logits, view.real_logits = (
-        d(view.fake),
-        d(real) if objective.paired else view.real_logits,
-    )
-    terms = objective.generator(view)
-    gan.generator_optimiser.zero_grad()
-    torch.stack(list(terms.values())).sum().backward()
-    gan.generator_optimiser.step()
-    with torch.no_grad():
-        for mean, weight in zip(gan.average.parameters(), g.parameters(), strict=True):
-            mean.lerp_(weight, 0.001)
+    if (gan.steps + 1) % critic_steps == 0:
+        view.fake = g(draw())
+        view.fake_logits = d(view.fake)
+        view.real_logits = d(real) if objective.paired else view.real_logits
+        terms = objective.generator(view)
+        gan.generator_optimiser.zero_grad()
+        torch.stack(list(terms.values())).sum().backward()
+        gan.generator_optimiser.step()
+        with torch.no_grad():
+            for mean, weight in zip(gan.average.parameters(), g.parameters(), strict=True):
+                mean.lerp_(weight, 0.001)
     gan.images, gan.steps = gan.images + len(real), gan.steps + 1
 
 
@@ -191,7 +194,7 @@ def measure(case: Case, runtime: Runtime, turns: int, peak: float) -> dict[str, 
 
     def run_plain() -> None:
         for _ in range(CYCLE):
-            plain_step(plain, batches, objective, device)
+            plain_step(plain, batches, objective, case.settings.critic_steps, device)
 
     with Operations() as counter:
         run_ours()
