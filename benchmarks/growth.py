@@ -52,6 +52,9 @@ from growgan.training.runtime import machine
 
 RESULTS = Path(__file__).parent / "results" / "growth.jsonl"
 RUNS = Path("runs/growth")
+# Kept with the rows: trained anew, on another machine or by other threads, a judge of the same seed
+# gives distances 5 % apart, and one of another seed 30 %.
+JUDGES = Path(__file__).parent / "judges"
 SAMPLES = 10_000
 DRAWS = 5  # of so many samples: the distance of one varies by a seventh
 JUDGE_SEED = 7_777
@@ -181,6 +184,7 @@ def run_cell(cell: Cell, threads: int) -> dict[str, Any]:
         "growths": _growths(tried, run.best_id),
         "machine": machine(),
         "threads": threads,
+        "judge": _judge(data).fingerprint,
         "commit": _commit(),
     }
 
@@ -240,7 +244,7 @@ def _judge(data: ImageSet) -> Any:
         data.images,
         data.labels,
         fingerprint=data.fingerprint,
-        cache=default_cache(),
+        cache=JUDGES,
         seed=JUDGE_SEED,
     )
 
