@@ -212,20 +212,22 @@ def _growths(tried: list[dict[str, Any]], best: str) -> list[str]:
     return line
 
 
-def judge(model: Model, data: ImageSet) -> dict[str, float]:
+def judge(
+    model: Model, data: ImageSet, draws: int = DRAWS, samples: int = SAMPLES
+) -> dict[str, float]:
     """Return the judge's Fréchet distance, and SWD, to the reals: means over draws of samples."""
     extractor = _judge(data)
     kept = {"identity": data.fingerprint, "cache": default_cache()}
     real = Stored(data.images, name="reals", extractor=lambda: extractor, **kept).moments
-    some = torch.from_numpy(np.array(data.images[:SAMPLES]))
+    some = torch.from_numpy(np.array(data.images[:samples]))
     distances, within, sliced = [], [], []
-    for seed in range(99, 99 + DRAWS):
-        drawn = model.sample(SAMPLES, seed=seed).transpose(0, 3, 1, 2)
+    for seed in range(99, 99 + draws):
+        drawn = model.sample(samples, seed=seed).transpose(0, 3, 1, 2)
         images = torch.from_numpy(drawn.copy())
         features = extractor(images)
         distances.append(frechet(Moments.of(features), real))
         if model.classes:
-            within.append(_within(features, model.labels(SAMPLES), data, extractor))
+            within.append(_within(features, model.labels(samples), data, extractor))
         sliced.append(sliced_wasserstein(images[: len(some)], some, repeats=1, seed=seed).average)
     found = {"fd": statistics.mean(distances), "swd": statistics.mean(sliced)}
     return found | ({"intra": statistics.mean(within)} if within else {})
@@ -234,8 +236,9 @@ def judge(model: Model, data: ImageSet) -> dict[str, float]:
 def _within(features: Tensor, labels: Any, data: ImageSet, extractor: Any) -> float:
     """Return the mean Fréchet distance within classes, of so many reals as there are samples."""
     assert data.labels is not None
-    real = extractor(torch.from_numpy(np.array(data.images[:SAMPLES])))
-    known = torch.from_numpy(np.array(data.labels[:SAMPLES]))
+    count = len(labels)
+    real = extractor(torch.from_numpy(np.array(data.images[:count])))
+    known = torch.from_numpy(np.array(data.labels[:count]))
     return frechet_by_class(features, torch.from_numpy(labels), real, known).value
 
 

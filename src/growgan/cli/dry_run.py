@@ -37,7 +37,7 @@ def show_stages(data: ImageSet, settings: Settings, budget: Budget | None) -> No
         space = replace(space, shape=larger)
     table = Table("resolution", "G parameters", "D parameters", "images/s", "memory")
     for level in range(space.levels + 1):
-        gan, rate, mib = _measure(data, settings, space, level)
+        gan, rate, mib = stage_cost(data, settings, space, level)
         height, width = space.resolution(level)
         sizes = [f"{player.parameter_count():,}" for player in (gan.generator, gan.discriminator)]
         memory = "" if mib is None else f"{mib:,.0f} MiB"
@@ -60,18 +60,19 @@ def _planned(
     policy = make_policy(settings.policy, settings.growth)
     if budget is None or not isinstance(policy, Dynamic):
         return None
-    gan, rate, _ = _measure(data, settings, space, space.levels)
+    gan, rate, _ = stage_cost(data, settings, space, space.levels)
     images = budget.images or rate * (budget.seconds or 0)
     known = gan.generator.spec, gan.discriminator.spec
     return policy.planned(known, images, History(space, budget, settings.seed))
 
 
-def _measure(
+def stage_cost(
     data: ImageSet, settings: Settings, space: Space, level: int
 ) -> tuple[Gan, float, float | None]:
     """Return the pair at ``level``, its speed in images a second, and the most memory in MiB.
 
-    As in a run there is a parent beside the pair in training.
+    As in a run there is a parent beside the pair in training. The memory is None where the system
+    does not tell.
     """
     runtime = make_runtime(settings.device, settings.precision)
     peak = PeakMemory(runtime.device)
