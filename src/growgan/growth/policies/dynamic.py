@@ -92,7 +92,7 @@ class Dynamic:
     tries: int = 1
     search: float = 0.08
     images: int = 50_000
-    shown: float = 0.3
+    shown: float = 0.4
     calm: float = 0.4
     fade: float = 0.8
 
