@@ -126,7 +126,6 @@ BIGGAN: dict[str, Any] = {
         "chunk": 20,
     },
 }
-WIDE = {"width": 1024, "discriminator_width": 1024, "taper": 2}
 SAGAN_128: dict[str, Any] = {"batch": 256, "stack": {**WIDE, "attention": 32}}
 BIGGAN_128: dict[str, Any] = {
     "batch": 2048,
