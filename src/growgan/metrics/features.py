@@ -144,7 +144,7 @@ def domain_extractor(
     if len(images) < domain.LEAST_IMAGES:
         raise UserError(
             f"domain features need at least {domain.LEAST_IMAGES} images, but there are "
-            f"{len(images)}; score.kind=swd needs no features"
+            f"{len(images)}; swd needs no features"
         )
     resolution = domain.training_resolution(images.shape[2], images.shape[3])
     classes = _classes(labels)

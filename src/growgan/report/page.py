@@ -197,11 +197,11 @@ def tell(run: RunRecord) -> list[str]:
     if top is not first:
         reached = clock(max(0.0, top.elapsed - top.seconds))
         start += f" and reached {size(top.resolution, ' × ')} at {reached}"
-    lines = [
-        start + ".",
-        f"G went from {plural(first.generator_layers, 'layer')} to {best.generator_layers}, "
-        f"D from {first.discriminator_layers} to {best.discriminator_layers}.",
-    ]
+    lines = [start + "."]
+    depths = [(c.generator_layers, c.discriminator_layers) for c in (first, best)]
+    if depths[0] != depths[1]:
+        (g, d), (deeper_g, deeper_d) = depths
+        lines.append(f"G went from {plural(g, 'layer')} to {deeper_g}, D from {d} to {deeper_d}.")
     scores = [c.score for c in line if c.score is not None]
     if len(scores) > 1:
         lines.append(f"The score went from {number(scores[0])} to {number(scores[-1])}.")
