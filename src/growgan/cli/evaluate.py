@@ -34,7 +34,7 @@ RealCount = Annotated[int | None, typer.Option(min=1, help="reals at most")]
 HeldOut = Annotated[str | None, typer.Option(metavar="DATA", help="reals that are not in REAL")]
 Resolution = Annotated[str | None, typer.Option(metavar="SIDE", help="of both: 32, or 48x64 (HxW)")]
 Candidate = Annotated[str | None, typer.Option(help="of the run; default: the best")]
-Seed = Annotated[int, typer.Option(min=0, help="decides every draw")]
+Seed = Annotated[int, typer.Option(min=0, max=2**32 - 1, help="decides every draw")]
 Device = Annotated[str, typer.Option(help="auto, cpu, cuda, mps")]
 Json = Annotated[bool, typer.Option("--json", help="print JSON with protocols")]
 Compare = Annotated[
@@ -163,7 +163,8 @@ def _progress() -> Iterator[Watch]:
     from rich.progress import Progress, TaskID
 
     tasks: dict[str, TaskID] = {}
-    with Progress(console=Console(stderr=True), transient=True) as bars:
+    console = Console(stderr=True)
+    with Progress(console=console, transient=True, disable=not console.is_terminal) as bars:
 
         def watch(what: str, done: int, count: int) -> None:
             if what not in tasks:

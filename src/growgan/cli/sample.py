@@ -36,7 +36,7 @@ def sample(
     run: Annotated[str, typer.Argument(help="run directory, export, or hub:USER/NAME")],
     count: Annotated[int, typer.Option("-n", "--count", min=1, help="number of images")] = 64,
     out: Out = "samples.png",
-    seed: Annotated[int, typer.Option(help="decides the latents")] = 0,
+    seed: Annotated[int, typer.Option(min=0, max=2**32 - 1, help="decides the latents")] = 0,
     truncation: Truncation = None,
     candidate: Annotated[str | None, typer.Option(help="id; default: the best")] = None,
     labels: Labels = None,
@@ -59,8 +59,6 @@ def sample(
     looks = walk or combine or mix or morph
     if isinstance(model, Pool) and looks:
         raise UserError("--walk, --combine, --mix and --morph are of one run, not of a pool")
-    if seed < 0:
-        raise UserError(f"--seed must be 0 or more, but got {seed}")
     if sum(value is not None for value in (truncation, walk, combine, mix, morph)) > 1:
         raise UserError("--truncation, --walk, --combine, --mix and --morph exclude each other")
     columns, wanted = None, None
@@ -91,12 +89,16 @@ def _looked_into(
     if walk:
         return model.walk(_picks("walk", walk), steps, count=count, seed=seed), steps
     if combine:
+        if not re.fullmatch(r"[+-]?[\d,]+([+-][\d,]+)*", combine):
+            raise UserError(f"--combine takes sets of picks like 0,1+2,3-4,5, but got '{combine}'")
         signed = re.findall(r"([+-]?)([^+-]+)", combine)
         sets: dict[str, list[list[int]]] = {"": [], "-": []}
         for sign, picks in signed:
             sets[sign.strip("+")].append(_picks("combine", picks))
         return model.combine(sets[""], sets["-"], count=count, seed=seed), 3
-    rows, _, columns = (mix or "").partition(":")
+    rows, colon, columns = (mix or "").partition(":")
+    if not colon:
+        raise UserError(f"--mix takes rows and columns like 0,1:2,3, but got '{mix}'")
     fine = _picks("mix", columns)
     return model.mix(_picks("mix", rows), fine, count=count, seed=seed), len(fine)
 

@@ -19,6 +19,7 @@ from growgan.growth.search import Search
 from growgan.metrics.features import Extractor, domain_extractor
 from growgan.metrics.protocol import Protocol
 from growgan.metrics.score import GROUPS, Scorer
+from growgan.metrics.watch import Progress, unseen
 from growgan.training.runtime import Runtime
 
 
@@ -47,7 +48,12 @@ def trainer_of(
     # All scores of a run are by one network, the one that its first budget could afford.
     start = next(Ledger(out / "ledger.jsonl").read())
     first, copy = Budget(**start["budget"]), out / "extractor.safetensors"
-    scorer = make_scorer(data, settings, first, runtime.device, copy)
+
+    def learnt(done: int, count: int) -> None:
+        if done == 1:
+            search.display.message("learning, once, by what these images are told apart")
+
+    scorer = make_scorer(data, settings, first, runtime.device, copy, learnt)
     drawn = f"latents {SCORE_SEED:#x}, even in {GROUPS} groups"
     keep_protocol(search.ledger, replace(scorer.protocol, preparation=drawn))
     origin = origin_of(out, runtime.device) if settings.origin != "none" else None
@@ -61,6 +67,7 @@ def make_scorer(
     budget: Budget,
     device: torch.device,
     copy: Path | None = None,
+    progress: Progress = unseen,
 ) -> Scorer:
     """Return the scorer for ``data``; its feature network is trained once and cached.
 
@@ -78,6 +85,7 @@ def make_scorer(
             device=device,
             effort=effort,
             copy=copy,
+            progress=progress,
         )
     return scorer_of(data, settings, extractor)
 
