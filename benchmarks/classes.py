@@ -27,7 +27,7 @@ from growgan.data.batches import Batches
 from growgan.growth.run import check_names, for_data
 from growgan.nets.presets import PRESETS
 from growgan.nets.presets.base import ROLES
-from growgan.nets.stack import labelled
+from growgan.nets.wishes import labelled
 from growgan.objectives import make_objective
 from growgan.objectives.conditioning import CONDITIONINGS
 from growgan.training.gan import Gan, latents

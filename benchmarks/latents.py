@@ -25,7 +25,7 @@ from growgan.growth.budget import Budget
 from growgan.growth.run import Run
 from growgan.growth.scoring import make_scorer
 from growgan.metrics.score import GROUPS
-from growgan.nets.stack import Generator
+from growgan.nets.players import Generator
 from growgan.training.checkpoint import load_generator
 from growgan.training.gan import even_latents, latents, to_uint8
 

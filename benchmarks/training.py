@@ -36,8 +36,8 @@ from growgan.data.batches import Batches
 from growgan.growth.history import Space
 from growgan.nets.layers import channels_last
 from growgan.nets.norms import PixelNorm
+from growgan.nets.players import Generator
 from growgan.nets.presets import PRESETS
-from growgan.nets.stack import Generator
 from growgan.objectives import Objective, Step, make_objective
 from growgan.training.gan import Gan
 from growgan.training.runtime import Runtime, best_threads, machine, make_runtime

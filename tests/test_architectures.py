@@ -31,10 +31,10 @@ from growgan.nets.layers import (
     StridedConv,
 )
 from growgan.nets.norms import VirtualNorm
+from growgan.nets.players import Discriminator, Generator, build
 from growgan.nets.presets import PRESETS
 from growgan.nets.presets.base import ROLES
 from growgan.nets.spec import LayerSpec, Role, StackSpec
-from growgan.nets.stack import Discriminator, Generator, build
 
 NAMES = [entry.name for entry in PRESETS]
 GROWING = [name for name in NAMES if name != "gan"]  # which has no grid to double

@@ -23,10 +23,11 @@ from growgan.growth.history import Space
 from growgan.growth.run import check_names, for_data
 from growgan.metrics import evaluate
 from growgan.nets.edits import Widen, apply
+from growgan.nets.players import Discriminator, Generator, build
 from growgan.nets.presets import PRESETS
 from growgan.nets.presets.base import ROLES
 from growgan.nets.spec import StackSpec
-from growgan.nets.stack import Discriminator, Generator, build, labelled, one_hot
+from growgan.nets.wishes import labelled, one_hot
 from growgan.objectives import make_objective
 from growgan.objectives.conditioning import CONDITIONINGS, make_conditioning
 from growgan.objectives.conditioning.classifying import divergence

@@ -22,8 +22,8 @@ from growgan.errors import UserError
 from growgan.growth.export import EXPORTS, Drawing, export
 from growgan.growth.load import Exported, load
 from growgan.growth.model import Model
+from growgan.nets.players import Generator, build
 from growgan.nets.presets import PRESETS
-from growgan.nets.stack import Generator, build
 
 Make = Callable[..., ImageSet]
 # TorchScript still is what programs without Python load.

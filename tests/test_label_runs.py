@@ -25,9 +25,10 @@ from growgan.growth.history import Space
 from growgan.growth.origin import continued
 from growgan.growth.pool import Pool, begin
 from growgan.nets.modifier import Modifier
+from growgan.nets.players import Discriminator, Generator
 from growgan.nets.presets import PRESETS
 from growgan.nets.spec import StackSpec
-from growgan.nets.stack import Discriminator, Generator, one_hot
+from growgan.nets.wishes import one_hot
 from growgan.objectives.conditioning import make_conditioning
 from growgan.objectives.losses import make_loss
 from growgan.objectives.step import Chance, Memory, Step

@@ -23,10 +23,10 @@ from growgan.nets.layers import (
     StridedConv,
 )
 from growgan.nets.norms import PixelNorm
+from growgan.nets.players import Discriminator, Generator, build
 from growgan.nets.presets import PRESETS
 from growgan.nets.presets.base import base_grid, stage_width
 from growgan.nets.spec import LayerSpec, StackSpec
-from growgan.nets.stack import Discriminator, Generator, build
 
 RATES: tuple[Rate, ...] = ("plain", "normal", "equalised", "transfer", "spectral")
 KINDS = ("conv", "strided", "residual")

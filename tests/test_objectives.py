@@ -12,8 +12,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from growgan.errors import UserError
+from growgan.nets.players import Discriminator, build
 from growgan.nets.spec import StackSpec
-from growgan.nets.stack import Discriminator, build
 from growgan.objectives import (
     LOSSES,
     REGULARISERS,

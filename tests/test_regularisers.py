@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from growgan.config import StackSettings
 from growgan.growth.history import Space
-from growgan.nets.stack import Discriminator, Generator, build
+from growgan.nets.players import Discriminator, Generator, build
 from growgan.objectives import REGULARISERS, Step, make_regulariser
 from growgan.objectives.consistency import moved
 from growgan.objectives.regulariser import Penalty

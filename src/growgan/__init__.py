@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from growgan.growth.policies import Dynamic, Fixed, Plateau, Progressive
     from growgan.growth.policies import RandomGrowth as Random
     from growgan.metrics.evaluate import evaluate
-    from growgan.nets.stack import Generator
+    from growgan.nets.players import Generator
 
 __version__ = "0.1.0"
 
@@ -46,7 +46,7 @@ _HOMES = {
     "Cluster": "growgan.growth.cluster:Cluster",
     "Dynamic": "growgan.growth.policies:Dynamic",
     "Fixed": "growgan.growth.policies:Fixed",
-    "Generator": "growgan.nets.stack:Generator",
+    "Generator": "growgan.nets.players:Generator",
     "ImageSet": "growgan.data:ImageSet",
     "Plateau": "growgan.growth.policies:Plateau",
     "Progressive": "growgan.growth.policies:Progressive",

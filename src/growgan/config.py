@@ -89,6 +89,8 @@ class StackSettings(Group):
     judging: str = Field("plain", description="set by the conditioning")
     readouts: tuple[tuple[str, int], ...] = Field((), description="set by the conditioning")
     proxies: int = Field(0, ge=0, description="set by the conditioning")
+    given: int = Field(0, ge=0, description="channels of the given images; set by the data")
+    patches: bool = Field(False, description="D judges each place of its base grid")
     chunk: int = Field(0, ge=0, description="length of each layer's own piece of z; 0: all of it")
     deviation_group: int = Field(4, ge=0, description="minibatch deviation; 0 for none")
     kernels: int = Field(0, ge=0, le=1024, description="minibatch discrimination; 0 for none")

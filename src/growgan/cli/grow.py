@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from growgan.growth import Run
     from growgan.growth.budget import Budget
     from growgan.growth.cluster import Cluster
+    from growgan.tasks import Task
 
 Data = Annotated[str, typer.Argument(help="folder, zip, .npz, IDX file or a dataset's name")]
 Out = Annotated[Path | None, typer.Option(help="run directory; default: a new one in runs/")]
@@ -46,6 +47,12 @@ def grow(
     preset: Annotated[
         str | None, typer.Option(help="see: growgan list presets; default: pggan")
     ] = None,
+    task: Annotated[
+        str | None, typer.Option(help="make each image from another one; see: growgan list tasks")
+    ] = None,
+    truth: Annotated[
+        str | None, typer.Option(help="of a task: what the images of DATA become, by file name")
+    ] = None,
     budget: Wall = None,
     images: Count = None,
     seed: Seed = None,
@@ -64,8 +71,15 @@ def grow(
 
     small = PRESETS[preset or "pggan"].small
     given = options_given(preset=preset, policy=policy, seed=seed, device=device)
+    if task is not None:
+        from growgan.config import merged
+        from growgan.tasks.base import named
+
+        small = merged(small, named(task)[0].small)
+    elif truth is not None:
+        raise UserError("--truth is of a --task; see: growgan list tasks")
     _run(
-        data,
+        [data, *([truth] if truth else [])],
         out,
         lambda side: small,
         given,
@@ -77,12 +91,15 @@ def grow(
         dry_run,
         max_broken,
         cluster_of(executor, address, gpus, free),
+        task,
     )
 
 
 def train(
-    preset: Annotated[str, typer.Argument(help="see: growgan list presets")],
-    data: Data,
+    preset: Annotated[str, typer.Argument(help="or a task; see: growgan list presets, list tasks")],
+    data: Annotated[
+        list[str], typer.Argument(help="as for grow; some tasks take two: given, and truth")
+    ],
     out: Out = None,
     resolution: Resolution = None,
     budget: Wall = None,
@@ -94,20 +111,35 @@ def train(
     dry_run: Dry = False,
     max_broken: Broken = 0.05,
 ) -> None:
-    """Train PRESET on DATA as published, without growth."""
+    """Train PRESET, or a task, on DATA as published, without growth."""
     from growgan.nets.presets import PRESETS
 
-    published = PRESETS[preset].settings
+    task = None if preset in PRESETS else _task(preset)
+    if task is None and len(data) > 1:
+        raise UserError(f"preset '{preset}' takes one DATA, but got {len(data)}: {', '.join(data)}")
 
     def start(side: int) -> dict[str, Any]:
-        return {**published(side), "preset": preset, "policy": "fixed"}
+        if task is not None:
+            return {**task.published, "policy": "fixed"}
+        return {**PRESETS[preset].settings(side), "preset": preset, "policy": "fixed"}
 
-    given = options_given(seed=seed, device=device)
-    _run(data, out, start, given, resolution, budget, images, set_, resume, dry_run, max_broken)
+    given, named = options_given(seed=seed, device=device), preset if task else None
+    fixed = (resolution, budget, images, set_, resume, dry_run, max_broken, None, named)
+    _run(data, out, start, given, *fixed)
+
+
+def _task(name: str) -> Task:
+    """Return the task of a name that is no preset; raise a UserError if there is none."""
+    from growgan.nets.presets import PRESETS
+    from growgan.tasks.base import TASKS
+
+    if (found := name.partition(":")[0]) in TASKS:
+        return TASKS[found]
+    raise unknown("preset or task", name, [e.name for e in (*PRESETS, *TASKS)])
 
 
 def _run(
-    source: str,
+    sources: list[str],
     out: Path | None,
     start: Callable[[int], Mapping[str, Any]],
     given: dict[str, Any],
@@ -119,6 +151,7 @@ def _run(
     dry_run: bool,
     max_broken: float,
     cluster: Cluster | None = None,
+    task: str | None = None,
 ) -> None:
     """Check everything that can be checked, then load the data, then start.
 
@@ -137,7 +170,12 @@ def _run(
     if size is not None:
         # Say what cannot be reached before any image is read.
         PRESETS[settings.preset].family.base(settings.stack, size)
-    found = loaded(source, max_broken, **settings.data.model_dump() | {"resolution": size})
+    form = settings.data.model_dump() | {"resolution": size}
+    found, *truth = (loaded(source, max_broken, **form) for source in sources)
+    if task is not None:
+        from growgan.tasks.base import prepare
+
+        found = prepare(task, found, *truth)
     if told is None:
         settings = _settings(known, start(min(found.resolution)), given, overrides)
     if dry_run:
@@ -148,8 +186,13 @@ def _run(
         return
     how: dict[str, Any] = {"settings": settings, "budget": limit, "resume": resume}
     how["cluster"] = cluster
-    place = out or free_folder(found.name)
-    carry_out(make, found, place, loading(source, max_broken), **how)
+    place, again = out or free_folder(found.name), loading(sources[0], max_broken)
+    if task is None:
+        carry_out(make, found, place, again, **how)
+        return
+    from growgan.cli.task import carry_out_task
+
+    carry_out_task(task, found, place, [*again, *sources[1:]], **how)
 
 
 def cluster_of(executor: str, address: str | None, gpus: float, free: bool) -> Cluster | None:

@@ -26,6 +26,7 @@ REGISTRIES = {
     "resizes": "growgan.metrics.resize:RESIZES",
     "trackers": "growgan.growth.tracking:TRACKERS",
     "exports": "growgan.growth.export:EXPORTS",
+    "tasks": "growgan.tasks:TASKS",
 }
 
 

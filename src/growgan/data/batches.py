@@ -29,6 +29,7 @@ class Batches:
         self.batch, self.seed = batch, seed
         self._images = np.asarray(images.images)
         self._labels = images.labels
+        self._given = images.given
         drawn = np.random.default_rng((self.seed, len(images))).permutation(len(images))
         self.held_out = np.sort(drawn[:held_out])
         self._rows = np.sort(drawn[held_out:])
@@ -47,6 +48,16 @@ class Batches:
         """Return the labels of :meth:`some`: int64, -1 for none; None without classes."""
         rows = (self.held_out if held_out else self._rows)[:count]
         return None if self._labels is None else torch.from_numpy(self._labels[rows])
+
+    def given_at(self, position: int) -> Tensor | None:
+        """Return what the images of :meth:`batch_at` are made from: uint8 [B, G, H, W], or None."""
+        rows = self.rows_at(position)
+        return None if self._given is None else torch.from_numpy(self._given[rows])
+
+    def given_of_some(self, count: int, held_out: bool = False) -> Tensor | None:
+        """Return what :meth:`some` are made from: uint8 [n, G, H, W], or None."""
+        rows = (self.held_out if held_out else self._rows)[:count]
+        return None if self._given is None else torch.from_numpy(self._given[rows])
 
     @property
     def count(self) -> int:

@@ -26,6 +26,8 @@ class ImageSet:
     ``labels`` are class indices int64 [N], -1 where missing, or None; ``classes`` their names.
     ``fingerprint`` is a SHA-256 of pixels, labels and classes: equal images, equal fingerprint.
     ``broken`` and ``duplicates`` name the files of the whole source, with the reason.
+    ``given`` are the images uint8 [N, G, H, W] from which these are to be made, row by row, None
+    where they are to be made from nothing (:mod:`growgan.tasks`).
     """
 
     name: str
@@ -36,6 +38,7 @@ class ImageSet:
     broken: tuple[str, ...] = ()
     source: str = ""
     duplicates: tuple[str, ...] = ()
+    given: NDArray[np.uint8] | None = None
 
     def __len__(self) -> int:
         return len(self.images)
@@ -72,7 +75,9 @@ class ImageSet:
         """
         digest = combine(self.fingerprint, np.asarray(rows).tolist())
         labels = None if self.labels is None else self.labels[rows]
-        return replace(self, images=_take(self.images, rows), labels=labels, fingerprint=digest)
+        given = None if self.given is None else _take(self.given, rows)
+        taken = _take(self.images, rows)
+        return replace(self, images=taken, labels=labels, given=given, fingerprint=digest)
 
     def labelled(self, share: float = 1.0, seed: int = 0) -> ImageSet:
         """Return ``share`` of the labelled images of each class, one at least, drawn by ``seed``.

@@ -14,7 +14,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from growgan.nets.stack import Generator
+from growgan.nets.players import Generator
 from growgan.training.gan import inputs
 
 SEEN = 1024  # latents

@@ -18,11 +18,11 @@ from growgan.growth.origin import continued
 from growgan.metrics.neighbours import memorisation
 from growgan.metrics.score import GROUPS, Score, Scorer
 from growgan.nets.spec import StackSpec
-from growgan.nets.stack import labelled, one_hot
+from growgan.nets.wishes import labelled, one_hot
 from growgan.objectives import make_objective
 from growgan.training.checkpoint import Files, packed
 from growgan.training.doctor import LOOKED_AT, Vitals, examine
-from growgan.training.gan import Gan, even_latents, inputs, to_uint8
+from growgan.training.gan import Gan, even_latents, to_uint8
 from growgan.training.memory import PeakMemory, out_of_memory, parts_that_fit
 from growgan.training.runtime import Runtime
 from growgan.training.stage import Diverged, Mark, Progress, Slice, train
@@ -168,7 +168,7 @@ class Trainer:
             players = gan.generator, gan.discriminator
             outcome.gan, outcome.specs = gan, (players[0].spec, players[1].spec)
             outcome.sizes = players[0].parameter_count(), players[1].parameter_count()
-            outcome.sheet = gan.generate(SHEET, seed=SHEET_SEED)
+            outcome.sheet = gan.generate(SHEET, seed=SHEET_SEED, given=self.given(SHEET))
             outcome.score = self.score(gan, task.settings.batch)
             outcome.vitals = self.examine(gan, outcome.score)
         outcome.costs["score"], outcome.memory = clock.lap(), peak.mib
@@ -255,12 +255,18 @@ class Trainer:
         def generate(count: int) -> Tensor:
             spec = gan.average.spec
             z = even_latents(count, spec.latent, SCORE_SEED, GROUPS)
-            z = labelled(spec, z, self._labels(count), SCORE_SEED)
+            z = labelled(spec, z, self._labels(count), SCORE_SEED, self.given(count))
             with self.runtime.autocast():
                 return to_uint8(gan.average, z, min(256, 8 * batch // self.parts))
 
         assert self.scorer is not None
         return self.scorer.score(generate, gan.resolution)
+
+    def given(self, count: int) -> Tensor | None:
+        """Return images to make images from: new ones where they suffice, None where none is."""
+        new = self.batches.given_of_some(count, held_out=True)
+        some = new if new is not None and len(new) else self.batches.given_of_some(count)
+        return None if some is None else self.runtime.images(some)
 
     def _labels(self, count: int) -> list[int] | None:
         """Return labels as the score asks for them, or as often as the data has them, mixed."""
@@ -277,12 +283,7 @@ class Trainer:
     def examine(self, gan: Gan, score: Score) -> Vitals:
         """Take what the doctor looks at."""
         kinds = [self.batches.some(LOOKED_AT, held_out=held) for held in (False, True)]
-        labels = [self.batches.labels_of_some(LOOKED_AT, held_out=held) for held in (False, True)]
-        classes = gan.generator.spec.classes
-        known = [
-            None if each is None else one_hot(each, classes).to(self.runtime.device)
-            for each in labels
-        ]
+        known = [self._wishes(gan, held) for held in (False, True)]
         seen, unseen = (
             None if each is None else gan.shown(self.runtime.images(each)) for each in kinds
         )
@@ -291,6 +292,15 @@ class Trainer:
         with self.runtime.autocast():
             copies = self._copies(gan)
             return examine(gan, seen, unseen, score.value, copies, (known[0], known[1]))
+
+    def _wishes(self, gan: Gan, held_out: bool) -> Tensor | None:
+        """Return what the images that the doctor looks at are made for, None if for nothing."""
+        labels = self.batches.labels_of_some(LOOKED_AT, held_out=held_out)
+        given = self.batches.given_of_some(LOOKED_AT, held_out=held_out)
+        parts = [] if labels is None else [one_hot(labels, gan.generator.spec.classes)]
+        if given is not None:
+            parts.append(gan.shown(self.runtime.images(given)).flatten(1).cpu())
+        return torch.cat(parts, 1).to(self.runtime.device) if parts else None
 
     @torch.no_grad()
     def _copies(self, gan: Gan) -> float | None:
@@ -308,7 +318,7 @@ class Trainer:
             rows = self.batches.some(LEARNT)
             assert rows is not None
             self._known = extractor(rows), extractor(new)
-        fakes = to_uint8(gan.average, inputs(gan.average.spec, LOOKED_AT, SCORE_SEED))
+        fakes = gan.generate(LOOKED_AT, seed=SCORE_SEED, given=self.given(LOOKED_AT))
         try:
             return memorisation(extractor(fakes), *self._known, level=COPY_LEVEL).share
         except ValueError:  # too few are held out, or they are in the training set, too

@@ -15,8 +15,8 @@ from torch import Tensor, nn
 from growgan import __version__
 from growgan.errors import UserError, require
 from growgan.growth.model import Model
+from growgan.nets.players import Generator
 from growgan.nets.pretrained import CARD, WEIGHTS
-from growgan.nets.stack import Generator
 from growgan.registry import Registry
 from growgan.report.run import RunRecord, read_run
 from growgan.report.text import count, duration, size

@@ -22,7 +22,7 @@ from growgan.metrics.distances import frechet_of_samples
 from growgan.metrics.features import Extractor
 from growgan.metrics.neighbours import nearest, neighbourhoods
 from growgan.metrics.side import Stored
-from growgan.nets.stack import one_hot
+from growgan.nets.wishes import one_hot
 from growgan.report.sheet import save_sheet
 from growgan.training.checkpoint import load_gan
 from growgan.training.doctor import LOOKED_AT

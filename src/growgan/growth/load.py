@@ -12,8 +12,8 @@ from growgan.errors import UserError
 from growgan.growth.model import Model
 from growgan.growth.pool import Pool
 from growgan.growth.run import Run
+from growgan.nets.players import Generator
 from growgan.nets.pretrained import WEIGHTS, fetched, read_config
-from growgan.nets.stack import Generator
 
 HUB = "hub:"
 

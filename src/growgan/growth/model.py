@@ -22,13 +22,15 @@ from torch import Tensor
 from growgan.config import Settings
 from growgan.errors import UserError
 from growgan.growth.directions import Directions, principal
-from growgan.nets.stack import Generator, one_hot
+from growgan.nets.players import Generator
+from growgan.nets.wishes import one_hot
 from growgan.objectives import make_objective
 from growgan.plain import parse
 from growgan.training.checkpoint import load_generator
 from growgan.training.gan import inputs, to_uint8
 
 Images = UInt8[np.ndarray, "n h w c"]
+GIVEN = "given.npz"  # in a run's folder, where it makes images from images: some to make them from
 AROUND = 0.25  # deviations by which the neighbours of a sum differ (Radford et al. 2016, figure 7)
 
 
@@ -76,10 +78,13 @@ class Model:
         seed: int = 0,
         truncation: float | None = None,
         labels: Sequence[int] | None = None,
+        given: Images | None = None,
     ) -> Images:
         """Return ``count`` images, uint8 ``[N, H, W, C]``.
 
         Args:
+            given: images uint8 [K, H, W, G] to make them from, in turn, of their own size; those
+                kept with the run if None. For generators that translate alone.
             labels: take turns; all of the classes do if None. For conditional generators alone.
             truncation: redraw every latent value beyond this many deviations (Brock et al. 2019);
                 with a mapping network, move each style to the mean one by this factor instead
@@ -87,7 +92,7 @@ class Model:
         """
         spec = self._network.spec
         self._check(labels)
-        z = inputs(spec, count, seed, labels)
+        z = inputs(spec, count, seed, labels, self._examples(given))
         if truncation is None:
             return self._images(z)
         if not spec.mapping:
@@ -133,7 +138,7 @@ class Model:
             raise UserError(f"a morph needs two labels and a step, but got {[*labels]}, {steps}")
         self._check(labels)
         shares = torch.arange(steps) / steps
-        z = inputs(self._network.spec, rows, seed)
+        z = inputs(self._network.spec, rows, seed, given=self._examples())
         ends = one_hot(torch.tensor(labels), self._network.spec.categories)
         ways = [torch.lerp(a, b, share) for a, b in pairwise(ends) for share in shares]
         y = torch.stack([*ways, ends[-1]])
@@ -187,8 +192,27 @@ class Model:
 
     @cached_property
     def directions(self) -> Directions:
-        """What its images vary along most."""
+        """What its images vary along most.
+
+        Raises:
+            UserError: its images are made of others, which decide most of what varies.
+        """
+        if self._network.spec.given:
+            raise UserError("directions have no meaning for images that are made from images")
         return principal(self._network)
+
+    def _examples(self, given: Images | None = None) -> Tensor | None:
+        """Return images to make images from, float [K, G, H, W] in [-1, 1]; None for none."""
+        spec = self._network.spec
+        if given is None and spec.given:
+            with np.load(self._run / GIVEN) as kept:
+                given = kept["given"]
+        if given is None:
+            return None
+        expected = (*spec.resolution, spec.given)
+        if given.shape[1:] != expected:
+            raise UserError(f"given images must be {expected}, but are {given.shape[1:]}")
+        return torch.from_numpy(given).movedim(3, 1).float() / 127.5 - 1
 
     def vary(
         self,
@@ -236,7 +260,7 @@ class Model:
         for pick in picks:
             if not 0 <= pick < count:
                 raise UserError(f"pick {pick} is none of the {count} images: 0 to {count - 1}")
-        return inputs(self._network.spec, count, seed)[list(picks)]
+        return inputs(self._network.spec, count, seed, given=self._examples())[list(picks)]
 
     def _images(self, z: Float[Tensor, "n z"]) -> Images:
         with torch.no_grad():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import time
 from collections.abc import Mapping
@@ -10,6 +11,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
 from growgan.config import Settings, make_settings
@@ -18,11 +20,11 @@ from growgan.data.files import replace_file
 from growgan.errors import UserError
 from growgan.growth.budget import Budget, Meter
 from growgan.growth.cluster import Cluster, search_on
-from growgan.growth.executor import Clock, SerialExecutor
+from growgan.growth.executor import SHEET, Clock, SerialExecutor, batches_of
 from growgan.growth.history import History, Space
 from growgan.growth.ledger import Ledger
 from growgan.growth.lock import LOCK, OWNER, held
-from growgan.growth.model import Model
+from growgan.growth.model import GIVEN, Model
 from growgan.growth.origin import ORIGIN, keep_origin, origin_stacks
 from growgan.growth.policies import POLICIES, GrowthPolicy, make_policy
 from growgan.growth.ranked import check_ranks, follow
@@ -238,17 +240,33 @@ def for_data(settings: Settings, data: ImageSet) -> Settings:
             f"score.kind 'intra-fd' has no meaning for the conditioning '{named}', which uses no "
             "labels; see: growgan list conditionings"
         )
+    _check_given(settings, data)
     categories, numbers = conditioning.codes()
     if not conditioning.labelled:
         classes = categories + numbers
     needs = {
         "classes": classes,
+        "given": 0 if data.given is None else int(data.given.shape[1]),
         "continuous": numbers,
         "judging": conditioning.judging,
         "readouts": tuple(conditioning.readouts(classes).items()) if classes else (),
         "proxies": conditioning.proxies,
     }
     return settings.model_copy(update={"stack": settings.stack.model_copy(update=needs)})
+
+
+def _check_given(settings: Settings, data: ImageSet) -> None:
+    """Raise a UserError where the settings need images to make images from, or cannot use them."""
+    paired = [name for name in settings.regularisers if name == "l1"]
+    if settings.conditioning == "image":
+        paired.append("conditioning 'image'")
+    if data.given is None and paired:
+        raise UserError(
+            f"{paired[0]} has no meaning for '{data.name}', where no image is given to make "
+            "another from; see: growgan list tasks"
+        )
+    if data.given is not None and settings.augment != "none":
+        raise UserError("augment has no meaning where images are made from images: they must match")
 
 
 def check_out(out: Path, data: ImageSet | None, *, resume: bool) -> dict[str, Any] | None:
@@ -297,11 +315,23 @@ def prepare(
         facts = data.describe()
         event = start_event(settings, budget, facts, machine(), version("growgan"))
         (out / "candidates").mkdir(parents=True, exist_ok=True)
+        if data.given is not None:
+            replace_file(out / GIVEN, _examples(data, settings))
         replace_file(out / "config.yaml", settings.to_yaml().encode())
         replace_file(out / "data.json", json.dumps(facts, indent=1).encode())
         ledger.append(event)
     except OSError as error:
         raise UserError(f"cannot write to '{out}': {error.strerror or error}") from error
+
+
+def _examples(data: ImageSet, settings: Settings) -> bytes:
+    """Return a file of images that samples are made from: new ones where some are held out."""
+    batches, file = batches_of(data, settings), io.BytesIO()
+    rows = batches.held_out if len(batches.held_out) else np.arange(len(data))
+    assert data.given is not None
+    kept = {"given": data.given[rows[:SHEET]], "truth": data.images[rows[:SHEET]]}
+    np.savez_compressed(file, **{name: each.transpose(0, 2, 3, 1) for name, each in kept.items()})
+    return file.getvalue()
 
 
 def _search(

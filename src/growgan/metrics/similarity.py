@@ -65,6 +65,16 @@ def ms_ssim(a: Tensor, b: Tensor) -> Tensor:
     return result
 
 
+def ssim(a: Tensor, b: Tensor) -> Tensor:
+    """Return the SSIM of each image of ``a`` with that of ``b``, float64 [N], from -1 to 1.
+
+    Wang et al. 2004, at one scale: the means over pixels and channels. Images are as for
+    :func:`ms_ssim`, but may be of any size.
+    """
+    luminance, contrast = _compare(a.double(), b.double())
+    return (luminance * contrast).mean((1, 2, 3))
+
+
 def _compare(x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
     """Return the luminance and the contrast-structure term at each place of the window."""
     size = min(WINDOW, *x.shape[2:])

@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch
 
 from growgan.nets.blocks import BLOCKS
+from growgan.nets.players import build
 from growgan.nets.spec import StackSpec
-from growgan.nets.stack import build
 
 
 def parameters(spec: StackSpec) -> int:
@@ -19,14 +19,14 @@ def multiplications(spec: StackSpec) -> float:
     """Return the multiplications of one forward of one image."""
     height, width = spec.base
     generator = spec.role == "generator"
-    stem = spec.inputs if generator else 9 * spec.stem + spec.stem
+    stem = spec.stem_reads if generator else 9 * spec.stem + spec.stem
     total = float(height * width * spec.stem * stem)
     for i, layer in enumerate(spec.layers):
         height, width = height * layer.resample, width * layer.resample
         cost, inner = BLOCKS[layer.kind].multiplications, spec.width_before(i)
         total += height * width * cost(layer, inner, spec.role, height * width)
     total += height * width * spec.channels * spec.width_before(len(spec.layers))
-    return 2 * total if spec.energy else total
+    return (1 + _doubled(spec)) * total
 
 
 def activations(spec: StackSpec) -> float:
@@ -36,7 +36,12 @@ def activations(spec: StackSpec) -> float:
     for layer in spec.layers:
         height, width = height * layer.resample, width * layer.resample
         total += height * width * layer.width * BLOCKS[layer.kind].held
-    return total
+    return (1 + (spec.role == "generator" and _doubled(spec))) * total
+
+
+def _doubled(spec: StackSpec) -> bool:
+    """Return whether there is a second stack within: an autoencoder's, or a translator's."""
+    return spec.energy or (spec.role == "generator" and spec.given > 0)
 
 
 def step_cost(generator: StackSpec, discriminator: StackSpec) -> float:

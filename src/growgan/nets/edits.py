@@ -26,10 +26,10 @@ from growgan.nets.blocks import BLOCKS
 from growgan.nets.forms import FORMS
 from growgan.nets.layers import Scaled
 from growgan.nets.norms import VirtualNorm
+from growgan.nets.players import Decoder, Discriminator, Generator, build
 from growgan.nets.spec import LayerSpec, StackSpec, without_fade
-from growgan.nets.stack import Decoder, Discriminator, Generator, Stack, build, misfit, names
+from growgan.nets.stack import Stack, misfit, names
 
-DECODER = "decoder"  # an autoencoder's second half
 SYMMETRY_BREAK = 0.1  # relative difference between the two readers of a duplicated channel
 
 
@@ -223,18 +223,14 @@ def inherit(
         Copies, by the child's names.
     """
     result = {name: value.clone() for name, value in fresh.items()}
-    if (
-        isinstance(parent, Discriminator)
-        and isinstance(child, Discriminator)
-        and parent.spec.energy
-    ):
-        stacks, new = (parent.decoder, child.decoder), under(fresh, DECODER)
-        decoded = inherit(*stacks, edit, under(tensors, DECODER), seed, fresh=new, power=power)
-        result |= {f"{DECODER}.{name}": value for name, value in decoded.items()}
+    for inner, part in parent.inner.items():
+        stacks, new = (part, child.inner[inner]), under(fresh, inner)
+        within = inherit(*stacks, edit, under(tensors, inner), seed, fresh=new, power=power)
+        result |= {f"{inner}.{name}": value for name, value in within.items()}
     for name, value in tensors.items():
-        if name.startswith(f"{DECODER}.") or name == "alpha":
+        if name.partition(".")[0] in parent.inner or name == "alpha":
             continue
-        target = renamed(name, parent.spec, edit)
+        target = renamed(name, edit, parent.spec, child.spec)
         if target not in fresh:  # a head that a fade-in has left behind
             continue
         if isinstance(edit, Widen):
@@ -243,12 +239,11 @@ def inherit(
     return result
 
 
-def renamed(name: str, spec: StackSpec, edit: Edit) -> str:
+def renamed(name: str, edit: Edit, before: StackSpec, after: StackSpec) -> str:
     """Return the child's name of the parent's ``name``: an insertion may move the head."""
-    last = names(spec)[-1]
+    last, new = names(before)[-1], names(after)[-1]
     if isinstance(edit, Insert) and (edit.after or "stem") == last:
-        new = edit.spec(spec).layers[-1].id
-        return re.sub(rf"^(({DECODER}\.)?heads)\.{last}\.", rf"\1.{new}.", name)
+        return re.sub(rf"^((\w+\.)?heads)\.{last}\.", rf"\1.{new}.", name)
     return name
 
 

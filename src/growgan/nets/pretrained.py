@@ -21,7 +21,7 @@ from growgan.nets.spec import StackSpec
 from growgan.plain import parse
 
 if TYPE_CHECKING:
-    from growgan.nets.stack import Generator
+    from growgan.nets.players import Generator
 
 CONFIG, WEIGHTS, CARD = "config.json", "model.safetensors", "README.md"
 HUB = ("huggingface_hub", "the hub", "'growgan[hub]'")
@@ -43,7 +43,7 @@ class Pretrained:
         Raises:
             UserError: there is none, it is damaged, or it is no generator.
         """
-        from growgan.nets.stack import build
+        from growgan.nets.players import build
 
         folder = fetched(source, **hub)
         try:

@@ -86,11 +86,13 @@ class StackSpec:
             all behind it is frozen, and knows no labels; 0 for none.
         judging: how D uses the label: "plain", "concat", "projection", "difference" or "heads".
         continuous: how many of the classes, the last ones, are numbers and no classes.
+        given: channels of the image that each sample is made from; 0: of latents alone.
         proxies: length of D's learnt direction for each class; 0 for none.
         readouts: further linear maps of D's features: names and numbers of outputs.
         mapping: dense layers between z and the styles (G only).
         mixing: chance that an image in training has styles of two latents (G only).
         energy: True if D is an autoencoder, whose errors take the place of logits.
+        patches: True if D judges each place of its base grid, and not the whole (D only).
         fading: how many of the outermost layers are still fading in beside the previous head.
     """
 
@@ -112,11 +114,13 @@ class StackSpec:
     modifier: int = 0
     judging: Judging = "plain"
     continuous: int = 0
+    given: int = 0
     proxies: int = 0
     readouts: tuple[tuple[str, int], ...] = ()
     mapping: int = 0
     mixing: float = 0.0
     energy: bool = False
+    patches: bool = False
     fading: int = 0
 
     def __post_init__(self) -> None:
@@ -135,6 +139,9 @@ class StackSpec:
         _check(
             "continuous", 0 <= self.continuous <= self.classes, self.continuous, "at most classes"
         )
+        _check("given", 0 <= self.given <= 64, self.given, "0 to 64")
+        patched = not self.patches or self.form == "progressive"
+        _check("patches", patched, self.form, "of the form 'progressive'")
         _check("proxies", 0 <= self.proxies <= LIMITS["width"], self.proxies, "0 to 8192")
         sizes = [size for _, size in self.readouts]
         _check("readouts", all(1 <= size <= LIMITS["width"] for size in sizes), sizes, "1 to 8192")
@@ -168,8 +175,13 @@ class StackSpec:
 
     @property
     def inputs(self) -> int:
-        """Length of what G is called with: latents, and the label with one number a class."""
-        return self.latent + self.classes
+        """Length of what G is called with: latents, and what each sample is made for."""
+        return self.latent + self.wish
+
+    @property
+    def wish(self) -> int:
+        """Length of what a sample is made for: the label, one number a class; the given image."""
+        return self.classes + self.given * prod(self.resolution)
 
     @property
     def label_width(self) -> int:
@@ -191,8 +203,8 @@ class StackSpec:
 
     @property
     def seen(self) -> int:
-        """Maps that D's head reads: the image's channels, and those of a label beside it."""
-        return self.channels + self.label_width * (self.judging == "concat")
+        """Maps that D's head reads: the image's channels, the given one's, those of a label."""
+        return self.channels + self.given + self.label_width * (self.judging == "concat")
 
     @property
     def has_logit(self) -> bool:

@@ -1,4 +1,4 @@
-"""The two players, built from their specs: ``Generator`` and ``Discriminator``.
+"""What both players are: a stack of layers by id, with heads at the image end.
 
 While a growth fades in, a stack has two heads: G's output is ``lerp(old_head(h),
 new_head(layers(h)), alpha)``, and D's first features are blended the same way (PGGAN, figure 2).
@@ -6,31 +6,20 @@ new_head(layers(h)), alpha)``, and D's first features are blended the same way (
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import replace
 from functools import cached_property
 from math import prod
-from typing import Self
 
 import torch
-import torch.nn.functional as F
-from jaxtyping import Float, Int
+from jaxtyping import Float
 from torch import Tensor, nn
 
 from growgan.errors import UserError
 from growgan.nets.blocks import BLOCKS, Block
-from growgan.nets.filters import smooth_upsample
 from growgan.nets.forms import FORMS, Form
 from growgan.nets.layers import (
-    Dense,
     MinibatchDiscrimination,
-    channels_last,
     downsample,
-    upsample,
 )
-from growgan.nets.modifier import Modifier
-from growgan.nets.norms import VirtualNorm
-from growgan.nets.pretrained import Pretrained
 from growgan.nets.spec import StackSpec, without_fade
 
 
@@ -52,34 +41,6 @@ def misfit(spec: StackSpec, kind: str) -> str:
     if spec.role == "discriminator" or BLOCKS[kind].margin == FORMS[spec.form].margin:
         return ""
     return f"a {kind} layer has no meaning for the form '{spec.form}': their margins differ"
-
-
-def one_hot(labels: Int[Tensor, " n"], classes: int) -> Float[Tensor, "n k"]:
-    """Return labels (modulo ``classes``) as one number a class; -1 is all zeros."""
-    known = F.one_hot(labels.clamp(min=0) % max(1, classes), max(1, classes))[:, :classes]
-    return known.float() * (labels >= 0).float()[:, None]
-
-
-def labelled(
-    spec: StackSpec, z: Float[Tensor, "n z"], labels: Sequence[int] | None = None, seed: int = 0
-) -> Float[Tensor, "n z"]:
-    """Return latents with labels that take turns (None: all), and codes that ``seed`` draws."""
-    if not spec.classes:
-        return z
-    wanted = range(spec.categories) if labels is None else labels
-    turns = torch.tensor(wanted, device=z.device)
-    y = one_hot(turns.repeat(-(-len(z) // len(turns)))[: len(z)], spec.categories)
-    rng = torch.Generator().manual_seed(~seed & 0xFFFFFFFF)
-    numbers = torch.randn(len(z), spec.continuous, generator=rng).to(z.device)
-    return torch.cat([z, y, numbers], 1)
-
-
-def label_map(spec: StackSpec) -> nn.Module:
-    """Return what embeds a label: a learnt vector a class, or the label as it is."""
-    if not spec.embedding or not spec.label_width:
-        return nn.Identity()
-    # Each starts as a vector of unit deviation: one class in so many is read.
-    return Dense(spec.classes, spec.embedding, gain=spec.classes**0.5, rate=spec.rate)
 
 
 class Stack(nn.Module):
@@ -134,12 +95,21 @@ class Stack(nn.Module):
         """How much larger the arriving layers make the image: a power of two."""
         return prod(layer.resample for layer in self.spec.arriving)
 
+    @property
+    def inner(self) -> dict[str, Stack]:
+        """The stacks within this one, which grow with it, by name."""
+        return {name: part for name, part in self.named_children() if isinstance(part, Stack)}
+
     def set_alpha(self, alpha: float) -> None:
         """Set how far what fades in has come, 0 to 1."""
         self.alpha.fill_(alpha)
+        for part in self.inner.values():
+            part.set_alpha(alpha)
 
     def finish_fade(self) -> None:
         """End the fade-in: drop the old head, unless its image is part of a sum; alpha is 1."""
+        for part in self.inner.values():
+            part.finish_fade()
         self.spec = without_fade(self.spec)
         kept = {self.names[i] for i in heads(self.spec)}
         for name in set(self.heads) - kept:
@@ -155,219 +125,42 @@ class Stack(nn.Module):
         return sum(p.numel() for p in self.parameters())
 
 
-class Generator(Stack, Pretrained):
-    """z float ``[N, inputs]`` to images float ``[N, C, H, W]``, about [-1, 1]."""
+class Encoder(Stack):
+    """The first half of a G that is given images: its layers as D has them, from the image inward.
 
-    reference: Tensor  # latents [64, latent], where a norm needs them
-
-    def __init__(self, spec: StackSpec) -> None:
-        super().__init__(spec)
-        self.stem = self.form.stem(spec)
-        self.label = label_map(spec)
-        if any(layer.norm == "virtual" for layer in spec.layers):
-            count = VirtualNorm.REFERENCES
-            labels = one_hot(torch.arange(count), spec.classes)
-            self.register_buffer(
-                "reference", torch.cat([torch.randn(count, spec.latent), labels], 1)
-            )
-        styled = [block.styled for block in self.blocks()]
-        self.places = [sum(styled[:i]) for i in range(len(styled) + 1)]
-        if spec.modifier:
-            self.requires_grad_(False)
-            self.modifier = Modifier(spec.latent, spec.classes, spec.modifier)
-            self.train()
-
-    def train(self, mode: bool = True) -> Self:
-        super().train(mode)
-        if self.spec.modifier:  # what is frozen keeps its running statistics
-            for name, part in self.named_children():
-                part.train(mode and name == "modifier")
-        return self
-
-    @property
-    def styles(self) -> int:
-        """How many styles one image has."""
-        return self.places[-1] + 1
-
-    @cached_property
-    def noisy(self) -> bool:
-        """Whether images depend on more than z while it trains: on torch's own random numbers."""
-        return self.spec.mixing > 0 or any(block.noisy for block in self.blocks())
-
-    def embed(self, z: Float[Tensor, "n z"]) -> Float[Tensor, "n w"]:
-        """Return what images are a smooth function of: z on its sphere, or what is made of it.
-
-        Where there are classes the last of ``z`` are the label, one number a class: 1 for its own,
-        all 0 for none, and anything between for a mixture.
-        """
-        if not self.spec.classes:
-            return self.stem.embed(z, None)
-        z, label = z.split([self.spec.latent, self.spec.classes], 1)
-        if self.spec.modifier:
-            return self.stem.embed(self.modifier(z, label), None)
-        return self.stem.embed(z, self.label(label))
-
-    def labelled(self, z: Float[Tensor, "n z"]) -> Float[Tensor, "n z"]:
-        """Return latents with labels that take turns, where there are classes."""
-        return labelled(self.spec, z)
-
-    def forward(self, z: Float[Tensor, "n z"]) -> Float[Tensor, "n c h w"]:
-        w = self.embed(z)
-        return self.synthesise(self._mixed(z, w) if self.training and self.spec.mixing else w)
-
-    def synthesise(self, w: Tensor) -> Float[Tensor, "n c h w"]:
-        """Return the images of what :meth:`embed` gave: [n, z], or [n, styles, z] for a mix."""
-        if hasattr(self, "reference"):
-            known = self.embed(self.reference)
-            w = torch.cat([known if w.ndim == 2 else known[:, None].expand(-1, self.styles, -1), w])
-            return self._synthesise(w)[known.shape[0] :]
-        return self._synthesise(w)
-
-    def _synthesise(self, w: Tensor) -> Tensor:
-        h = self.stem(w if w.ndim == 2 else w[:, 0])
-        image, old = None, None
-        kept = len(self.spec.kept)
-        for i, block in enumerate(self.blocks()):
-            if self.names[i] in self.heads:
-                image = self._image(image, h, w, i)
-                old = image if i == kept else old
-            h = block(h, self._style(w, i))
-        image = self._image(image, h, w, len(self.names) - 1)
-        if old is None:
-            return image
-        return torch.lerp(upsample(old, self.fade_factor), image, self.alpha)
-
-    def _image(self, before: Tensor | None, h: Tensor, w: Tensor, place: int) -> Tensor:
-        """Return the image of features ``h`` behind so many layers."""
-        image = self.heads[self.names[place]](h, self._style(w, place)).float()
-        if self.form.skips and before is not None and before.shape != image.shape:
-            image = image + smooth_upsample(before)
-        return image
-
-    def _style(self, w: Tensor, place: int) -> Tensor:
-        index = self.places[place]
-        return self.stem.style(w if w.ndim == 2 else w[:, index], index)
-
-    def _mixed(self, z: Float[Tensor, "n z"], w: Float[Tensor, "n w"]) -> Float[Tensor, "n s w"]:
-        """Give some images the styles of another from a random place on (style mixing)."""
-        latents, label = z[:, : self.spec.latent], z[:, self.spec.latent :]
-        other = self.embed(torch.cat([torch.randn_like(latents), label], 1))
-        cut = torch.randint(1, self.styles + 1, (len(w), 1, 1), device=w.device)
-        cut = torch.where(torch.rand_like(w[:, :1, None]) < self.spec.mixing, cut, self.styles)
-        place = torch.arange(self.styles, device=w.device).view(-1, 1)
-        return torch.where(place < cut, w[:, None], other[:, None])
-
-
-class Decoder(Generator):
-    """The second half of an autoencoder: from the features of a D back to its images."""
-
-    def __init__(self, encoder: StackSpec) -> None:
-        # Where D's head halves the image and G's does not double it, the stem is larger.
-        form = FORMS[encoder.form].decoder or encoder.form
-        more = encoder.head_factor // replace(encoder, role="generator", form=form).head_factor
-        super().__init__(
-            StackSpec(
-                "generator",
-                (encoder.base[0] * more, encoder.base[1] * more),
-                encoder.channels,
-                encoder.stem,
-                encoder.layers,
-                latent=FORMS[encoder.form].end.width(encoder),
-                rate=encoder.rate,
-                form=form,
-                fading=encoder.fading,
-            )
-        )
-
-
-class Discriminator(Stack):
-    """Images float ``[N, C, H, W]`` in [-1, 1], and labels float ``[N, classes]`` where there are
-    some, to logits float ``[N]``.
-
-    With ``spec.energy`` it is an autoencoder instead, and gives the mean |x - decoder(features)| of
-    each image (BEGAN, Berthelot et al. 2017; EBGAN, Zhao et al. 2017).
-
-    :meth:`features` and :meth:`judge` are apart for those who need features.
+    What it makes of the given image at the stem and behind each layer that doubles is added there
+    in G: the skips of a U-Net (Ronneberger et al. 2015, 1505.04597) as sums. What is appended or
+    inserted leaves them as they are, so that a G with an encoder grows as any other.
     """
 
-    def __init__(self, spec: StackSpec) -> None:
-        super().__init__(spec)
-        self.end = self.form.end(spec)
-        if spec.judging == "concat":
-            self.label = label_map(spec)
-        width = self.form.end.width(spec)
-        self.readouts = nn.ModuleDict(
-            {name: Dense(width, size, rate=spec.rate) for name, size in spec.readouts}
+    def __init__(self, generator: StackSpec) -> None:
+        if FORMS[generator.form].margin or generator.head_factor != 1:
+            raise UserError(f"a stack of form '{generator.form}' cannot be given images")
+        super().__init__(
+            StackSpec(
+                "discriminator",
+                generator.base,
+                generator.given,
+                generator.stem,
+                generator.layers,
+                rate=generator.rate,
+                form=generator.form,
+                fading=generator.fading,
+            )
         )
-        if spec.proxies:
-            self.proxies = nn.Parameter(torch.randn(spec.classes, spec.proxies))
-        if spec.energy:
-            self.decoder = Decoder(spec)
-        if spec.kernels:
-            self.discrimination = MinibatchDiscrimination(width, spec.kernels, spec.rate)
-            self.closeness = Dense(spec.kernels, 1, rate=spec.rate)
+        doubling = [layer.id for layer in generator.layers if layer.resample > 1]
+        self.shared = {"stem", *doubling}
 
-    def features(
-        self, x: Float[Tensor, "n c h w"], y: Float[Tensor, "n k"] | None = None
-    ) -> Float[Tensor, "n d"]:
-        """Return the features that the logit is a linear map of."""
-        if self.spec.judging == "concat":
-            assert y is not None
-            maps = self.label(y).to(x.dtype)[:, :, None, None].expand(-1, -1, *x.shape[2:])
-            x = torch.cat([x, maps], 1)
+    def forward(self, x: Float[Tensor, "n c h w"]) -> dict[str, Tensor]:
+        """Return features by the name of the place of G where they are added."""
+        found: dict[str, Tensor] = {}
         blocks, kept = self.blocks(), len(self.spec.kept)
         h = self.head(x)
-        for block in reversed(blocks[kept:]):
-            h = block(h)
-        if (old_head := self.old_head) is not None:
-            old = old_head(downsample(x, self.fade_factor))
-            h = torch.lerp(old, h, self.alpha.to(h.dtype))
-        for block in reversed(blocks[:kept]):
-            h = block(h)
-        return self.end(h)
-
-    def judge(
-        self, features: Float[Tensor, "n d"], y: Float[Tensor, "n k"] | None = None
-    ) -> Float[Tensor, " n"]:
-        """Return the logits of features.
-
-        To the logit of all classes comes that of their own: the projection <v_y, features>
-        (Miyato & Koyama 2018), the difference of two such (Han et al. 2021), or the latter alone.
-        """
-        logits = self.end.judge(features) if self.spec.has_logit else features.new_zeros(())
-        if self.spec.judging in ("projection", "heads", "difference"):
-            assert y is not None
-            own = self.readouts["p"](features).float()
-            if self.spec.judging == "difference":
-                own = own - self.readouts["q"](features).float()
-            logits = logits + (own * y).sum(1)
-        if self.spec.kernels:  # beside the others, as if features had been appended
-            logits = logits + self.closeness(self.discrimination(features)).flatten()
-        return logits
-
-    def forward(
-        self, x: Float[Tensor, "n c h w"], y: Float[Tensor, "n k"] | None = None
-    ) -> Float[Tensor, " n"]:
-        features = self.features(x, y)
-        if not self.spec.energy:
-            return self.judge(features, y)
-        return (x - self.decoder(features)).abs().float().mean((1, 2, 3))
-
-    def set_alpha(self, alpha: float) -> None:
-        super().set_alpha(alpha)
-        if self.spec.energy:
-            self.decoder.set_alpha(alpha)
-
-    def finish_fade(self) -> None:
-        super().finish_fade()
-        if self.spec.energy:
-            self.decoder.finish_fade()
-
-
-def build(spec: StackSpec, seed: int | None = None) -> Generator | Discriminator:
-    """Build the stack of ``spec``; with ``seed`` its random weights are a function of it."""
-    player = Generator if spec.role == "generator" else Discriminator
-    with torch.random.fork_rng(devices=[], enabled=seed is not None):
-        if seed is not None:
-            torch.manual_seed(seed)
-        return channels_last(player(spec))
+        for i in reversed(range(len(blocks) + 1)):
+            if i == kept and (old_head := self.old_head) is not None:
+                old = old_head(downsample(x, self.fade_factor))
+                h = torch.lerp(old, h, self.alpha.to(h.dtype))
+            if self.names[i] in self.shared:
+                found[self.names[i]] = h
+            h = blocks[i - 1](h) if i else h
+        return found

@@ -73,14 +73,17 @@ class Objective:
         return terms
 
     def _contrary(self, step: Step) -> Tensor:
-        """Return D's loss on images with labels that are not theirs, as if these were fakes.
+        """Return D's loss on images made for something else, as if these were fakes.
 
-        No image keeps its row's label (a derangement); where two rows share one, it is left out.
+        No image keeps its row's label and given image (a derangement); where two rows share a label
+        and nothing is given, it is left out.
         """
-        n = len(step.labels)
+        n = len(step.real)
         turn = int(torch.randint(1, max(2, n), (), generator=step.rng, device=step.real.device))
-        wrong = step.labels.roll(turn, 0)
-        other = (wrong * step.labels).sum(1) < 0.5
+        (right,) = step.labels_of(step.real)
+        wrong = right.roll(turn, 0)
+        other = (step.labels.roll(turn, 0) * step.labels).sum(1) < 0.5
+        other |= bool(step.given.numel())
         total = torch.zeros((), device=step.real.device)
         if not other.any():
             return total

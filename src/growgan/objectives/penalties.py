@@ -55,6 +55,12 @@ def drift(step: Step) -> Tensor:
     return step.real_logits.square().mean()
 
 
+@term("l1", "fakes near what they should be", "Isola et al. 2017", weight=100.0, player="generator")
+def absolute_error(step: Step) -> Tensor:
+    """E |G(c, z) - x|, where x is what c should become (Isola et al. 2017, equation 3)."""
+    return (step.fake.float() - step.real.float()).abs().mean()
+
+
 @regulariser("smoothing", "one-sided label smoothing to 0.9", "Salimans et al. 2016, 1606.03498")
 @dataclass(frozen=True)
 class LabelSmoothing(Penalty):

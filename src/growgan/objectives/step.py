@@ -10,7 +10,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from growgan.nets.stack import Discriminator, Generator
+from growgan.nets.players import Discriminator, Generator
 
 Memory = dict[str, Tensor]
 
@@ -66,9 +66,11 @@ class Step:
     Attributes:
         real: images float ``[N, C, H, W]`` in [-1, 1].
         fake: G's images for ``latents``, same shape; detached while D trains.
-        latents: float ``[N, inputs]``; where there are classes they end in the labels.
+        latents: float ``[N, inputs]``: latents, labels, given images.
         labels: float ``[N, classes]``, one number a class, all 0 for none; of reals and of fakes,
             row by row; [N, 0] where labels are not used.
+        given: float ``[N, G*H*W]``, the images that reals and fakes are made from, row by row;
+            [N, 0] where there are none.
         rng: the step's own random numbers, on the device of the images.
         real_features, fake_features: D's features of them, float ``[N, D]``; while G trains, those
             of fakes alone.
@@ -92,6 +94,7 @@ class Step:
     real_logits: Float[Tensor, " n"]
     fake_logits: Float[Tensor, " n"]
     labels: Float[Tensor, "n k"] = field(default_factory=lambda: torch.empty(0))
+    given: Float[Tensor, "n g"] = field(default_factory=lambda: torch.empty(0))
     real_features: Float[Tensor, "n d"] = field(default_factory=lambda: torch.empty(0))
     fake_features: Float[Tensor, "n d"] = field(default_factory=lambda: torch.empty(0))
     index: int = 0
@@ -120,10 +123,11 @@ class Step:
         return self.discriminator.features(self.augment(images), *self.labels_of(images))
 
     def labels_of(self, images: Tensor) -> tuple[Tensor, ...]:
-        """Return the labels of ``images``, the batch's once or several times; nothing without."""
-        if not self.labels.numel():
+        """Return what ``images`` are made for, the batch's once or several times, or nothing."""
+        known = [each for each in (self.labels, self.given) if each.numel()]
+        if not known:
             return ()
-        return (self.labels.repeat(len(images) // len(self.labels), 1),)
+        return (torch.cat(known, 1).repeat(len(images) // len(self.real), 1),)
 
     def recall(self, name: str, default: float = 0.0) -> Tensor:
         """Return the scalar ``name`` from memory, ``default`` where there is none yet."""

@@ -45,6 +45,11 @@ LOOKS = (
         "Samples and their nearest training images",
         "Above: samples, not picked; below: the nearest image, by features learnt from the data.",
     ),
+    (
+        "task",
+        "New images: what is given, what is made, what it should be",
+        "None of these was trained on.",
+    ),
     ("classes", "Each class", "A row a class, the same latents in each."),
     ("morph", "From one class to the next", "Each row one latent, its label a mixture on the way."),
 )

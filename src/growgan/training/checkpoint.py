@@ -28,8 +28,8 @@ from torch import Tensor
 from growgan.config import OptimiserSettings
 from growgan.errors import UserError
 from growgan.nets.edits import under
+from growgan.nets.players import Discriminator, Generator, build
 from growgan.nets.spec import StackSpec
-from growgan.nets.stack import Discriminator, Generator, build
 from growgan.plain import parse
 from growgan.training.gan import Gan
 from growgan.training.stage import Mark

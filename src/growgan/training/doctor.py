@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from growgan.config import Settings
-from growgan.nets.stack import labelled
+from growgan.nets.wishes import labelled
 from growgan.objectives.weights import matrices
 from growgan.training.gan import Gan
 
@@ -75,7 +75,7 @@ def examine(
     unseen: Tensor | None,
     score: float | None,
     copies: float | None = None,
-    labels: tuple[Tensor | None, Tensor | None] = (None, None),
+    wishes: tuple[Tensor | None, Tensor | None] = (None, None),
 ) -> Vitals:
     """Measure a pair.
 
@@ -83,23 +83,22 @@ def examine(
         seen: training images float [N, C, H, W] in [-1, 1] at the pair's resolution.
         unseen: held-out ones, if there are any.
         copies: as :class:`Vitals` has it, measured elsewhere.
-        labels: of ``seen`` and of ``unseen``, float [N, classes]; None where there are none.
+        wishes: what ``seen`` and ``unseen`` are made for, float [N, wish]: labels, and given
+            images; None where there is nothing such.
     """
     players = (gan.generator, gan.discriminator, gan.average)
     finite = all(bool(torch.isfinite(p).all()) for each in players for p in each.parameters())
     rng = torch.Generator().manual_seed(0)
     z = torch.randn(len(seen), gan.generator.spec.latent, generator=rng).to(seen.device)
     spec = gan.generator.spec
-    z = labelled(spec, z)
-    if spec.classes and labels[0] is not None:
-        z = torch.cat([z[:, : spec.latent], labels[0]], 1)
+    z = labelled(spec, z) if wishes[0] is None else torch.cat([z, wishes[0]], 1)
     fakes = gan.average(z)
     sign = -1 if gan.discriminator.spec.energy else 1  # a real has the smaller energy
     judge = gan.discriminator.eval()
     judged = sign * judge(fakes, z[:, spec.latent :])
     kinds = [
-        sign * judge(each, label)
-        for each, label in zip((seen, unseen), labels, strict=True)
+        sign * judge(each, wish)
+        for each, wish in zip((seen, unseen), wishes, strict=True)
         if each is not None
     ]
     judge.train()
@@ -120,6 +119,7 @@ def examine(
 
 def _wins(real: Tensor, fake: Tensor) -> float:
     """Return the chance that a real has the larger logit than a fake, ties counted half."""
+    real, fake = (each.flatten(1).mean(1) if each.ndim > 1 else each for each in (real, fake))
     difference = real[:, None] - fake[None, :]
     return float((difference > 0).float().mean() + 0.5 * (difference == 0).float().mean())
 

@@ -14,8 +14,9 @@ from torch.quasirandom import SobolEngine
 from growgan.config import OptimiserSettings
 from growgan.nets.edits import Edit, apply, inherit, renamed
 from growgan.nets.layers import downsample
+from growgan.nets.players import Discriminator, Generator, build
 from growgan.nets.spec import StackSpec
-from growgan.nets.stack import Discriminator, Generator, build, labelled
+from growgan.nets.wishes import labelled
 from growgan.objectives.step import Memory
 from growgan.training.optimisers import MOMENTS, make_optimiser, moments, restore_moments
 
@@ -181,20 +182,32 @@ class Gan:
             mine.copy_(other)
 
     @torch.no_grad()
-    def generate(self, count: int, *, seed: int = 0, batch: int = 256) -> UInt8[Tensor, "n c h w"]:
+    def generate(
+        self,
+        count: int,
+        *,
+        seed: int = 0,
+        batch: int = 256,
+        given: Float[Tensor, "k c h w"] | None = None,
+    ) -> UInt8[Tensor, "n c h w"]:
         """Return ``count`` images of the running average, uint8 on the CPU.
 
         The same ``seed`` gives the same latents at any age and resolution of the pair; labels
-        take turns.
+        and ``given`` images take turns.
         """
-        return to_uint8(self.average, inputs(self.average.spec, count, seed), batch)
+        rows = inputs(self.average.spec, count, seed, given=given)
+        return to_uint8(self.average, rows, batch)
 
 
 def inputs(
-    spec: StackSpec, count: int, seed: int, labels: Sequence[int] | None = None
+    spec: StackSpec,
+    count: int,
+    seed: int,
+    labels: Sequence[int] | None = None,
+    given: Float[Tensor, "k c h w"] | None = None,
 ) -> Float[Tensor, "n z"]:
-    """Return what G is called with: latents, and labels that take turns (None: all of them)."""
-    return labelled(spec, latents(count, spec.latent, seed), labels, seed)
+    """Return what G is called with: latents, and what :func:`labelled` adds to them."""
+    return labelled(spec, latents(count, spec.latent, seed), labels, seed, given)
 
 
 def latents(count: int, length: int, seed: int) -> Float[Tensor, "n z"]:
@@ -244,6 +257,7 @@ def _inherit_moments(
     for key, power in MOMENTS.items():
         fresh = {name: torch.zeros_like(value) for name, value in names.items()}
         result[key] = inherit(parent, child, edit, state[key], seed, fresh=fresh, power=power)
-    steps = {renamed(name, parent.spec, edit): step for name, step in state["step"].items()}
+    specs = parent.spec, child.spec
+    steps = {renamed(name, edit, *specs): step for name, step in state["step"].items()}
     result["step"] = {name: step for name, step in steps.items() if name in names}
     return result

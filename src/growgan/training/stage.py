@@ -13,7 +13,7 @@ from torch import Tensor
 from growgan.config import Settings
 from growgan.data.batches import Batches
 from growgan.nets.layers import downsample, upsample
-from growgan.nets.stack import one_hot
+from growgan.nets.wishes import one_hot
 from growgan.objectives.objective import Objective
 from growgan.objectives.step import Step
 from growgan.training.gan import Gan
@@ -159,22 +159,23 @@ def step(
     up before the players move: the step is that of the whole batch, but for terms that look at
     several samples together.
     """
-    real, z, labels, rng = _inputs(gan, batches, objective, settings, runtime)
+    *rows, rng = _inputs(gan, batches, objective, settings, runtime)
     shares = parts * runtime.ranks.count
-    chunks = zip(*(t.chunk(shares) for t in (real, z, labels)), strict=True)
+    chunks = zip(*(t.chunk(shares) for t in rows), strict=True)
     views = [
-        _view(gan, x, latents, y, rng if shares == 1 else _again(rng), objective, (place, shares))
-        for place, (x, latents, y) in enumerate(chunks)
+        _view(gan, *chunk, rng if shares == 1 else _again(rng), objective, (place, shares))
+        for place, chunk in enumerate(chunks)
         if place // parts == runtime.ranks.rank
     ]
     terms = _step_discriminator(gan, views, objective, runtime)
     if (gan.steps + 1) % settings.critic_steps == 0:
         terms |= _step_generator(gan, views, objective, runtime)
     runtime.ranks.average([each for each in gan.memory.values() if each.numel() == 1])
-    gan.images += len(real)
+    count = len(rows[0])
+    gan.images += count
     gan.steps += 1
     half_life = min(settings.average.half_life, settings.average.ramp * gan.images)
-    gan.update_average(0.5 ** (len(real) / max(half_life, 1e-9)))
+    gan.update_average(0.5 ** (count / max(half_life, 1e-9)))
     return terms | views[-1].curves
 
 
@@ -183,6 +184,7 @@ def _view(
     real: Tensor,
     latents: Tensor,
     labels: Tensor,
+    given: Tensor,
     rng: torch.Generator,
     objective: Objective,
     place: tuple[int, int],
@@ -199,6 +201,7 @@ def _view(
         nothing,
         nothing,
         labels=labels,
+        given=given,
         index=gan.steps,
         images=gan.images,
         memory=gan.memory,
@@ -282,15 +285,18 @@ def _step_generator(
 
 def _inputs(
     gan: Gan, batches: Batches, objective: Objective, settings: Settings, runtime: Runtime
-) -> tuple[Tensor, Tensor, Tensor, torch.Generator]:
-    """Return the step's reals, latents with labels, labels, and random numbers."""
+) -> tuple[Tensor, Tensor, Tensor, Tensor, torch.Generator]:
+    """Return the step's reals, G's inputs, labels, given images, and random numbers."""
     key = (settings.seed * 0x9E3779B97F4A7C15 + gan.steps) & (2**63 - 1)
     rng = torch.Generator(runtime.device).manual_seed(key)
     if gan.generator.noisy:
         torch.manual_seed(~key & (2**63 - 1))  # another stream than that of the latents
     pixels, labels = batches.batch_at(gan.images)
-    real = _reals(gan, runtime.images(pixels), rng, settings.mirror)
-    spec = gan.generator.spec
+    given, spec = batches.given_at(gan.images), gan.generator.spec
+    # What is given is blended and flipped as the images are that are to be made of it.
+    seen = pixels if given is None else torch.cat([pixels, given], 1)
+    real = _reals(gan, runtime.images(seen), rng, settings.mirror)
+    real, given = real.split([spec.channels, spec.given], 1)
     z = torch.randn(len(real), spec.latent, generator=rng, device=runtime.device)
     y = z[:, :0]
     if spec.classes and objective.conditioning.labelled and labels is not None:
@@ -299,7 +305,8 @@ def _inputs(
         drawn = torch.randint(1 << 30, (len(real),), generator=rng, device=runtime.device)
         numbers = torch.randn(len(real), spec.continuous, generator=rng, device=runtime.device)
         y = torch.cat([one_hot(drawn, spec.categories), numbers], 1)
-    return real, torch.cat([z, y], 1), y, rng
+    given = given.flatten(1)
+    return real, torch.cat([z, y, given], 1), y, given, rng
 
 
 def _descend(losses: dict[str, Tensor], parts: int, terms: dict[str, Tensor]) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from math import prod
 from typing import ClassVar
 
 from jaxtyping import Float
@@ -63,7 +64,11 @@ class FromImage(Head):
 
 
 class ProgressiveEnd(End):
-    """Minibatch deviation, a convolution, and a valid one from the base grid to features."""
+    """Minibatch deviation, a convolution, and a valid one from the base grid to features.
+
+    With ``spec.patches`` the second keeps the grid, and each place of it has a logit of its own
+    (PatchGAN: Isola et al. 2017, 1611.07004).
+    """
 
     ends: ClassVar[Ends] = {
         "mix": ("stem", "stem"),
@@ -77,14 +82,27 @@ class ProgressiveEnd(End):
         self.deviation = MinibatchDeviation(group) if group else nn.Identity()
         self.extra = {"mix": int(group > 0)}
         self.mix = Conv(spec.stem + self.extra["mix"], spec.stem, 3, rate=spec.rate)
-        self.collect = Conv(spec.stem, spec.stem, spec.base, padding=0, rate=spec.rate)
+        whole = {"padding": 0} if not spec.patches else {}
+        size = 3 if spec.patches else spec.base
+        self.collect = Conv(spec.stem, spec.stem, size, rate=spec.rate, **whole)
         self.activation = ACTIVATIONS["leaky_relu"]()
         if spec.has_logit:
             self.output = Conv(spec.stem, 1, 1, gain=1.0, rate=spec.rate)
 
+    @staticmethod
+    def width(spec: StackSpec) -> int:
+        return spec.stem * (prod(spec.base) if spec.patches else 1)
+
     def forward(self, h: Float[Tensor, "n c h w"]) -> Float[Tensor, "n d"]:
         h = self.activation(self.mix(self.deviation(h)))
         return self.activation(self.collect(h)).flatten(1)
+
+    def judge(self, features: Float[Tensor, "n d"]) -> Tensor:
+        if not self.spec.patches:
+            return super().judge(features)
+        grid = features.unflatten(1, (self.spec.stem, *self.spec.base))
+        logits: Tensor = self.output(grid)
+        return logits.float().flatten(1)
 
 
 FORMS.register("progressive", "dense stem, linear 1x1 heads, minibatch deviation", "Karras 2018")(

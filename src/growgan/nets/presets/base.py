@@ -57,6 +57,8 @@ class Family:
             chunk=shape.chunk if generator else 0,
             kernels=0 if generator else shape.kernels,
             classes=shape.classes,
+            given=shape.given,
+            patches=shape.patches and not generator,
             embedding=shape.embedding,
             continuous=shape.continuous,
             **(by_role[generator] if shape.classes else {}),

@@ -21,7 +21,7 @@ from torch import Tensor
 
 from growgan.errors import UserError
 from growgan.nets import spec as specs
-from growgan.nets.stack import one_hot
+from growgan.nets.wishes import one_hot
 from growgan.objectives.regulariser import with_options
 from growgan.objectives.step import Step
 from growgan.registry import Registry
@@ -34,7 +34,7 @@ class Conditioning:
     """What D does with labels; fields are options, by ``conditioning_options.NAME``.
 
     Attributes:
-        judging: how logits use the label, see :class:`growgan.nets.stack.Discriminator`.
+        judging: how logits use the label, see :class:`growgan.nets.players.Discriminator`.
         labelled: whether the images must have labels.
         noise: share of the labels that are wrong, by chance: G's labels then pass the same
             channel before D sees them, so that G learns the right ones (RCGAN, Thekumparampil et
@@ -71,9 +71,9 @@ class Conditioning:
         drawn = step.chance.uniform(2 * n).view(2, n)
         turned = (y.argmax(1) + 1 + (drawn[0] * (classes - 1)).long()) % classes
         wrong = (drawn[1] < self.noise) & (y.sum(1) > 0)
-        other = one_hot(turned, classes)
-        kept = step.latents[:, : step.latents.shape[1] - classes]
-        return torch.cat([kept, torch.where(wrong[:, None], other, y)], 1)
+        told = torch.where(wrong[:, None], one_hot(turned, classes), y)
+        latent = step.latents.shape[1] - classes - step.given.numel() // n
+        return torch.cat([step.latents[:, :latent], told, step.given], 1)
 
     def discriminator(self, step: Step) -> dict[str, Tensor]:
         """Return terms of D's loss, weighted."""

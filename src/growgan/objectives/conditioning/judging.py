@@ -38,6 +38,14 @@ class Judging(Conditioning):
     contrary: float = 0.0
 
 
+@CONDITIONINGS.register("image", "a given image beside the image", "Isola et al. 2017, 1611.07004")
+@dataclass(frozen=True)
+class Given(Judging):
+    """D(x, c) sees the image c that x is made from as further channels; for tasks alone."""
+
+    labelled = False
+
+
 @CONDITIONINGS.register("concat", "the label as maps beside the image", "Mirza & Osindero 2014")
 @dataclass(frozen=True)
 class Concatenation(Judging):

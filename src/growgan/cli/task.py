@@ -1,0 +1,33 @@
+"""A task's run on the command line: trained, then compared with the truth."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import typer
+
+if TYPE_CHECKING:
+    from growgan.data import ImageSet
+
+
+def carry_out_task(
+    task: str, data: ImageSet, out: Path, sources: Sequence[str], **how: Any
+) -> None:
+    """Train on pairs, and print what new ones say."""
+    from growgan.cli.grow import carry_out
+    from growgan.tasks.base import PICTURE, train_task
+    from growgan.training.ranks import join
+
+    source, *truth = sources
+    words = [source, *[f"--truth={each}" for each in truth], "--task", task]
+    carry_out(partial(train_task, task), data, out, words, **how)
+    if not join().first:
+        return
+    figures = json.loads((out / "gallery" / f"{PICTURE}.json").read_text())
+    for name, value in figures.items():
+        typer.echo(f"{name:<16} {value:.4g}")
+    typer.echo(f"sheet: {out / 'gallery' / f'{PICTURE}.png'}")

@@ -1,0 +1,224 @@
+"""What a task is: which image each one is made from, the settings, and measures against the truth.
+
+A task's data are an ordinary set of images, each with the one ``given`` for it, so that a task is
+trained by the same loop, searched and grown by the same policies, resumed, sampled and reported as
+any other run. A part of the pairs is never trained on: there what is made is compared with what it
+should be.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import UInt8
+from torch import Tensor
+
+from growgan.config import Settings, make_settings
+from growgan.data import ImageSet
+from growgan.data.files import combine, replace_file
+from growgan.errors import UserError, unknown
+from growgan.growth.model import Model
+from growgan.growth.run import Run, grow
+from growgan.metrics.similarity import ssim
+from growgan.registry import Registry
+from growgan.report.sheet import contact_sheet
+
+TEST = 0.1  # share of the pairs that is never trained on
+MEASURED = 2_000  # of these that are compared, at most
+SHOWN = 16  # of these on the sheet
+BLOCK = 1024  # images derived at once
+PICTURE = "task"  # in the run's gallery: the sheet, and the figures beside it
+
+Images = UInt8[Tensor, "n c h w"]
+Pairing = Callable[[Images], tuple[Images, Images]]
+Measure = Callable[[Images, Images, Images], dict[str, float]]
+
+
+@dataclass(frozen=True)
+class Task:
+    """One use of a GAN.
+
+    Attributes:
+        kinds: by name what makes a pair (given, truth) of images [N, C, H, W] as they are loaded.
+        published: settings as in its paper.
+        small: settings that growgan begins with where it may grow.
+        measures: of (given, made, truth), uint8 [N, C, H, W] each.
+        folders: whether two folders, given and truth by file name, do for a kind.
+    """
+
+    kinds: Mapping[str, Pairing]
+    published: Mapping[str, Any]
+    small: Mapping[str, Any]
+    measures: Mapping[str, Measure] = field(default_factory=dict)
+    folders: bool = False
+
+    def kind(self, name: str, task: str) -> Pairing:
+        """Return a pairing by name; without one the only one that there is.
+
+        Raises:
+            UserError: there is no such kind, or none is named where there are several.
+        """
+        if name in self.kinds:
+            return self.kinds[name]
+        if not name and len(self.kinds) == 1:
+            return next(iter(self.kinds.values()))
+        if not name:
+            raise UserError(
+                f"task '{task}' needs a kind: {', '.join(f'{task}:{k}' for k in self.kinds)}"
+            )
+        raise unknown(f"kind of task '{task}'", name, self.kinds)
+
+
+TASKS: Registry[Task] = Registry("task")
+
+
+def named(text: str) -> tuple[Task, str, str]:
+    """Return a task, its name and its kind from ``TASK[:KIND]``.
+
+    Raises:
+        UserError: there is no such task.
+    """
+    name, _, kind = text.partition(":")
+    return TASKS[name], name, kind
+
+
+def prepare(task: str, data: ImageSet, truth: ImageSet | None = None) -> ImageSet:
+    """Return the images that a task is to make, each with the one that it is made from.
+
+    Args:
+        task: ``TASK[:KIND]``, like "pix2pix:edges".
+        data: what pairs are derived from; or, with ``truth``, the given images.
+        truth: what each of ``data`` is to become, row by row.
+
+    Raises:
+        UserError: an unknown task or kind; sets that are no pairs.
+    """
+    found, name, kind = named(task)
+    if truth is not None:
+        return _paired(found, name, data, truth)
+    given, images = [], []
+    pairing = found.kind(kind, name)
+    for start in range(0, len(data), BLOCK):
+        block = torch.from_numpy(np.array(data.images[start : start + BLOCK]))
+        pair = pairing(block)
+        given.append(pair[0].numpy())
+        images.append(pair[1].numpy())
+    made, fingerprint = np.concatenate(images), combine(data.fingerprint, task)
+    return replace(
+        data, images=made, given=np.concatenate(given), fingerprint=fingerprint, name=data.name
+    )
+
+
+def _paired(task: Task, name: str, data: ImageSet, truth: ImageSet) -> ImageSet:
+    if not task.folders:
+        raise UserError(f"task '{name}' makes its own pairs: name one set of images")
+    if len(data) != len(truth) or data.resolution != truth.resolution:
+        sizes = [f"{len(each):,} of {each.resolution}" for each in (data, truth)]
+        raise UserError(f"'{data.name}' and '{truth.name}' are no pairs: {sizes[0]} and {sizes[1]}")
+    fingerprint = combine(data.fingerprint, truth.fingerprint)
+    return replace(truth, given=data.images, fingerprint=fingerprint, duplicates=())
+
+
+def train_task(
+    task: str,
+    data: ImageSet,
+    *,
+    out: str | Path,
+    settings: Settings | Mapping[str, Any] | None = None,
+    published: bool = False,
+    **how: Any,
+) -> Run:
+    """Train a task's players on pairs, compare what they make of new ones with the truth.
+
+    Args:
+        task: ``TASK[:KIND]``.
+        data: pairs, from :func:`prepare`.
+        settings: what differs from the task's own.
+        published: begin with the settings of the paper, complete, instead of a small form.
+        how: as for :func:`growgan.grow`.
+
+    Raises:
+        UserError: as :func:`growgan.grow`.
+    """
+    found, _, _ = named(task)
+    own = found.published if published else found.small
+    chosen = settings if isinstance(settings, Settings) else make_settings(own, settings or {})
+    seen, new = data.held_out(TEST)
+    run = grow(seen, out=out, settings=chosen, **how)
+    show(run, found, new)
+    return run
+
+
+def show(run: Run, task: Task, new: ImageSet) -> dict[str, float]:
+    """Write a sheet of given, made and true images into the run's gallery; return the figures."""
+    rows = new.subset(np.arange(min(MEASURED, len(new))))
+    figures, made = compared(run.best, task, rows)
+    folder = run.path / "gallery"
+    folder.mkdir(exist_ok=True)
+    assert rows.given is not None
+    lines = [np.array(rows.given[:SHOWN]), made[:SHOWN].numpy(), np.array(rows.images[:SHOWN])]
+    contact_sheet([_visible(line, rows.channels) for line in lines], folder / f"{PICTURE}.png")
+    replace_file(folder / f"{PICTURE}.json", json.dumps(figures, indent=1).encode())
+    return figures
+
+
+def compared(model: Model, task: Task, rows: ImageSet) -> tuple[dict[str, float], Images]:
+    """Return the figures of what a model makes of given images, and these, uint8 [N, C, H, W]."""
+    assert rows.given is not None
+    drawn = model.sample(len(rows), given=np.moveaxis(np.array(rows.given), 1, 3))
+    made = torch.from_numpy(np.ascontiguousarray(np.moveaxis(drawn, 3, 1)))
+    given, truth = (torch.from_numpy(np.array(each)) for each in (rows.given, rows.images))
+    figures = likeness(made, truth)
+    for measure in task.measures.values():
+        figures |= measure(given, made, truth)
+    return figures, made
+
+
+def likeness(made: Images, truth: Images) -> dict[str, float]:
+    """Return how near images are to what they should be: "l1" (of 255), "psnr" in dB, "ssim".
+
+    PSNR and SSIM are means over images; the error of an image is at least 1e-10 of the squared
+    range, so that equal ones have 100 dB.
+    """
+    difference = (made.double() - truth.double()) / 255
+    square = difference.square().mean((1, 2, 3)).clamp(min=1e-10)
+    return {
+        "l1": float(255 * difference.abs().mean()),
+        "psnr": float((-10 * square.log10()).mean()),
+        "ssim": float(ssim(made, truth).mean()),
+    }
+
+
+def _visible(images: np.ndarray[Any, Any], channels: int) -> np.ndarray[Any, Any]:
+    """Return images with so many channels: the last of those given, repeated where they are few."""
+    if images.shape[1] >= channels:
+        return images[:, -channels:]
+    return np.repeat(images[:, -1:], channels, axis=1)
+
+
+def gray(images: Images) -> Images:
+    """Return the luma of images (ITU-R BT.601), uint8 [N, 1, H, W]."""
+    if images.shape[1] < 3:
+        return images[:, :1]
+    weights = torch.tensor([0.299, 0.587, 0.114]).view(1, 3, 1, 1)
+    return (images[:, :3] * weights).sum(1, keepdim=True).round().to(torch.uint8)
+
+
+def names_of(sources: Sequence[str], task: Task, name: str) -> tuple[str, str | None]:
+    """Return the one or two sources of a task.
+
+    Raises:
+        UserError: there are too many.
+    """
+    most = 2 if task.folders else 1
+    if not 1 <= len(sources) <= most:
+        raise UserError(
+            f"task '{name}' takes {' or '.join('12'[:most])} DATA, but got {len(sources)}"
+        )
+    return sources[0], sources[1] if len(sources) > 1 else None

@@ -1,0 +1,127 @@
+"""Images made from images: stacks with an encoder, and what both players are told."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+import torch
+from torch import Tensor
+
+from growgan.nets.edits import Append, Insert, Widen, apply
+from growgan.nets.players import Discriminator, Generator, build
+from growgan.nets.spec import LayerSpec, StackSpec, without_fade
+from growgan.nets.wishes import labelled
+
+KINDS = ("strided", "conv", "residual")
+
+
+def spec_of(role: str, kind: str = "strided", **more: object) -> StackSpec:
+    layers = (
+        LayerSpec("x0", kind, 12, 3, 2, "pixel" if role == "generator" else "none"),
+        LayerSpec("x1", kind, 8, 3, 2, "pixel" if role == "generator" else "none"),
+    )
+    latent = 6 if role == "generator" else 0
+    return StackSpec(role, (4, 4), 1, 16, layers, latent, given=2, **more)  # type: ignore[arg-type]
+
+
+def rows(spec: StackSpec, count: int = 3, side: int = 16) -> Tensor:
+    rng = torch.Generator().manual_seed(1)
+    z = torch.randn(count, spec.latent, generator=rng)
+    return labelled(spec, z, given=torch.rand(count, 2, side, side, generator=rng) * 2 - 1)
+
+
+def awake(stack: Generator | Discriminator) -> None:
+    """Give every weight a value: nothing is the identity because a branch is still zero."""
+    rng = torch.Generator().manual_seed(5)
+    for weight in stack.parameters():
+        weight.data += 0.1 * torch.randn(weight.shape, generator=rng)
+
+
+def test_what_is_given_decides_the_image() -> None:
+    spec = spec_of("generator")
+    g = build(spec, 0)
+    z = rows(spec)
+    other = z.clone()
+    other[:, spec.latent :] = -other[:, spec.latent :]
+    assert g(z).shape == (3, 1, 16, 16)
+    assert (g(z) - g(other)).abs().mean() > 1e-3
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_given_pixel_reaches_its_own_place_first(kind: str) -> None:
+    """The skips keep places: what is given in a corner changes that corner most."""
+    spec = spec_of("generator", kind)
+    g = build(spec, 0)
+    z = rows(spec)
+    turned = z.clone().unflatten(1, (-1,))
+    turned[:, spec.latent] += 1.0  # the upper left pixel of the first channel
+    change = (g(turned) - g(z)).abs().mean((0, 1))
+    assert change[:4, :4].mean() > 4 * change[12:, 12:].mean()
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("factor", [1, 2])
+def test_what_is_appended_changes_nothing_at_first(kind: str, factor: int) -> None:
+    spec = spec_of("generator", kind)
+    g = build(spec, 0)
+    awake(g)
+    child = apply(g, Append((LayerSpec("x", kind, 8, 3, factor),)), 3)
+    given = torch.rand(3, 2, 32, 32) * 2 - 1
+    z = torch.randn(3, spec.latent)
+    before = g(labelled(spec, z, given=given))
+    after = child(labelled(child.spec, z, given=given))
+    if factor == 2:
+        before = before.repeat_interleave(2, 2).repeat_interleave(2, 3)
+    assert torch.allclose(after, before, atol=1e-5)
+    child.set_alpha(1.0)
+    faded = child(labelled(child.spec, z, given=given))
+    child.finish_fade()
+    assert torch.allclose(child(labelled(child.spec, z, given=given)), faded, atol=1e-5)
+
+
+@pytest.mark.parametrize("place", [None, "x0", "x1"])
+def test_what_is_inserted_changes_nothing_at_first(place: str | None) -> None:
+    spec = spec_of("generator")
+    g = build(spec, 0)
+    awake(g)
+    child = apply(g, Insert(place), 3)
+    assert torch.allclose(child(rows(spec)), g(rows(spec)), atol=1e-5)
+
+
+def test_a_wider_stack_computes_what_it_did() -> None:
+    spec = spec_of("generator")
+    g = build(spec, 0)
+    awake(g)
+    child = apply(g, Widen(), 3)
+    assert child.inner["encoder"].parameter_count() > 3 * g.inner["encoder"].parameter_count()
+    assert torch.allclose(child(rows(spec)), g(rows(spec)), atol=1e-4)
+
+
+def test_d_sees_what_was_given_beside_the_image() -> None:
+    spec = spec_of("discriminator")
+    d = build(spec, 0)
+    x, given = torch.rand(3, 1, 16, 16), torch.rand(3, 2, 16, 16)
+    one, other = d(x, given.flatten(1)), d(x, given.flip(0).flatten(1))
+    assert one.shape == (3,) and (one - other)[[0, 2]].abs().min() > 1e-4
+    assert torch.allclose(one[1], other[1], atol=1e-5)
+
+
+def test_patches_are_judged_each_for_itself() -> None:
+    spec = replace(spec_of("discriminator"), patches=True, given=0)
+    d = build(spec, 0)
+    awake(d)
+    x = torch.rand(2, 1, 16, 16)
+    changed = x.clone()
+    changed[:, :, 15, 15] += 1.0
+    logits, moved = d(x).view(2, 4, 4), d(changed).view(2, 4, 4)
+    assert (logits - moved)[:, 3, 3].abs().min() > 1e-5
+    assert torch.allclose(logits[:, 0, 0], moved[:, 0, 0], atol=1e-6)
+
+
+def test_a_stack_of_another_form_cannot_be_given_images() -> None:
+    from growgan.errors import UserError
+
+    with pytest.raises(UserError, match="cannot be given images"):
+        build(replace(spec_of("generator"), form="dcgan"), 0)
+    assert without_fade(spec_of("generator")).given == 2
