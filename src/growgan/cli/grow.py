@@ -36,23 +36,25 @@ Gpus = Annotated[float, typer.Option(min=0, help="that each child takes on the c
 Free = Annotated[
     bool, typer.Option("--free", help="no rounds: a free worker takes the next proposal at once")
 ]
+Policy = Annotated[str | None, typer.Option(help="see: growgan list policies")]
+Preset = Annotated[str | None, typer.Option(help="see: growgan list presets; default: pggan")]
+TaskName = Annotated[
+    str | None, typer.Option("--task", help="images from images; see: growgan list tasks")
+]
+Truth = Annotated[
+    str | None, typer.Option(help="of a task: what the images of DATA become, one by one")
+]
 Broken = Annotated[float, typer.Option(help="share of broken files that is tolerated")]
 
 
 def grow(
     data: Data,
     out: Out = None,
-    policy: Annotated[str | None, typer.Option(help="see: growgan list policies")] = None,
+    policy: Policy = None,
     resolution: Resolution = None,
-    preset: Annotated[
-        str | None, typer.Option(help="see: growgan list presets; default: pggan")
-    ] = None,
-    task: Annotated[
-        str | None, typer.Option(help="make each image from another one; see: growgan list tasks")
-    ] = None,
-    truth: Annotated[
-        str | None, typer.Option(help="of a task: what the images of DATA become, by file name")
-    ] = None,
+    preset: Preset = None,
+    task: TaskName = None,
+    truth: Truth = None,
     budget: Wall = None,
     images: Count = None,
     seed: Seed = None,
@@ -67,16 +69,9 @@ def grow(
     free: Free = False,
 ) -> None:
     """Grow a GAN on DATA within a budget."""
-    from growgan.nets.presets import PRESETS
-
-    small = PRESETS[preset or "pggan"].small
     given = options_given(preset=preset, policy=policy, seed=seed, device=device)
-    if task is not None:
-        from growgan.config import merged
-        from growgan.tasks.base import named
-
-        small = merged(small, named(task)[0].small)
-    elif truth is not None:
+    small = _small(preset or "pggan", task)
+    if truth is not None and task is None:
         raise UserError("--truth is of a --task; see: growgan list tasks")
     _run(
         [data, *([truth] if truth else [])],
@@ -128,6 +123,19 @@ def train(
     _run(data, out, start, given, *fixed)
 
 
+def _small(preset: str, task: str | None) -> Mapping[str, Any]:
+    """Return the settings that growth begins with."""
+    from growgan.config import merged
+    from growgan.nets.presets import PRESETS
+
+    small = PRESETS[preset].small
+    if task is None:
+        return small
+    from growgan.tasks.base import named
+
+    return merged(small, named(task)[0].small)
+
+
 def _task(name: str) -> Task:
     """Return the task of a name that is no preset; raise a UserError if there is none."""
     from growgan.nets.presets import PRESETS
@@ -158,7 +166,6 @@ def _run(
     ``start`` gives the settings to start from, by the smaller side of the images.
     """
     from growgan.data import parse_resolution
-    from growgan.growth import grow as make
     from growgan.nets.presets import PRESETS
 
     kept = [f"--{name}" for name in given if name != "device"] + ["--set"] * bool(overrides)
@@ -171,11 +178,7 @@ def _run(
         # Say what cannot be reached before any image is read.
         PRESETS[settings.preset].family.base(settings.stack, size)
     form = settings.data.model_dump() | {"resolution": size}
-    found, *truth = (loaded(source, max_broken, **form) for source in sources)
-    if task is not None:
-        from growgan.tasks.base import prepare
-
-        found = prepare(task, found, *truth)
+    found = _made_ready([loaded(each, max_broken, **form) for each in sources], task)
     if told is None:
         settings = _settings(known, start(min(found.resolution)), given, overrides)
     if dry_run:
@@ -188,11 +191,23 @@ def _run(
     how["cluster"] = cluster
     place, again = out or free_folder(found.name), loading(sources[0], max_broken)
     if task is None:
-        carry_out(make, found, place, again, **how)
-        return
-    from growgan.cli.task import carry_out_task
+        from growgan.growth import grow as make
 
-    carry_out_task(task, found, place, [*again, *sources[1:]], **how)
+        carry_out(make, found, place, again, **how)
+    else:
+        from growgan.cli.task import carry_out_task
+
+        truth = [f"--truth={each}" for each in sources[1:]]
+        carry_out_task(task, found, place, [*again, *truth], **how)
+
+
+def _made_ready(sets: list[ImageSet], task: str | None) -> ImageSet:
+    """Return the images to make, each with the one that a task makes it from."""
+    if task is None:
+        return sets[0]
+    from growgan.tasks.base import prepare
+
+    return prepare(task, *sets)
 
 
 def cluster_of(executor: str, address: str | None, gpus: float, free: bool) -> Cluster | None:

@@ -22,8 +22,7 @@ def carry_out_task(
     from growgan.tasks.base import PICTURE, train_task
     from growgan.training.ranks import join
 
-    source, *truth = sources
-    words = [source, *[f"--truth={each}" for each in truth], "--task", task]
+    words = [*sources, "--task", task]
     carry_out(partial(train_task, task), data, out, words, **how)
     if not join().first:
         return

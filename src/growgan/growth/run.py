@@ -329,8 +329,8 @@ def _examples(data: ImageSet, settings: Settings) -> bytes:
     batches, file = batches_of(data, settings), io.BytesIO()
     rows = batches.held_out if len(batches.held_out) else np.arange(len(data))
     assert data.given is not None
-    kept = {"given": data.given[rows[:SHEET]], "truth": data.images[rows[:SHEET]]}
-    np.savez_compressed(file, **{name: each.transpose(0, 2, 3, 1) for name, each in kept.items()})
+    given, truth = (each[rows[:SHEET]].transpose(0, 2, 3, 1) for each in (data.given, data.images))
+    np.savez_compressed(file, given=given, truth=truth)
     return file.getvalue()
 
 

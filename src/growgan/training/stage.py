@@ -159,23 +159,22 @@ def step(
     up before the players move: the step is that of the whole batch, but for terms that look at
     several samples together.
     """
-    *rows, rng = _inputs(gan, batches, objective, settings, runtime)
+    real, z, labels, given, rng = _inputs(gan, batches, objective, settings, runtime)
     shares = parts * runtime.ranks.count
-    chunks = zip(*(t.chunk(shares) for t in rows), strict=True)
+    chunks = zip(*(t.chunk(shares) for t in (real, z, labels, given)), strict=True)
     views = [
-        _view(gan, *chunk, rng if shares == 1 else _again(rng), objective, (place, shares))
-        for place, chunk in enumerate(chunks)
+        _view(gan, x, z, y, c, rng if shares == 1 else _again(rng), objective, (place, shares))
+        for place, (x, z, y, c) in enumerate(chunks)
         if place // parts == runtime.ranks.rank
     ]
     terms = _step_discriminator(gan, views, objective, runtime)
     if (gan.steps + 1) % settings.critic_steps == 0:
         terms |= _step_generator(gan, views, objective, runtime)
     runtime.ranks.average([each for each in gan.memory.values() if each.numel() == 1])
-    count = len(rows[0])
-    gan.images += count
+    gan.images += len(real)
     gan.steps += 1
     half_life = min(settings.average.half_life, settings.average.ramp * gan.images)
-    gan.update_average(0.5 ** (count / max(half_life, 1e-9)))
+    gan.update_average(0.5 ** (len(real) / max(half_life, 1e-9)))
     return terms | views[-1].curves
 
 

@@ -82,9 +82,8 @@ class ProgressiveEnd(End):
         self.deviation = MinibatchDeviation(group) if group else nn.Identity()
         self.extra = {"mix": int(group > 0)}
         self.mix = Conv(spec.stem + self.extra["mix"], spec.stem, 3, rate=spec.rate)
-        whole = {"padding": 0} if not spec.patches else {}
-        size = 3 if spec.patches else spec.base
-        self.collect = Conv(spec.stem, spec.stem, size, rate=spec.rate, **whole)
+        size, padding = (3, None) if spec.patches else (spec.base, 0)
+        self.collect = Conv(spec.stem, spec.stem, size, padding=padding, rate=spec.rate)
         self.activation = ACTIVATIONS["leaky_relu"]()
         if spec.has_logit:
             self.output = Conv(spec.stem, 1, 1, gain=1.0, rate=spec.rate)
