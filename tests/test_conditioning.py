@@ -327,6 +327,8 @@ def test_every_conditioning_trains_every_parameter(
     if missing:
         labels = np.where(np.arange(200) % 3 == 0, -1, np.asarray(data.labels))
         data = replace(data, labels=labels)
+    if name == "image":
+        data = replace(data, given=np.array(data.images))
     options = {"p2gan": {"adaptive": 1}, "projection": {"contrary": 1.0}}.get(name, {})
     settings = make_settings(
         {
@@ -372,6 +374,7 @@ def test_no_image_keeps_its_label_in_the_contrary_term(
     made = SimpleNamespace(
         labels=y, real=x, fake=x, rng=torch.Generator().manual_seed(3), memory={},
         discriminator=judge, augment=lambda images: images, real_logits=noise(8),
+        given=torch.empty(0), labels_of=lambda images: (y,),
     )  # fmt: skip
     term = objective._contrary(cast(Step, made))
     assert torch.isfinite(term) and len(asked) == 2

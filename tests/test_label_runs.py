@@ -108,7 +108,7 @@ def test_labels_that_may_be_wrong_pass_the_same_channel() -> None:
     y = one_hot(torch.arange(n) % (classes + 1) - 1, classes)  # a fifth has none
     rng = torch.Generator().manual_seed(0)
     z = torch.cat([noise(n, 3), y], 1)
-    made = SimpleNamespace(labels=y, latents=z, chance=Chance(rng, n))
+    made = SimpleNamespace(labels=y, latents=z, chance=Chance(rng, n), given=torch.empty(0))
     step = cast(Step, made)
     kept = make_conditioning("projection", {}).latents(step)
     assert kept is made.latents

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import shlex
 from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -182,23 +183,31 @@ def _run(
     if told is None:
         settings = _settings(known, start(min(found.resolution)), given, overrides)
     if dry_run:
-        from growgan.cli.dry_run import show_stages
-        from growgan.growth.run import for_data
-
-        show_stages(found, for_data(settings, found), limit)
+        _show(found, settings, limit)
         return
     how: dict[str, Any] = {"settings": settings, "budget": limit, "resume": resume}
     how["cluster"] = cluster
-    place, again = out or free_folder(found.name), loading(sources[0], max_broken)
+    again = loading(sources[0], max_broken) + [f"--truth={each}" for each in sources[1:]]
+    _carried(task)(found, out or free_folder(found.name), again, **how)
+
+
+def _carried(task: str | None) -> Callable[..., None]:
+    """Return what carries out a run, or a task's."""
     if task is None:
         from growgan.growth import grow as make
 
-        carry_out(make, found, place, again, **how)
-    else:
-        from growgan.cli.task import carry_out_task
+        return partial(carry_out, make)
+    from growgan.cli.task import carry_out_task
 
-        truth = [f"--truth={each}" for each in sources[1:]]
-        carry_out_task(task, found, place, [*again, *truth], **how)
+    return partial(carry_out_task, task)
+
+
+def _show(data: ImageSet, settings: Settings, limit: Budget | None) -> None:
+    """Print what a run would cost."""
+    from growgan.cli.dry_run import show_stages
+    from growgan.growth.run import for_data
+
+    show_stages(data, for_data(settings, data), limit)
 
 
 def _made_ready(sets: list[ImageSet], task: str | None) -> ImageSet:

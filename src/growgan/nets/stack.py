@@ -6,6 +6,7 @@ new_head(layers(h)), alpha)``, and D's first features are blended the same way (
 
 from __future__ import annotations
 
+from dataclasses import replace
 from functools import cached_property
 from math import prod
 
@@ -136,13 +137,16 @@ class Encoder(Stack):
     def __init__(self, generator: StackSpec) -> None:
         if FORMS[generator.form].margin or generator.head_factor != 1:
             raise UserError(f"a stack of form '{generator.form}' cannot be given images")
+        # What is normalised by a style in G is normalised without one here.
+        plain = {"conditional": "batch", "virtual": "batch"}
+        layers = tuple(replace(e, norm=plain.get(e.norm, e.norm)) for e in generator.layers)
         super().__init__(
             StackSpec(
                 "discriminator",
                 generator.base,
                 generator.given,
                 generator.stem,
-                generator.layers,
+                layers,
                 rate=generator.rate,
                 form=generator.form,
                 fading=generator.fading,
