@@ -14,6 +14,7 @@ import growgan as gg
 from growgan.cli.app import main
 from growgan.data import ImageSet
 from growgan.errors import UserError
+from growgan.growth.export import export
 from growgan.metrics.similarity import ssim
 from growgan.report.page import write_report
 from growgan.tasks import TASKS, prepare, train_task
@@ -95,6 +96,17 @@ def test_every_task_trains_and_is_measured(name: str, squares: ImageSet, tmp_pat
     assert made.shape == (3, 16, 16, pairs.channels)
     assert run.best.sample(2).shape == (2, 16, 16, pairs.channels)  # of what the run kept
     assert "what it should be" in write_report(run.path).read_text()
+
+
+def test_what_has_no_meaning_for_a_task_says_so(squares: ImageSet, tmp_path: Path) -> None:
+    run = train_task("pix2pix:edges", prepare("pix2pix:edges", squares), out=tmp_path / "run",
+                     images=64, settings=SMALL)  # fmt: skip
+    with pytest.raises(UserError, match="cannot be exported yet"):
+        export(run.best, "safetensors", tmp_path / "out")
+    with pytest.raises(UserError, match="directions have no meaning"):
+        _ = run.best.directions
+    with pytest.raises(UserError, match="given images must be"):
+        run.best.sample(1, given=np.zeros((1, 8, 8, 1), np.uint8))
 
 
 def test_a_task_grows(squares: ImageSet, tmp_path: Path) -> None:

@@ -98,6 +98,8 @@ def export(model: Model, to: str, out: str | Path) -> Path:
     if out.exists() and (not out.is_dir() or (any(out.iterdir()) and not _is_ours(out))):
         raise UserError(f"'{out}' holds other things than an export; choose another --out")
     network = model.network()
+    if network.spec.given:
+        raise UserError("generators that make images from images cannot be exported yet")
     known = read_run(model.folder.parent.parent)
     network.save_pretrained(out, config=_config(model, known), card=model_card(model, known))
     spec = network.spec
