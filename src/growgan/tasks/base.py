@@ -9,7 +9,7 @@ should be.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -110,9 +110,7 @@ def prepare(task: str, data: ImageSet, truth: ImageSet | None = None) -> ImageSe
         given.append(pair[0].numpy())
         images.append(pair[1].numpy())
     made, fingerprint = np.concatenate(images), combine(data.fingerprint, task)
-    return replace(
-        data, images=made, given=np.concatenate(given), fingerprint=fingerprint, name=data.name
-    )
+    return replace(data, images=made, given=np.concatenate(given), fingerprint=fingerprint)
 
 
 def _paired(task: Task, name: str, data: ImageSet, truth: ImageSet) -> ImageSet:
@@ -208,17 +206,3 @@ def gray(images: Images) -> Images:
         return images[:, :1]
     weights = torch.tensor([0.299, 0.587, 0.114]).view(1, 3, 1, 1)
     return (images[:, :3] * weights).sum(1, keepdim=True).round().to(torch.uint8)
-
-
-def names_of(sources: Sequence[str], task: Task, name: str) -> tuple[str, str | None]:
-    """Return the one or two sources of a task.
-
-    Raises:
-        UserError: there are too many.
-    """
-    most = 2 if task.folders else 1
-    if not 1 <= len(sources) <= most:
-        raise UserError(
-            f"task '{name}' takes {' or '.join('12'[:most])} DATA, but got {len(sources)}"
-        )
-    return sources[0], sources[1] if len(sources) > 1 else None

@@ -69,11 +69,10 @@ def overlap(given: Images, made: Images, truth: Images) -> dict[str, float]:
     return {"miou": sum(ratios) / 2}
 
 
-PAIRS: dict[str, Any] = {"conditioning": "image", "stack": {"patches": True}}
 # As published, but for batches of one and dropout in place of latents: here z is given to the
 # innermost features, and batch norm sees several images.
 PUBLISHED: dict[str, Any] = {
-    **PAIRS,
+    "conditioning": "image",
     "policy": "fixed",
     "loss": "non-saturating",
     "regularisers": {"l1": {"weight": 100.0}},
@@ -93,7 +92,7 @@ PUBLISHED: dict[str, Any] = {
     },
 }
 SMALL: dict[str, Any] = {
-    **PAIRS,
+    "conditioning": "image",
     "regularisers": {"r1": {}, "l1": {"weight": 10.0}},
     "stack": {"patches": True, "latent": 16, "deviation_group": 0, "taper": 4},
 }

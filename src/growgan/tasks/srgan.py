@@ -13,7 +13,7 @@ import torch.nn.functional as F
 
 from growgan.errors import UserError
 from growgan.tasks.base import TASKS, Images, Task, likeness
-from growgan.tasks.pix2pix import PAIRS, PUBLISHED
+from growgan.tasks.pix2pix import PUBLISHED, SMALL
 
 LEAST = 8  # pixels of the coarse image's smaller side
 
@@ -44,11 +44,7 @@ TASKS.register("srgan", "fine images from coarse ones", "Ledig et al. 2017, 1609
     Task(
         {f"{factor}": partial(coarse, factor=factor) for factor in (2, 4, 8)},
         {**PUBLISHED, "stack": {**PUBLISHED["stack"], "kind": "residual"}},
-        {
-            **PAIRS,
-            "regularisers": {"r1": {}, "l1": {"weight": 10.0}},
-            "stack": {"patches": True, "latent": 16, "deviation_group": 0, "taper": 4},
-        },
+        SMALL,
         {"bicubic": bicubic},
     )
 )
