@@ -51,8 +51,9 @@ class Batches:
 
     def given_at(self, position: int) -> Tensor | None:
         """Return what the images of :meth:`batch_at` are made from: uint8 [B, G, H, W], or None."""
-        rows = self.rows_at(position)
-        return None if self._given is None else torch.from_numpy(self._given[rows])
+        if self._given is None:
+            return None
+        return torch.from_numpy(self._given[self.rows_at(position)])
 
     def given_of_some(self, count: int, held_out: bool = False) -> Tensor | None:
         """Return what :meth:`some` are made from: uint8 [n, G, H, W], or None."""

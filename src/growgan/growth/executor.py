@@ -297,10 +297,12 @@ class Trainer:
         """Return what the images that the doctor looks at are made for, None if for nothing."""
         labels = self.batches.labels_of_some(LOOKED_AT, held_out=held_out)
         given = self.batches.given_of_some(LOOKED_AT, held_out=held_out)
-        parts = [] if labels is None else [one_hot(labels, gan.generator.spec.classes)]
+        parts = []
+        if labels is not None:
+            parts.append(one_hot(labels, gan.generator.spec.classes).to(self.runtime.device))
         if given is not None:
-            parts.append(gan.shown(self.runtime.images(given)).flatten(1).cpu())
-        return torch.cat(parts, 1).to(self.runtime.device) if parts else None
+            parts.append(gan.shown(self.runtime.images(given)).flatten(1))
+        return torch.cat(parts, 1) if parts else None
 
     @torch.no_grad()
     def _copies(self, gan: Gan) -> float | None:

@@ -26,7 +26,7 @@ def multiplications(spec: StackSpec) -> float:
         cost, inner = BLOCKS[layer.kind].multiplications, spec.width_before(i)
         total += height * width * cost(layer, inner, spec.role, height * width)
     total += height * width * spec.channels * spec.width_before(len(spec.layers))
-    return (1 + _doubled(spec)) * total
+    return 2 * total if spec.energy or spec.encodes else total
 
 
 def activations(spec: StackSpec) -> float:
@@ -36,12 +36,7 @@ def activations(spec: StackSpec) -> float:
     for layer in spec.layers:
         height, width = height * layer.resample, width * layer.resample
         total += height * width * layer.width * BLOCKS[layer.kind].held
-    return (1 + (spec.role == "generator" and _doubled(spec))) * total
-
-
-def _doubled(spec: StackSpec) -> bool:
-    """Return whether there is a second stack within: an autoencoder's, or a translator's."""
-    return spec.energy or (spec.role == "generator" and spec.given > 0)
+    return 2 * total if spec.encodes else total
 
 
 def step_cost(generator: StackSpec, discriminator: StackSpec) -> float:

@@ -30,7 +30,7 @@ class Generator(Stack, Pretrained):
         super().__init__(spec)
         self.stem = self.form.stem(spec)
         self.label = label_map(spec)
-        if spec.given:
+        if spec.encodes:
             self.encoder = Encoder(spec)
         if any(layer.norm == "virtual" for layer in spec.layers):
             count = VirtualNorm.REFERENCES

@@ -207,6 +207,11 @@ class StackSpec:
         return self.channels + self.given + self.label_width * (self.judging == "concat")
 
     @property
+    def encodes(self) -> bool:
+        """Whether G has an encoder, of its own layers, for what it is given."""
+        return self.role == "generator" and self.given > 0
+
+    @property
     def has_logit(self) -> bool:
         """Whether D ends in a linear map to one logit."""
         return not self.energy and self.judging != "heads"
