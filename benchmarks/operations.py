@@ -25,8 +25,8 @@ from training import Case, PublishedNorm, noise, timed
 from growgan.config import make_settings
 from growgan.data.batches import Batches
 from growgan.growth.history import Space
-from growgan.nets.layers import LATTICE, StridedConv
 from growgan.nets.norms import PixelNorm
+from growgan.nets.strided import LATTICE, StridedConv
 from growgan.objectives import make_objective
 from growgan.training.runtime import machine, make_runtime
 from growgan.training.stage import step

@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import statistics
 import time
 from collections.abc import Callable, Iterator
@@ -44,7 +45,8 @@ from growgan.training.runtime import Runtime, best_threads, machine, make_runtim
 from growgan.training.stage import step
 
 RESULTS = Path(__file__).parent / "results" / "training.json"
-CYCLE = 16  # steps of one turn: each lazy penalty acts once
+TURN = 1.0  # seconds of a turn, at least one cycle
+PATIENCE = 40.0  # seconds after which no other turn of a row begins
 BATCH = 64  # at most: some published batches would fill a cluster
 WIDE = {"stack": {"width": 128}}  # the default stack as search may grow it: 64 and more at 32x32
 
@@ -97,7 +99,7 @@ class Operations(TorchDispatchMode):
 class PublishedNorm(nn.Module):
     """Pixel norm as it is usually written."""
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor, style: Tensor | None = None) -> Tensor:
         return x * torch.rsqrt(x.square().mean(1, keepdim=True) + 1e-8)
 
 
@@ -154,9 +156,9 @@ def plain_step(
     gan.images, gan.steps = gan.images + len(real), gan.steps + 1
 
 
-def convolution_peak(device: torch.device, bfloat16: bool) -> float:
+def convolution_peak(device: torch.device, precision: str) -> float:
     """Return the most floating-point operations a second that a 3x3 convolution was seen to do."""
-    dtype = torch.bfloat16 if bfloat16 else torch.float32
+    dtype = getattr(torch, precision)
     best = 0.0
     for width, side in ((64, 64), (128, 32), (256, 32), (256, 16), (512, 16)):
         layer = channels_last(nn.Conv2d(width, width, 3, padding=1).to(device, dtype))
@@ -188,20 +190,28 @@ def measure(case: Case, runtime: Runtime, turns: int, peak: float) -> dict[str, 
     batches = Batches(images, case.batch, 0)
     ours, plain = case.gan(device), plainly(case.gan(device))
 
+    critic = case.settings.critic_steps
+    # Each lazy penalty acts once in a cycle, and G moves at least once.
+    lazy = [getattr(each, "every", 1) for each in objective.regularisers.values()]
+    steps = math.lcm(critic, *map(int, lazy))
+
     def run_ours() -> None:
-        for _ in range(CYCLE):
+        for _ in range(steps):
             step(ours, batches, objective, case.settings, runtime)
 
     def run_plain() -> None:
-        for _ in range(CYCLE):
-            plain_step(plain, batches, objective, case.settings.critic_steps, device)
+        for _ in range(steps):
+            plain_step(plain, batches, objective, critic, device)
 
     with Operations() as counter:
         run_ours()
-    operations = counter.total / (CYCLE * case.batch)
-    run_plain()
-    times = [(timed(run_ours, device), timed(run_plain, device)) for _ in range(turns)]
-    mine, theirs = (CYCLE * case.batch / statistics.median(t) for t in zip(*times, strict=True))
+    operations = counter.total / (steps * case.batch)
+    plain_step(plain, batches, objective, critic, device)
+    steps *= max(1, round(TURN / timed(run_ours, device)))
+    begun, times = time.perf_counter(), []
+    while len(times) < turns and (not times or time.perf_counter() - begun < PATIENCE):
+        times.append((timed(run_ours, device), timed(run_plain, device)))
+    mine, theirs = (steps * case.batch / statistics.median(t) for t in zip(*times, strict=True))
     return {
         "preset": case.name,
         "resolution": max(ours.resolution),
@@ -245,15 +255,17 @@ def main() -> None:
     given = parser.parse_args()
     runtime = make_runtime(given.device)
     torch.set_num_threads(given.threads or best_threads())
-    peak = convolution_peak(runtime.device, runtime.bfloat16)
-    print(f"{machine()}, {torch.get_num_threads()} threads; convolutions {peak / 1e12:.2f} TFLOP/s")
+    peaks = {name: convolution_peak(runtime.device, name) for name in ("float32", "bfloat16")}
+    peak = peaks["bfloat16" if runtime.bfloat16 else "float32"]
+    told = ", ".join(f"{value / 1e12:.3f} in {name}" for name, value in peaks.items())
+    print(f"{machine()}, {torch.get_num_threads()} threads; convolutions, TFLOP/s: {told}\n")
     print("| stack | pixels | M parameters | batch | images/s | plain | times | MFLOP | of peak |")
     print("|---|---|---|---|---|---|---|---|---|")
     rows = []
     for case in cases(given.resolution, given.channels, given.batch, given.only):
         rows.append(measure(case, runtime, given.turns, peak))
         print(line(rows[-1]), flush=True)
-    kept = {"machine": machine(), "threads": torch.get_num_threads(), "peak": peak, "rows": rows}
+    kept = {"machine": machine(), "threads": torch.get_num_threads(), "peaks": peaks, "rows": rows}
     RESULTS.parent.mkdir(exist_ok=True)
     RESULTS.write_text(json.dumps(kept, indent=1) + "\n")
 

@@ -28,13 +28,13 @@ from growgan.nets.layers import (
     Dense,
     MinibatchDiscrimination,
     Project,
-    StridedConv,
 )
 from growgan.nets.norms import VirtualNorm
 from growgan.nets.players import Discriminator, Generator, build
 from growgan.nets.presets import PRESETS
 from growgan.nets.presets.base import ROLES
 from growgan.nets.spec import LayerSpec, Role, StackSpec
+from growgan.nets.strided import StridedConv
 
 NAMES = [entry.name for entry in PRESETS]
 GROWING = [name for name in NAMES if name != "gan"]  # which has no grid to double

@@ -16,11 +16,9 @@ from growgan.errors import UserError
 from growgan.nets.cost import parameters
 from growgan.nets.edits import Append, Edit, Insert, Widen, apply, edit_from_json, edit_to_json
 from growgan.nets.layers import (
-    LATTICE,
     Conv,
     MinibatchDeviation,
     Project,
-    StridedConv,
 )
 from growgan.nets.norms import PixelNorm
 from growgan.nets.players import Discriminator, Generator, build
@@ -356,46 +354,6 @@ def test_the_first_gan_is_dense_at_one_resolution() -> None:
     assert build(g, 0)(z).shape == x.shape and build(d, 0)(x).shape == (2,)
     with pytest.raises(UserError, match="a dense layer cannot double the grid"):
         build(Append((LayerSpec("x", "dense", resample=2),)).spec(g))
-
-
-@torch.no_grad()
-def test_a_doubling_begins_without_a_lattice_and_as_large_as_ever() -> None:
-    torch.manual_seed(0)
-    drawn = {
-        rate: StridedConv(96, 96, 4, doubles=True, rate=rate)(torch.ones(1, 96, 6, 6))
-        for rate in RATES
-    }
-    for rate, image in drawn.items():
-        inside = image[:, :, 2:-2, 2:-2]
-        lattice = float(inside.std((2, 3)).mean())
-        even = rate in ("equalised", "transfer")
-        assert (lattice < 1e-4 * float(inside.std())) == even, rate
-    x = torch.randn(16, 96, 8, 8)
-    even, usual = (
-        float(StridedConv(96, 96, 4, doubles=True, rate=rate)(x).std())
-        for rate in ("equalised", "plain")
-    )
-    assert even == pytest.approx(usual, rel=0.1)
-
-
-def test_what_would_draw_a_lattice_is_learnt_more_slowly() -> None:
-    """The same change of the stored weights moves the image less where it alternates."""
-    torch.manual_seed(0)
-    layer = StridedConv(4, 4, 4, doubles=True, rate="equalised")
-    x, turns = torch.randn(2, 4, 8, 8), torch.tensor([1.0, -1.0, 1.0, -1.0])
-    with torch.no_grad():
-        before, moved = layer(x), []
-        for change in (torch.ones(4, 4), torch.outer(turns, torch.ones(4)), turns.outer(turns)):
-            layer.weight += change
-            moved.append(float((layer(x) - before).norm()))
-            layer.weight -= change
-    flat = torch.nn.functional.conv_transpose2d
-    plain = [
-        float(flat(x, change.expand(4, 4, 4, 4) * layer.scale, stride=2, padding=1).norm())
-        for change in (torch.ones(4, 4), torch.outer(turns, torch.ones(4)), turns.outer(turns))
-    ]
-    shares = [m / p for m, p in zip(moved, plain, strict=True)]
-    assert shares == pytest.approx([1, LATTICE, LATTICE**2], rel=1e-4)
 
 
 def test_pixel_norm_is_that_of_the_paper_and_differentiable_twice() -> None:

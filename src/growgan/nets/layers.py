@@ -15,7 +15,6 @@ from growgan.errors import UserError
 from growgan.registry import Registry
 
 GAIN = math.sqrt(2.0)  # He et al. 2015, for (leaky) rectifiers
-LATTICE = 0.5  # of what alternates between the pixels of a doubled grid, beside the rest
 REFERENCE = 288  # inputs of a 3x3 kernel on 32 channels, with which the default rate was found
 
 
@@ -58,7 +57,7 @@ class Scaled(nn.Module):
     def _in_use(self) -> Tensor:
         if self.rate == "spectral":
             return self.weight / self.singular(follow=self.training)
-        return self.weight * self.scale
+        return self.weight if self.scale == 1 else self.weight * self.scale
 
     def singular(self, *, follow: bool = False) -> Float[Tensor, ""]:
         """Return the largest singular value of the stored weight, one step on from ``u``.
@@ -114,8 +113,10 @@ class Conv(Scaled):
 
     def forward(self, x: Float[Tensor, "n c h w"]) -> Float[Tensor, "n d h2 w2"]:
         weight = self.used
-        if x.shape[2:] == weight.shape[2:] == (1, 1):  # vectors: several times as fast
-            return F.linear(x[:, :, 0, 0], weight[:, :, 0, 0], self.bias)[:, :, None, None]
+        one = x.shape[2:] == weight.shape[2:] and (self.padding == 0 or x.shape[2:] == (1, 1))
+        if one:  # one place: several times as fast
+            x, weight = (each.movedim(1, -1).flatten(1) for each in (x, weight))
+            return F.linear(x, weight, self.bias)[:, :, None, None]
         return F.conv2d(x, weight, self.bias, padding=self.padding)
 
 
@@ -135,60 +136,6 @@ class GroupedConv(Scaled):
     def forward(self, x: Float[Tensor, "n c h w"]) -> Float[Tensor, "n c h w"]:
         padding = self.weight.shape[-1] // 2
         return F.conv2d(x, self.used, self.bias, padding=padding, groups=self.groups)
-
-
-def _calming(kernel: int, share: float) -> Float[Tensor, "k2 k2"]:
-    """Return the map of a kernel's values that leaves ``share`` of what alternates, either way."""
-    turns = torch.ones(kernel)
-    turns[1::2] = -1
-    along = torch.eye(kernel) - (1 - share) / kernel * torch.outer(turns, turns)
-    return torch.kron(along, along)
-
-
-class StridedConv(Scaled):
-    """A convolution of even size and stride 2: halves the grid, or doubles it (transposed).
-
-    Each output of the doubling one is reached by a quarter of the weights, hence its fan-in. What
-    alternates from weight to weight draws a lattice (Aitken et al. 2017, 1707.02937): at the rates
-    "equalised" and "transfer" there is none of it at first, and it is learnt ``LATTICE`` times as
-    fast as the rest, which is a nearest doubling and a convolution.
-    """
-
-    calming: Tensor  # [kernel², kernel²]: what a kernel's values become
-
-    def __init__(
-        self, width_in: int, width_out: int, kernel: int, *, doubles: bool, rate: Rate = "equalised"
-    ) -> None:
-        fan_in = width_in * kernel**2 // (4 if doubles else 1)
-        super().__init__((width_out, width_in, kernel, kernel), fan_in, GAIN, rate)
-        self.doubles, self.padding = doubles, kernel // 2 - 1
-        self.bias = nn.Parameter(torch.zeros(width_out))
-        self.calm = doubles and rate in ("equalised", "transfer")
-        if self.calm:
-            self.register_buffer("calming", _calming(kernel, LATTICE), persistent=False)
-            # What is taken out, on average, the rest makes up for.
-            start = _calming(kernel, 0.0) / (1 - 1 / kernel)
-            self.weight.data = self._mixed(start)
-
-    def _in_use(self) -> Tensor:
-        if not self.calm:
-            return super()._in_use()
-        with torch.autocast(self.weight.device.type, enabled=False):
-            return self._mixed(self.calming * self.scale)
-
-    def _mixed(self, matrix: Tensor) -> Tensor:
-        """Return the stored weight, the values of each kernel sent through a matrix."""
-        outputs, inputs, *kernel = self.weight.shape
-        values = self.weight.permute(0, 2, 3, 1).reshape(outputs, -1, inputs)
-        mixed = matrix @ values  # one product: sums along either axis take ten times as long
-        return mixed.view(outputs, *kernel, inputs).permute(0, 3, 1, 2)
-
-    def forward(self, x: Float[Tensor, "n c h w"]) -> Float[Tensor, "n d h2 w2"]:
-        weight = self.used
-        if self.doubles:
-            weight = weight.transpose(0, 1)
-            return F.conv_transpose2d(x, weight, self.bias, stride=2, padding=self.padding)
-        return F.conv2d(x, weight, self.bias, stride=2, padding=self.padding)
 
 
 class Dense(Scaled):

@@ -6,8 +6,9 @@ from torch import Tensor, nn
 
 from growgan.config import Rate
 from growgan.nets.blocks.base import BLOCKS, Block
-from growgan.nets.layers import Conv, StridedConv, downsample, upsample
+from growgan.nets.layers import Conv, downsample, upsample
 from growgan.nets.spec import LayerSpec, Role
+from growgan.nets.strided import StridedConv
 
 BRANCH = 0.1  # gain of a residual branch's last convolution
 

@@ -9,9 +9,10 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from growgan.nets.forms.base import FORMS, End, Ends, Form, Head, Stem
-from growgan.nets.layers import ACTIVATIONS, Conv, Project, StridedConv
+from growgan.nets.layers import ACTIVATIONS, Conv, Project
 from growgan.nets.norms import BatchNorm
 from growgan.nets.spec import StackSpec
+from growgan.nets.strided import StridedConv
 
 
 class DcganStem(Stem):
@@ -69,11 +70,11 @@ class DcganEnd(End):
         return spec.stem * spec.base[0] * spec.base[1]
 
     def forward(self, h: Float[Tensor, "n c h w"]) -> Float[Tensor, "n d"]:
-        return h.flatten(1)
+        return h.movedim(1, -1).flatten(1)  # a view: channels come last
 
     def judge(self, features: Float[Tensor, "n d"]) -> Float[Tensor, " n"]:
-        grid = features.view(len(features), self.spec.stem, *self.spec.base)
-        return self.output(grid).float().flatten()
+        grid = features.view(len(features), *self.spec.base, self.spec.stem)
+        return self.output(grid.movedim(-1, 1)).float().flatten()
 
 
 FORMS.register("dcgan", "strided heads, tanh, one convolution to the logit", "Radford et al. 2016")(
