@@ -37,6 +37,7 @@ from growgan.training.gan import Gan
 from growgan.training.runtime import machine
 
 RUNS = Path("runs/economy")
+NAMES = [entry.name for entry in PRESETS]
 CPU = torch.device("cpu")
 GROWGAN = [sys.executable, "-m", "growgan"]
 Line = tuple[str, float, str]  # what, how much, the aim
@@ -158,7 +159,7 @@ def main() -> None:
     """Read the command line and print a table for each part."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--only", nargs="*", choices=[*PARTS, "memory"], default=[])
-    parser.add_argument("--presets", nargs="*", choices=list(PRESETS), default=list(PRESETS))
+    parser.add_argument("--presets", nargs="*", choices=NAMES, default=NAMES)
     parser.add_argument("--run", type=Path, help="a run directory: what its time went into")
     given = parser.parse_args()
     parts: dict[str, Callable[[], Iterator[Line]]] = {

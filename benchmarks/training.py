@@ -4,7 +4,8 @@
     python benchmarks/training.py --only default           # one row group
     python benchmarks/training.py --only pggan --resolution 128 --batch 8
 
-A preset's batch is the published one, up to 64 images unless ``--batch`` says otherwise.
+A preset's batch is the published one, up to 64 images and to what a turn can hold; ``--batch`` sets
+another.
 For each preset and each growth stage: growgan's step; ``plain``, the same networks and loss in
 eager float32, NCHW, unfused Adam, with D run on reals and on fakes apart and G run anew for its own
 step; and the step's floating-point operations (counted by torch, lazy penalties included, two to a
@@ -46,6 +47,8 @@ from growgan.training.stage import step
 
 RESULTS = Path(__file__).parent / "results" / "training.json"
 TURN = 1.0  # seconds of a turn, at least one cycle
+LONGEST = 10.0  # seconds that a turn should take at most: a batch is halved until it would
+FEWEST = 4  # images a batch, however long that takes
 PATIENCE = 40.0  # seconds after which no other turn of a row begins
 BATCH = 64  # at most: some published batches would fill a cluster
 WIDE = {"stack": {"width": 128}}  # the default stack as search may grow it: 64 and more at 32x32
@@ -186,14 +189,21 @@ def measure(case: Case, runtime: Runtime, turns: int, peak: float) -> dict[str, 
     """Return a row: images/s of both ways, their ratio, operations an image, share of peak."""
     device, objective = runtime.device, make_objective(case.settings)
     height, width = case.space.target
-    images = noise(max(512, case.batch), case.space.channels, height, width)
-    batches = Batches(images, case.batch, 0)
+    images = noise(512, case.space.channels, height, width)
     ours, plain = case.gan(device), plainly(case.gan(device))
 
     critic = case.settings.critic_steps
     # Each lazy penalty acts once in a cycle, and G moves at least once.
     lazy = [getattr(each, "every", 1) for each in objective.regularisers.values()]
     steps = math.lcm(critic, *map(int, lazy))
+    batches = Batches(images, FEWEST, 0)
+    with Operations() as counter:
+        for _ in range(steps):
+            step(ours, batches, objective, case.settings, runtime)
+    operations, batch = counter.total / (steps * FEWEST), case.batch
+    while batch >= 2 * FEWEST and steps * batch * operations > LONGEST * peak / 2:
+        batch //= 2
+    batches = Batches(images, batch, 0)
 
     def run_ours() -> None:
         for _ in range(steps):
@@ -203,21 +213,20 @@ def measure(case: Case, runtime: Runtime, turns: int, peak: float) -> dict[str, 
         for _ in range(steps):
             plain_step(plain, batches, objective, critic, device)
 
-    with Operations() as counter:
-        run_ours()
-    operations = counter.total / (steps * case.batch)
+    step(ours, batches, objective, case.settings, runtime)
     plain_step(plain, batches, objective, critic, device)
-    steps *= max(1, round(TURN / timed(run_ours, device)))
+    if batch == case.batch:  # else a cycle is long enough
+        steps *= max(1, round(TURN / timed(run_ours, device)))
     begun, times = time.perf_counter(), []
     while len(times) < turns and (not times or time.perf_counter() - begun < PATIENCE):
         times.append((timed(run_ours, device), timed(run_plain, device)))
-    mine, theirs = (steps * case.batch / statistics.median(t) for t in zip(*times, strict=True))
+    mine, theirs = (steps * batch / statistics.median(t) for t in zip(*times, strict=True))
     return {
         "preset": case.name,
         "resolution": max(ours.resolution),
         "widest": max(p.shape[0] for p in ours.generator.parameters()),
         "parameters": ours.generator.parameter_count() + ours.discriminator.parameter_count(),
-        "batch": case.batch,
+        "batch": batch,
         "images/s": mine,
         "plain": theirs,
         "ratio": statistics.median(b / a for a, b in times),

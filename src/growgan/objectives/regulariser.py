@@ -160,9 +160,11 @@ def with_options(usual: Options, options: Mapping[str, float], key: str) -> Opti
 def gradient_square(judge: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
     """Return ||∇_x D(x)||² for each image, float32 ``[N]``, differentiable again.
 
-    It runs outside autocast: it differentiates a gradient, and bfloat16 keeps too few digits.
+    Under autocast D's products are taken in bfloat16 here, too, which turns what D learns from a
+    penalty by less than two degrees (``benchmarks/precision.py penalties``). Squares and sums stay
+    in float32: they must.
     """
+    x = x.detach().float().requires_grad_()
+    (gradient,) = torch.autograd.grad(judge(x).float().sum(), x, create_graph=True)
     with torch.autocast(x.device.type, enabled=False):
-        x = x.detach().float().requires_grad_()
-        (gradient,) = torch.autograd.grad(judge(x).sum(), x, create_graph=True)
-        return gradient.square().sum((1, 2, 3))
+        return gradient.float().square().sum((1, 2, 3))
