@@ -15,6 +15,7 @@ import argparse
 import statistics
 import time
 from collections.abc import Callable, Iterator, Mapping
+from functools import partial
 from typing import Any
 
 import torch
@@ -26,7 +27,7 @@ from growgan.config import make_settings
 from growgan.data.batches import Batches
 from growgan.growth.history import Space
 from growgan.nets.norms import PixelNorm
-from growgan.nets.strided import LATTICE, StridedConv
+from growgan.nets.strided import LATTICE, FewPixels, StridedConv
 from growgan.objectives import make_objective
 from growgan.training.runtime import machine, make_runtime
 from growgan.training.stage import step
@@ -126,7 +127,87 @@ def from_image() -> Part:
         yield f"to {channels} channels", ways, (x, weight)
 
 
-PARTS = {"pixel-norm": pixel_norm, "lattice": lattice, "halving": halving, "from-image": from_image}
+def few_pixels() -> Part:
+    """A weight's gradient between small grids: by one product, and by torch's convolution."""
+    for inside, outside, side in ((32, 32, 8), (128, 128, 8), (512, 1024, 8), (32, 32, 16)):
+        layer = StridedConv(inside, outside, 4, doubles=False, rate="plain")
+        weight = layer.weight.detach().to(DTYPE).contiguous(memory_format=torch.channels_last)
+        weight, x = weight.requires_grad_(), features(inside, side, 2 * BATCH)
+        bias = layer.bias.detach().to(DTYPE)
+        ways: dict[str, Way] = {
+            "growgan": lambda x=x, w=weight, b=bias: FewPixels.apply(x, w, b, 1, False),
+            "torch": lambda x=x, w=weight, b=bias: F.conv2d(x, w, b, stride=2, padding=1),
+        }
+        yield f"{inside} to {outside} channels, {side}×{side}", ways, (weight,)
+
+
+def one_place() -> Part:
+    """A convolution whose kernel covers all pixels: as a linear map, and as it is."""
+    for channels, outside in ((32, 32), (512, 512), (1024, 1)):
+        x = features(channels, 4, 2 * BATCH)
+        weight = torch.randn(outside, channels, 4, 4, dtype=DTYPE)
+        weight = weight.contiguous(memory_format=torch.channels_last).requires_grad_()
+
+        def linear(x: Tensor = x, weight: Tensor = weight) -> Tensor:
+            return F.linear(x.movedim(1, -1).flatten(1), weight.movedim(1, -1).flatten(1))
+
+        ways = {"growgan": linear, "convolution": lambda x=x, w=weight: F.conv2d(x, w)}
+        yield f"{channels} to {outside} channels, 4×4", ways, (x, weight)
+
+
+def grouped() -> Part:
+    """Convolutions of groups of 16 channels: as they are, and two or four groups as one."""
+    for channels, side in ((256, 16), (768, 8)):
+        x = features(channels, side)
+        weight = torch.randn(channels, 16, 3, 3, dtype=DTYPE)
+        weight = weight.contiguous(memory_format=torch.channels_last).requires_grad_()
+
+        def merged(together: int, x: Tensor = x, weight: Tensor = weight) -> Tensor:
+            blocks = weight.view(-1, together, 16, 1, 16, 3, 3)
+            own = torch.eye(together, dtype=DTYPE)[:, None, :, None, None, None]
+            wide = (blocks * own).reshape(len(weight), -1, 3, 3)
+            wide = wide.contiguous(memory_format=torch.channels_last)
+            return F.conv2d(x, wide, padding=1, groups=x.shape[1] // 16 // together)
+
+        ways = {
+            "growgan": lambda x=x, w=weight: F.conv2d(x, w, padding=1, groups=x.shape[1] // 16),
+            "by twos": partial(merged, 2),
+            "by fours": partial(merged, 4),
+        }
+        yield f"{channels} channels, {side}×{side}", ways, (x, weight)
+
+
+def together() -> Part:
+    """The same layer of four candidates: one after another, and as one grouped convolution."""
+    for channels, side in ((32, 4), (32, 8), (32, 16), (16, 32)):
+        one, all_ = features(channels, side), features(4 * channels, side)
+        weight, weights = (
+            torch.randn(many * channels, channels, 3, 3, dtype=DTYPE)
+            .contiguous(memory_format=torch.channels_last)
+            .requires_grad_()
+            for many in (1, 4)
+        )
+
+        def apart(x: Tensor = one, w: Tensor = weight) -> Tensor:
+            return torch.stack([F.conv2d(x, w, padding=1) for _ in range(4)])
+
+        ways = {
+            "growgan": apart,
+            "grouped": lambda x=all_, w=weights: F.conv2d(x, w, padding=1, groups=4),
+        }
+        yield f"4 × {channels} channels, {side}×{side}", ways, (one, weight, all_, weights)
+
+
+PARTS = {
+    "pixel-norm": pixel_norm,
+    "lattice": lattice,
+    "halving": halving,
+    "from-image": from_image,
+    "few-pixels": few_pixels,
+    "one-place": one_place,
+    "grouped": grouped,
+    "together": together,
+}
 
 
 def compare(part: Part) -> None:
@@ -138,9 +219,13 @@ def compare(part: Part) -> None:
             print("| | " + " | ".join(named) + " |\n|---|" + "---|" * len(named))
         times = []
         for way in ways.values():
-            gradient = torch.randn_like(way())
-            times.append(microseconds(lambda: torch.autograd.grad(way(), by, gradient)))  # noqa: B023
+            times.append(microseconds(partial(differentiate, way, by, torch.randn_like(way()))))
         print(f"| {what} | " + " | ".join(f"{t:,.0f}" for t in times) + " |", flush=True)
+
+
+def differentiate(way: Way, by: tuple[Tensor, ...], gradient: Tensor) -> None:
+    """Compute it, forward and backward."""
+    torch.autograd.grad(way(), by, gradient, allow_unused=True)
 
 
 def compiled() -> None:

@@ -29,4 +29,5 @@ def carry_out_task(
     figures = json.loads((out / "gallery" / f"{PICTURE}.json").read_text())
     for name, value in figures.items():
         typer.echo(f"{name:<16} {value:.4g}")
-    typer.echo(f"sheet: {out / 'gallery' / f'{PICTURE}.png'}")
+    if (sheet := out / "gallery" / f"{PICTURE}.png").exists():
+        typer.echo(f"sheet: {sheet}")

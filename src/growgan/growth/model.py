@@ -47,7 +47,8 @@ class Model:
     @cached_property
     def classes(self) -> tuple[str, ...]:
         """Names of the classes that it draws, as in the run's data; none if it is unconditional."""
-        if not make_objective(self.settings).conditioning.labelled:
+        conditioning = make_objective(self.settings).conditioning
+        if not (conditioning.labelled and conditioning.told):
             return ()
         return tuple(parse((self._run / "data.json").read_bytes())["classes"])
 

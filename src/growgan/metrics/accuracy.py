@@ -55,31 +55,47 @@ def classification_accuracy_score(
         raise ValueError(f"held_out must show at least 2 classes, but all are {held_out[1][0]}")
     classes = 1 + max(int(labels.max()) for _, labels in (fake, real, held_out))
     count = min(len(fake[0]), len(real[0]))
-    resolution = domain.training_resolution(*held_out[0].shape[2:])
 
     def accuracy(labelled: Labelled, before: int) -> float:
         images, labels = labelled
         generator = torch.Generator().manual_seed(seed)
         chosen = np.sort(torch.randperm(len(images), generator=generator)[:count].numpy())
-        classify = domain.train_classifier(
-            images[chosen],
-            labels[chosen],
-            classes,
-            resolution,
-            seed=seed,
-            device=torch.device(device),
-            progress=lambda done, steps: progress(before * steps + done, 2 * steps),
-        )
-        right = 0
-        for start in range(0, len(held_out[0]), _CHUNK):
-            part, answers = (x[start : start + _CHUNK] for x in held_out)
-            with torch.inference_mode():
-                batch = domain.prepare(torch.from_numpy(np.array(part)).to(device), resolution)
-                guesses = classify(batch).argmax(1).cpu().numpy()
-            right += int((guesses == answers).sum())
-        return right / len(held_out[0])
+
+        def report(done: int, steps: int) -> None:
+            progress(before * steps + done, 2 * steps)
+
+        part = images[chosen], labels[chosen]
+        return accuracy_of(part, held_out, classes, seed=seed, device=device, progress=report)
 
     return ClassificationAccuracy(accuracy(fake, 0), accuracy(real, 1), count)
+
+
+def accuracy_of(
+    taught: Labelled,
+    held_out: Labelled,
+    classes: int,
+    *,
+    seed: int = 0,
+    device: torch.device | str = "cpu",
+    progress: Progress = unseen,
+) -> float:
+    """Train a classifier on all of ``taught``; return the share of ``held_out`` that it gets right.
+
+    Both as for :func:`classification_accuracy_score`, of one size.
+    """
+    resolution = domain.training_resolution(*held_out[0].shape[2:])
+    where = torch.device(device)
+    classify = domain.train_classifier(
+        *taught, classes, resolution, seed=seed, device=where, progress=progress
+    )
+    right = 0
+    for start in range(0, len(held_out[0]), _CHUNK):
+        part, answers = (x[start : start + _CHUNK] for x in held_out)
+        with torch.inference_mode():
+            batch = domain.prepare(torch.from_numpy(np.array(part)).to(device), resolution)
+            guesses = classify(batch).argmax(1).cpu().numpy()
+        right += int((guesses == answers).sum())
+    return right / len(held_out[0])
 
 
 def _check(

@@ -226,6 +226,7 @@ class Discriminator(Stack):
 
         To the logit of all classes comes that of their own: the projection <v_y, features>
         (Miyato & Koyama 2018), the difference of two such (Han et al. 2021), or the latter alone.
+        Or it is log Σ_k exp of the scores of the classes (Salimans et al. 2016, section 5).
         """
         logits = self.end.judge(features) if self.spec.has_logit else features.new_zeros(())
         y = None if y is None else y[:, : self.spec.classes]
@@ -235,6 +236,8 @@ class Discriminator(Stack):
             if self.spec.judging == "difference":
                 own = own - self.readouts["q"](features).float()
             logits = logits + (own * y).sum(1)
+        if self.spec.judging == "classes":  # one class more, of fakes, has the score 0
+            logits = logits + self.readouts["p"](features).float().logsumexp(1)
         if self.spec.kernels:  # beside the others, as if features had been appended
             logits = logits + self.closeness(self.discrimination(features)).flatten()
         return logits

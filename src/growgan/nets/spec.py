@@ -16,7 +16,7 @@ from growgan.config import Rate
 from growgan.errors import UserError
 
 Role = Literal["generator", "discriminator"]
-Judging = Literal["plain", "concat", "projection", "difference", "heads"]
+Judging = Literal["plain", "concat", "projection", "difference", "heads", "classes"]
 
 # Bounds that are checked before anything is allocated: a spec may come from a stranger's file.
 # By how much the heads of a form resample, where they do.
@@ -84,7 +84,8 @@ class StackSpec:
         latent_style: whether styles hold latents beside the label (G only).
         modifier: blocks of an invertible map of latents and label, which alone learns (G only):
             all behind it is frozen, and knows no labels; 0 for none.
-        judging: how D uses the label: "plain", "concat", "projection", "difference" or "heads".
+        judging: how D uses the label: "plain", "concat", "projection", "difference" or "heads";
+            "classes": not at all, its logit is what its scores of the classes come to.
         continuous: how many of the classes, the last ones, are numbers and no classes.
         given: channels of the image that each sample is made from; 0: of latents alone.
         proxies: length of D's learnt direction for each class; 0 for none.
@@ -214,7 +215,7 @@ class StackSpec:
     @property
     def has_logit(self) -> bool:
         """Whether D ends in a linear map to one logit."""
-        return not self.energy and self.judging != "heads"
+        return not self.energy and self.judging not in ("heads", "classes")
 
     @property
     def kept(self) -> tuple[LayerSpec, ...]:

@@ -73,13 +73,13 @@ class StridedConv(Scaled):
         weight = weight.transpose(0, 1) if self.doubles else weight
         if few:
             how = (self.padding, self.doubles)
-            y = _FewPixels.apply(x, weight, bias, *how)  # type: ignore[no-untyped-call]
+            y = FewPixels.apply(x, weight, bias, *how)  # type: ignore[no-untyped-call]
             return cast(Tensor, y)
         call = F.conv_transpose2d if self.doubles else F.conv2d
         return call(x, weight, bias, stride=2, padding=self.padding)
 
 
-class _FewPixels(torch.autograd.Function):
+class FewPixels(torch.autograd.Function):
     """A convolution of stride 2 whose weight's gradient is one product of matrices.
 
     Where the grid is small and the weight large, CPU libraries find that gradient at a fraction of

@@ -1,9 +1,8 @@
-"""What a task is: which image each one is made from, the settings, and measures against the truth.
+"""What a task is: what is learnt from, the settings, and measures on what was never trained on.
 
-A task's data are an ordinary set of images, each with the one ``given`` for it, so that a task is
-trained by the same loop, searched and grown by the same policies, resumed, sampled and reported as
-any other run. A part of the pairs is never trained on: there what is made is compared with what it
-should be.
+A task's data are an ordinary set of images, so that a task is trained by the same loop, searched
+and grown by the same policies, resumed, sampled and reported as any other run. Where images are to
+be made from images (:class:`Pairs`), each has the one ``given`` for it.
 """
 
 from __future__ import annotations
@@ -12,7 +11,7 @@ import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -45,34 +44,115 @@ class Task:
     """One use of a GAN.
 
     Attributes:
-        kinds: by name what makes a pair (given, truth) of images [N, C, H, W] as they are loaded.
         published: settings as in its paper.
         small: settings that growgan begins with where it may grow.
-        measures: of (given, made, truth), uint8 [N, C, H, W] each.
-        folders: whether two folders, given and truth by file name, do for a kind.
+        kinds: what may stand behind its name, as in ``pix2pix:edges``.
     """
 
-    kinds: Mapping[str, Pairing]
     published: Mapping[str, Any]
     small: Mapping[str, Any]
+    kinds: Mapping[str, Any] = field(default_factory=dict)
+
+    def prepare(
+        self, name: str, kind: str, data: ImageSet, truth: ImageSet | None = None
+    ) -> ImageSet:
+        """Return all images of the task; see :func:`prepare`."""
+        if truth is not None:
+            raise UserError(f"task '{name}' takes one set of images")
+        return data
+
+    def split(self, data: ImageSet) -> tuple[ImageSet, ImageSet]:
+        """Return what may be trained on, and what is measured on."""
+        return data.held_out(TEST)
+
+    def taught(self, seen: ImageSet, kind: str, seed: int) -> ImageSet:
+        """Return what the players are shown of what may be trained on."""
+        return seen
+
+    def show(self, run: Run, seen: ImageSet, new: ImageSet) -> dict[str, float]:
+        """Measure a finished run, leave pictures in its gallery, and return the figures.
+
+        Args:
+            seen: what the players were shown.
+            new: what is measured on.
+        """
+        raise NotImplementedError
+
+
+@dataclass(frozen=True)
+class Pairs(Task):
+    """Images from images.
+
+    Attributes:
+        kinds: by name what makes a pair (given, truth) of images [N, C, H, W] as they are loaded.
+        measures: of (given, made, truth), uint8 [N, C, H, W] each.
+        folders: whether two sets, given and truth row by row, do for a kind.
+    """
+
     measures: Mapping[str, Measure] = field(default_factory=dict)
     folders: bool = False
 
-    def kind(self, name: str, task: str) -> Pairing:
+    def prepare(
+        self, name: str, kind: str, data: ImageSet, truth: ImageSet | None = None
+    ) -> ImageSet:
+        if truth is not None:
+            return self._paired(name, data, truth)
+        given, images = [], []
+        pairing = self.pairing(kind, name)
+        for start in range(0, len(data), BLOCK):
+            block = torch.from_numpy(np.array(data.images[start : start + BLOCK]))
+            pair = pairing(block)
+            given.append(pair[0].numpy())
+            images.append(pair[1].numpy())
+        made, fingerprint = np.concatenate(images), combine(data.fingerprint, f"{name}:{kind}")
+        return replace(data, images=made, given=np.concatenate(given), fingerprint=fingerprint)
+
+    def pairing(self, name: str, task: str) -> Pairing:
         """Return a pairing by name; without one the only one that there is.
 
         Raises:
             UserError: there is no such kind, or none is named where there are several.
         """
         if name in self.kinds:
-            return self.kinds[name]
+            return cast(Pairing, self.kinds[name])
         if not name and len(self.kinds) == 1:
-            return next(iter(self.kinds.values()))
+            return cast(Pairing, next(iter(self.kinds.values())))
         if not name:
             raise UserError(
                 f"task '{task}' needs a kind: {', '.join(f'{task}:{k}' for k in self.kinds)}"
             )
         raise unknown(f"kind of task '{task}'", name, self.kinds)
+
+    def _paired(self, name: str, data: ImageSet, truth: ImageSet) -> ImageSet:
+        if not self.folders:
+            raise UserError(f"task '{name}' makes its own pairs: name one set of images")
+        if len(data) != len(truth) or data.resolution != truth.resolution:
+            sizes = [f"{len(each):,} of {each.resolution}" for each in (data, truth)]
+            raise UserError(
+                f"'{data.name}' and '{truth.name}' are no pairs: {sizes[0]} and {sizes[1]}"
+            )
+        fingerprint = combine(data.fingerprint, truth.fingerprint)
+        return replace(truth, given=data.images, fingerprint=fingerprint, duplicates=())
+
+    def show(self, run: Run, seen: ImageSet, new: ImageSet) -> dict[str, float]:
+        """Draw given, made and true images, and return how near the latter two are."""
+        rows = new.subset(np.arange(min(MEASURED, len(new))))
+        figures, made = self.compared(run.best, rows)
+        assert rows.given is not None
+        lines = [np.array(rows.given[:SHOWN]), made[:SHOWN].numpy(), np.array(rows.images[:SHOWN])]
+        draw(run, [_visible(line, rows.channels) for line in lines])
+        return figures
+
+    def compared(self, model: Model, rows: ImageSet) -> tuple[dict[str, float], Images]:
+        """Return the figures of what a model makes of given images, and these, uint8."""
+        assert rows.given is not None
+        drawn = model.sample(len(rows), given=np.moveaxis(np.array(rows.given), 1, 3))
+        made = torch.from_numpy(np.ascontiguousarray(np.moveaxis(drawn, 3, 1)))
+        given, truth = (torch.from_numpy(np.array(each)) for each in (rows.given, rows.images))
+        figures = likeness(made, truth)
+        for measure in self.measures.values():
+            figures |= measure(given, made, truth)
+        return figures, made
 
 
 TASKS: Registry[Task] = Registry("task")
@@ -100,27 +180,7 @@ def prepare(task: str, data: ImageSet, truth: ImageSet | None = None) -> ImageSe
         UserError: an unknown task or kind; sets that are no pairs.
     """
     found, name, kind = named(task)
-    if truth is not None:
-        return _paired(found, name, data, truth)
-    given, images = [], []
-    pairing = found.kind(kind, name)
-    for start in range(0, len(data), BLOCK):
-        block = torch.from_numpy(np.array(data.images[start : start + BLOCK]))
-        pair = pairing(block)
-        given.append(pair[0].numpy())
-        images.append(pair[1].numpy())
-    made, fingerprint = np.concatenate(images), combine(data.fingerprint, task)
-    return replace(data, images=made, given=np.concatenate(given), fingerprint=fingerprint)
-
-
-def _paired(task: Task, name: str, data: ImageSet, truth: ImageSet) -> ImageSet:
-    if not task.folders:
-        raise UserError(f"task '{name}' makes its own pairs: name one set of images")
-    if len(data) != len(truth) or data.resolution != truth.resolution:
-        sizes = [f"{len(each):,} of {each.resolution}" for each in (data, truth)]
-        raise UserError(f"'{data.name}' and '{truth.name}' are no pairs: {sizes[0]} and {sizes[1]}")
-    fingerprint = combine(data.fingerprint, truth.fingerprint)
-    return replace(truth, given=data.images, fingerprint=fingerprint, duplicates=())
+    return found.prepare(name, kind, data, truth)
 
 
 def train_task(
@@ -144,38 +204,21 @@ def train_task(
     Raises:
         UserError: as :func:`growgan.grow`.
     """
-    found, _, _ = named(task)
+    found, _, kind = named(task)
     own = found.published if published else found.small
     chosen = settings if isinstance(settings, Settings) else make_settings(own, settings or {})
-    seen, new = data.held_out(TEST)
-    run = grow(seen, out=out, settings=chosen, **how)
-    show(run, found, new)
+    seen, new = found.split(data)
+    taught = found.taught(seen, kind, chosen.seed)
+    run = grow(taught, out=out, settings=chosen, **how)
+    (run.path / "gallery").mkdir(exist_ok=True)
+    figures = found.show(run, taught, new)
+    replace_file(run.path / "gallery" / f"{PICTURE}.json", json.dumps(figures, indent=1).encode())
     return run
 
 
-def show(run: Run, task: Task, new: ImageSet) -> dict[str, float]:
-    """Write a sheet of given, made and true images into the run's gallery; return the figures."""
-    rows = new.subset(np.arange(min(MEASURED, len(new))))
-    figures, made = compared(run.best, task, rows)
-    folder = run.path / "gallery"
-    folder.mkdir(exist_ok=True)
-    assert rows.given is not None
-    lines = [np.array(rows.given[:SHOWN]), made[:SHOWN].numpy(), np.array(rows.images[:SHOWN])]
-    contact_sheet([_visible(line, rows.channels) for line in lines], folder / f"{PICTURE}.png")
-    replace_file(folder / f"{PICTURE}.json", json.dumps(figures, indent=1).encode())
-    return figures
-
-
-def compared(model: Model, task: Task, rows: ImageSet) -> tuple[dict[str, float], Images]:
-    """Return the figures of what a model makes of given images, and these, uint8 [N, C, H, W]."""
-    assert rows.given is not None
-    drawn = model.sample(len(rows), given=np.moveaxis(np.array(rows.given), 1, 3))
-    made = torch.from_numpy(np.ascontiguousarray(np.moveaxis(drawn, 3, 1)))
-    given, truth = (torch.from_numpy(np.array(each)) for each in (rows.given, rows.images))
-    figures = likeness(made, truth)
-    for measure in task.measures.values():
-        figures |= measure(given, made, truth)
-    return figures, made
+def draw(run: Run, rows: list[np.ndarray[Any, Any]]) -> None:
+    """Leave a task's sheet in a run's gallery: rows of images uint8 [N, C, H, W]."""
+    contact_sheet(rows, run.path / "gallery" / f"{PICTURE}.png")
 
 
 def likeness(made: Images, truth: Images) -> dict[str, float]:

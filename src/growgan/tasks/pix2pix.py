@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 
 from growgan.errors import UserError
-from growgan.tasks.base import TASKS, Images, Task, gray
+from growgan.tasks.base import TASKS, Images, Pairs, gray
 
 EDGE = 0.25  # of the largest gradient there can be, from which on a pixel is an edge
 INK = 0.5  # of the way between an image's darkest and lightest
@@ -98,10 +98,10 @@ SMALL: dict[str, Any] = {
 }
 
 TASKS.register("pix2pix", "images from images, from pairs", "Isola et al. 2017, 1611.07004")(
-    Task(
-        {"colour": colourise, "edges": from_edges, "mask": from_mask, "segment": to_mask},
+    Pairs(
         PUBLISHED,
         SMALL,
+        {"colour": colourise, "edges": from_edges, "mask": from_mask, "segment": to_mask},
         {"overlap": overlap},
         folders=True,
     )

@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 
 from growgan.errors import UserError
-from growgan.tasks.base import TASKS, Images, Task, likeness
+from growgan.tasks.base import TASKS, Images, Pairs, likeness
 from growgan.tasks.pix2pix import PUBLISHED, SMALL
 
 LEAST = 8  # pixels of the coarse image's smaller side
@@ -41,10 +41,10 @@ def bicubic(given: Images, made: Images, truth: Images) -> dict[str, float]:
 
 
 TASKS.register("srgan", "fine images from coarse ones", "Ledig et al. 2017, 1609.04802")(
-    Task(
-        {f"{factor}": partial(coarse, factor=factor) for factor in (2, 4, 8)},
+    Pairs(
         {**PUBLISHED, "stack": {**PUBLISHED["stack"], "kind": "residual"}},
         SMALL,
+        {f"{factor}": partial(coarse, factor=factor) for factor in (2, 4, 8)},
         {"bicubic": bicubic},
     )
 )

@@ -297,15 +297,16 @@ def _inputs(
     real = _reals(gan, runtime.images(seen), rng, settings.mirror)
     real, given = real.split([spec.channels, spec.given], 1)
     z = torch.randn(len(real), spec.latent, generator=rng, device=runtime.device)
-    y = z[:, :0]
-    if spec.classes and objective.conditioning.labelled and labels is not None:
-        y = one_hot(labels.to(runtime.device), spec.classes)
+    y = told = z[:, :0]
+    if objective.conditioning.labelled and labels is not None:
+        y = one_hot(labels.to(runtime.device), gan.discriminator.spec.classes)
+        told = y if objective.conditioning.told else told
     elif spec.classes:
         drawn = torch.randint(1 << 30, (len(real),), generator=rng, device=runtime.device)
         numbers = torch.randn(len(real), spec.continuous, generator=rng, device=runtime.device)
-        y = torch.cat([one_hot(drawn, spec.categories), numbers], 1)
+        y = told = torch.cat([one_hot(drawn, spec.categories), numbers], 1)
     given = given.flatten(1)
-    return real, torch.cat([z, y, given], 1), y, given, rng
+    return real, torch.cat([z, told, given], 1), y, given, rng
 
 
 def _descend(losses: dict[str, Tensor], parts: int, terms: dict[str, Tensor]) -> None:

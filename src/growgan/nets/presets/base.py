@@ -56,7 +56,7 @@ class Family:
             form=self.form,
             chunk=shape.chunk if generator else 0,
             kernels=0 if generator else shape.kernels,
-            classes=shape.classes,
+            classes=0 if generator and shape.judging == "classes" else shape.classes,
             given=shape.given,
             patches=shape.patches and not generator,
             embedding=shape.embedding,

@@ -36,6 +36,7 @@ class Conditioning:
     Attributes:
         judging: how logits use the label, see :class:`growgan.nets.players.Discriminator`.
         labelled: whether the images must have labels.
+        told: whether G is called with a label.
         noise: share of the labels that are wrong, by chance: G's labels then pass the same
             channel before D sees them, so that G learns the right ones (RCGAN, Thekumparampil et
             al. 2018, 1811.03205).
@@ -45,6 +46,7 @@ class Conditioning:
 
     judging: ClassVar[specs.Judging] = "plain"
     labelled: ClassVar[bool] = True
+    told: ClassVar[bool] = True
 
     def readouts(self, classes: int) -> dict[str, int]:
         """Return the names and sizes of the linear maps of features that it needs."""
@@ -118,6 +120,8 @@ def make_conditioning(name: str, options: Mapping[str, float]) -> Conditioning:
     made = with_options(CONDITIONINGS[name](), options, "conditioning_options")
     if made.noise and not made.labelled:
         raise UserError(f"conditioning '{name}' uses no labels, so none of them can be wrong")
+    if made.noise and not made.told:
+        raise UserError(f"conditioning '{name}' tells G no labels, so none can be wrong there")
     if made.noise >= 1:
         raise UserError(f"setting 'conditioning_options.noise' must be below 1, not {made.noise}")
     return made

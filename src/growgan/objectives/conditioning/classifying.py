@@ -148,6 +148,32 @@ class FDivergence(TwinAuxiliaryClassifier):
         return {"class_generator": self.generator_weight * term}
 
 
+@CONDITIONINGS.register("semi", "a class more, of fakes; few labels do", "Salimans et al. 2016")
+@dataclass(frozen=True)
+class SemiSupervised(Conditioning):
+    """D is a classifier of K classes and of fakes: its logit is log Σ_k exp l_k, that of fakes 0.
+
+    D: CE of the reals that have a label, beside the loss, for which "non-saturating" stands in the
+    paper, as does "feature-matching" for G's. G draws from all classes and is told none
+    (Salimans et al. 2016, 1606.03498, section 5).
+
+    Attributes:
+        weight: of the cross entropy.
+    """
+
+    weight: float = 1.0
+
+    judging = "classes"
+    told = False
+
+    def readouts(self, classes: int) -> dict[str, int]:
+        return {"p": classes}
+
+    def discriminator(self, step: Step) -> dict[str, Tensor]:
+        term = cross_entropy(scores(step, "p", step.real_features), step.labels)
+        return {"class": self.weight * term}
+
+
 @CONDITIONINGS.register(
     "infogan", "codes that D can read off images", "Chen et al. 2016, 1606.03657"
 )

@@ -1,0 +1,87 @@
+"""Augmentation: generated images beside a few real ones, for a classifier.
+
+A conditional GAN learns from no more labelled images than the classifier has. Whether its images
+tell the classifier anything that the real ones do not is what the figures say.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+
+from growgan.data import ImageSet
+from growgan.data.files import combine
+from growgan.errors import UserError
+from growgan.growth.run import Run
+from growgan.metrics.accuracy import accuracy_of
+from growgan.tasks.base import TASKS, Task, draw
+
+FAKES = 2_000  # generated images a class, at most as many as twenty times the real ones
+TIMES = 20
+SHOWN = 8  # of each class
+
+
+class Augmentation(Task):
+    """``augment:N``: N images of each class, labelled, and no others."""
+
+    def taught(self, seen: ImageSet, kind: str, seed: int) -> ImageSet:
+        """Return N images of each class, drawn by ``seed``.
+
+        Raises:
+            UserError: there are no labels, N is no number, or more than there are.
+        """
+        classes = len(seen.classes)
+        if seen.labels is None or classes < 2:
+            raise UserError(f"task 'augment' needs labels, and '{seen.name}' has none")
+        fewest = int(np.bincount(seen.labels[seen.labels >= 0], minlength=classes).min())
+        if not kind.isdecimal() or not 0 < int(kind) <= fewest:
+            raise UserError(
+                f"task 'augment' needs the images of a class, 1 to {fewest:,}: augment:100"
+            )
+        rng = np.random.default_rng(seed)
+        rows = [
+            rng.permutation(np.flatnonzero(seen.labels == k))[: int(kind)] for k in range(classes)
+        ]
+        fingerprint = combine(seen.fingerprint, f"augment:{kind}:{seed}")
+        return replace(seen.subset(np.sort(np.concatenate(rows))), fingerprint=fingerprint)
+
+    def show(self, run: Run, seen: ImageSet, new: ImageSet) -> dict[str, float]:
+        """Return a classifier's accuracy on new images, taught by reals, by fakes, and by both."""
+        assert seen.labels is not None and new.labels is not None
+        classes = len(seen.classes)
+        count = classes * min(FAKES, TIMES * len(seen) // classes)
+        drawn = run.best.sample(count, seed=1)
+        fakes = np.ascontiguousarray(np.moveaxis(drawn, 3, 1))
+        labels = run.best.labels(count)
+        assert labels is not None
+        known = new.subset(np.flatnonzero(new.labels >= 0))
+        assert known.labels is not None
+        reals = np.array(seen.images)
+        # Each real as often as there are fakes: both kinds weigh as much.
+        again = np.resize(np.arange(len(reals)), count)
+        sets = {
+            "reals": (reals, seen.labels),
+            "fakes": (fakes, labels),
+            "both": (
+                np.concatenate([reals[again], fakes]),
+                np.concatenate([seen.labels[again], labels]),
+            ),
+        }
+        held = np.array(known.images), known.labels
+        draw(run, [fakes[k : SHOWN * classes : classes] for k in range(classes)])
+        return {
+            f"accuracy from {name}": accuracy_of(part, held, classes, seed=run.best.settings.seed)
+            for name, part in sets.items()
+        }
+
+
+TASKS.register(
+    "augment", "generated images beside few real ones", "Antoniou et al. 2017, 1711.04340"
+)(
+    Augmentation(
+        {"preset": "biggan", "policy": "fixed", "conditioning": "projection"},
+        {"conditioning": "projection", "augment": "diffaugment"},
+        {"10": None, "100": None, "1000": None},
+    )
+)

@@ -1,0 +1,138 @@
+"""Semi-supervised learning (Salimans et al. 2016, 1606.03498): a classifier from few labels.
+
+D tells K classes from each other where labels are known, and all of them from fakes everywhere
+else. What G is for is to make D's task harder; its images need not be good.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from growgan.config import Settings
+from growgan.data import ImageSet
+from growgan.data.batches import Batches
+from growgan.data.files import combine
+from growgan.errors import UserError
+from growgan.growth.run import Run
+from growgan.nets.players import Discriminator, build
+from growgan.nets.wishes import one_hot
+from growgan.objectives.conditioning.base import cross_entropy
+from growgan.tasks.base import TASKS, Task
+from growgan.training.checkpoint import load_gan
+from growgan.training.optimisers import make_optimiser
+from growgan.training.runtime import Runtime, make_runtime
+
+LONGEST = 2_000  # steps of the classifier without a GAN: it knows its few images by then
+AT_ONCE = 500
+SHARE = 0.25  # of a batch that has labels: these images come more often than the others
+
+
+@dataclass(frozen=True)
+class SemiSupervised(Task):
+    """``semi:N``: N images keep their labels, as many of each class."""
+
+    def taught(self, seen: ImageSet, kind: str, seed: int) -> ImageSet:
+        """Return the images with N labels, evenly drawn by ``seed``; the others have -1.
+
+        Those with a label come so often that they are ``SHARE`` of a batch.
+
+        Raises:
+            UserError: N is no number, no multiple of the classes, or more than there are.
+        """
+        classes = len(seen.classes)
+        if seen.labels is None or classes < 2:
+            raise UserError(f"task 'semi' needs labels, and '{seen.name}' has none")
+        if not kind.isdecimal() or int(kind) < classes:
+            raise UserError(
+                f"task 'semi' needs the number of labels, {classes} or more: semi:{10 * classes}"
+            )
+        each, rest = divmod(int(kind), classes)
+        fewest = int(np.bincount(seen.labels[seen.labels >= 0], minlength=classes).min())
+        if rest or each > fewest:
+            raise UserError(
+                f"semi:{kind} must be a multiple of {classes} classes, and at most "
+                f"{classes * fewest:,} here"
+            )
+        rng = np.random.default_rng(seed)
+        labels = np.full(len(seen), -1)
+        for label in range(classes):
+            labels[rng.permutation(np.flatnonzero(seen.labels == label))[:each]] = label
+        known = np.flatnonzero(labels >= 0)
+        again = round(SHARE / (1 - SHARE) * (len(seen) - len(known)) / len(known)) - 1
+        rows = np.concatenate([np.arange(len(seen)), np.tile(known, max(0, again))])
+        fingerprint = combine(seen.fingerprint, f"semi:{kind}:{seed}")
+        return replace(replace(seen, labels=labels).subset(rows), fingerprint=fingerprint)
+
+    def show(self, run: Run, seen: ImageSet, new: ImageSet) -> dict[str, float]:
+        """Return how often D is right, and how often the same D is that never met a G."""
+        gan, settings = load_gan(run.best.folder), run.best.settings
+        steps = min(gan.steps, LONGEST)
+        lone = alone(gan.discriminator.spec, seen, settings, steps)
+        return {
+            "accuracy": accuracy(gan.discriminator, new),
+            "accuracy without a GAN": accuracy(lone, new),
+        }
+
+
+def alone(spec: Any, seen: ImageSet, settings: Settings, steps: int) -> Discriminator:
+    """Return a D that has learnt nothing but the labels, for so many steps at the same rate."""
+    assert seen.labels is not None
+    known = seen.subset(np.flatnonzero(seen.labels >= 0))  # each as often as any other
+    player, runtime = build(spec, settings.seed), make_runtime("cpu", settings.precision)
+    assert isinstance(player, Discriminator)
+    optimiser = make_optimiser(player, settings.optimiser)
+    batches = Batches(known, min(settings.batch, len(known)), settings.seed)
+    for k in range(steps):
+        pixels, labels = batches.batch_at(k * batches.batch)
+        assert labels is not None
+        with runtime.autocast():
+            logits = classes_of(player, pixels, runtime)
+        optimiser.zero_grad()
+        cross_entropy(logits, one_hot(labels, spec.classes)).backward()
+        optimiser.step()
+    return player
+
+
+def classes_of(player: Discriminator, pixels: Tensor, runtime: Runtime) -> Float[Tensor, "n k"]:
+    """Return D's scores of the classes of images, uint8 [N, C, H, W]."""
+    scores: Tensor = player.readouts["p"](player.features(runtime.images(pixels)))
+    return scores.float()
+
+
+@torch.no_grad()
+def accuracy(player: Discriminator, images: ImageSet) -> float:
+    """Return the share of images, among those with a label, whose class D scores highest."""
+    assert images.labels is not None
+    rows, runtime = np.flatnonzero(images.labels >= 0), make_runtime("cpu", "float32")
+    player.eval()
+    right = 0
+    for part in np.array_split(rows, -(-len(rows) // AT_ONCE)):
+        scores = classes_of(player, torch.from_numpy(np.array(images.images[part])), runtime)
+        right += int((scores.argmax(1).numpy() == images.labels[part]).sum())
+    return right / len(rows)
+
+
+PUBLISHED: dict[str, Any] = {
+    "conditioning": "semi",
+    "policy": "fixed",
+    "loss": "non-saturating",
+    "regularisers": {"feature-matching": {}},
+    "batch": 100,
+    "optimiser": {"lr": 3e-4, "beta1": 0.5, "beta2": 0.999, "epsilon": 1e-8, "decay": None},
+    "stack": {"deviation_group": 0, "rate": "normal", "latent": 100, "width": 128, "taper": 1},
+}
+SMALL: dict[str, Any] = {
+    "conditioning": "semi",
+    "loss": "non-saturating",
+    "regularisers": {"r1": {}, "feature-matching": {}},
+}
+
+TASKS.register("semi", "a classifier from few labels", "Salimans et al. 2016, 1606.03498")(
+    SemiSupervised(PUBLISHED, SMALL, {"100": None, "500": None, "1000": None})
+)
