@@ -171,3 +171,61 @@ def test_few_images_of_each_class_and_generated_ones(sides: ImageSet, tmp_path: 
     found = json.loads((run.path / "gallery" / "task.json").read_text())
     assert set(found) == {f"accuracy from {what}" for what in ("reals", "fakes", "both")}
     assert found["accuracy from reals"] > 0.9
+
+
+@pytest.fixture(scope="module")
+def shades() -> tuple[ImageSet, ImageSet]:
+    """The same squares, dark on light and light on dark: 48 of 8×8 each."""
+    rng = np.random.default_rng(0)
+    dark = np.full((48, 1, 8, 8), 230, np.uint8)
+    for image in dark:
+        y, x = rng.integers(0, 5, 2)
+        image[:, y : y + 3, x : x + 3] = 20
+    sets = (("dark", dark), ("light", 255 - dark))
+    first, second = (ImageSet(name, images, None, (), name) for name, images in sets)
+    return first, second
+
+
+def test_two_kinds_take_turns_and_are_mixed_for_training(
+    shades: tuple[ImageSet, ImageSet],
+) -> None:
+    task = TASKS["cyclegan"]
+    data = prepare("cyclegan:aligned", *shades)
+    assert data.labels is not None and data.given is not None
+    assert data.labels[:4].tolist() == [1, 0, 1, 0] and data.classes == ("dark", "light")
+    assert np.array_equal(data.images[1::2], shades[0].images)
+    assert np.array_equal(data.given, 255 - data.images)  # each beside its partner
+    seen, new = task.split(data)
+    assert len(new) == 10 and len(seen) == 86
+    assert np.array_equal(new.given, 255 - new.images)  # type: ignore[operator]
+    mixed = task.taught(seen, "aligned", 0)
+    assert mixed.given is not None
+    assert (mixed.given[::2].mean((1, 2, 3)) > 128).all()  # light ones are made of dark on light
+    assert (mixed.given != 255 - mixed.images).any((1, 2, 3)).mean() > 0.8
+    whole = {image.tobytes() for image in seen.images}
+    assert all(image.tobytes() in whole for image in mixed.given)
+
+
+def test_one_kind_becomes_the_other(shades: tuple[ImageSet, ImageSet], tmp_path: Path) -> None:
+    data = prepare("cyclegan:aligned", *shades)
+    settings = {**SMALL, "policy": "fixed", "stack": {"width": 16, "latent": 4}}
+    run = train_task("cyclegan:aligned", data, out=tmp_path / "r", images=4000, settings=settings)
+    found = json.loads((run.path / "gallery" / "task.json").read_text())
+    for way in ("dark to light", "light to dark"):
+        assert found[f"{way}, l1"] < 0.5 * found[f"{way}, untouched l1"]
+        assert found[f"{way} and back, l1"] < 40
+    assert run.best.sample(4).shape == (4, 8, 8, 1)
+    write_report(run.path)
+
+
+def test_translation_needs_two_sets_of_one_form(shades: tuple[ImageSet, ImageSet]) -> None:
+    dark, light = shades
+    with pytest.raises(UserError, match="takes two sets"):
+        prepare("cyclegan", dark)
+    with pytest.raises(UserError, match="cannot be aligned"):
+        prepare("cyclegan:aligned", dark, light.subset(np.arange(9)))
+    with pytest.raises(UserError, match="differ in form"):
+        prepare("cyclegan", dark, replace(light, images=light.images[:, :, :4]))
+    with pytest.raises(UserError, match="knows one kind"):
+        prepare("cyclegan:loose", dark, light)
+    assert len(prepare("cyclegan", dark, light.subset(np.arange(9)))) == 96

@@ -95,3 +95,16 @@ def test_asking_for_channels_chooses_gray_or_colour(tmp_path: Path) -> None:
 def test_bad_options_are_user_errors(name: str, message: str, tmp_path: Path) -> None:
     with pytest.raises(UserError, match=message):
         load_images(name, cache=tmp_path)
+
+
+def test_styles_show_the_same_in_other_fonts() -> None:
+    sets = [open_glyphs(f"count=40,style={style}", 0, None) for style in ("serif", "sans")]
+    serif, sans = sets
+    assert serif.labels.tolist() == sans.labels.tolist()
+    assert serif.name == "glyphs:style=serif" and serif.content() != sans.content()
+    images = [np.stack([s.pixels(i, (32, 32)) for i in range(40)]).astype(int) for s in sets]
+    differ = np.abs(images[0] - images[1]).mean((1, 2, 3))
+    apart = np.abs(images[0] - np.roll(images[1], 1, 0)).mean((1, 2, 3))
+    assert (differ > 0).all() and differ.mean() < 0.5 * apart.mean()
+    with pytest.raises(UserError, match="unknown style of glyphs"):
+        open_glyphs("style=gothic", 0, None)

@@ -90,6 +90,7 @@ class StackSettings(Group):
     readouts: tuple[tuple[str, int], ...] = Field((), description="set by the conditioning")
     proxies: int = Field(0, ge=0, description="set by the conditioning")
     given: int = Field(0, ge=0, description="channels of the given images; set by the data")
+    beside: bool = Field(True, description="D sees these, too; set by the conditioning")
     patches: bool = Field(False, description="D judges each place of its base grid")
     chunk: int = Field(0, ge=0, description="length of each layer's own piece of z; 0: all of it")
     deviation_group: int = Field(4, ge=0, description="minibatch deviation; 0 for none")

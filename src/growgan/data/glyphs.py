@@ -2,13 +2,14 @@
 
 Each image shows one letter or digit in a random font, weight, slant, turn, size, place and
 colours, labelled by the character. Nothing is stored but a table of random numbers, so every
-resolution shows the same images.
+resolution shows the same images, and so does every style, each in its own fonts.
 """
 
 from __future__ import annotations
 
 import string
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache, cached_property
 from importlib import metadata, util
@@ -23,7 +24,7 @@ from growgan.data.decode import Pixels
 from growgan.data.files import combine
 from growgan.data.prepare import Size, Survey
 from growgan.data.sources import Labels, parse_options
-from growgan.errors import UserError, require
+from growgan.errors import UserError, require, unknown
 
 Floats = NDArray[np.float64]
 
@@ -39,6 +40,11 @@ FONTS: Final = (
     "DejaVuSansMono-Bold DejaVuSerif DejaVuSerif-Bold DejaVuSerif-Italic DejaVuSerif-BoldItalic "
     "STIXGeneral STIXGeneralBol STIXGeneralItalic STIXGeneralBolIta cmr10 cmb10 cmss10 cmtt10"
 ).split()
+STYLES: Final = {
+    "all": FONTS,
+    "serif": [name for name in FONTS if name.startswith(("DejaVuSerif", "STIX", "cmr", "cmb"))],
+    "sans": [name for name in FONTS if name.startswith(("DejaVuSans", "cmss"))],
+}
 
 
 @cache
@@ -50,14 +56,14 @@ def _folder() -> Path:
 
 
 @cache
-def _font(number: int, size: int) -> ImageFont.FreeTypeFont:
-    return ImageFont.truetype(str(_folder() / f"{FONTS[number]}.ttf"), size)
+def _font(name: str, size: int) -> ImageFont.FreeTypeFont:
+    return ImageFont.truetype(str(_folder() / f"{name}.ttf"), size)
 
 
 @cache
-def _extent(number: int, character: str) -> tuple[float, float, float, float]:
+def _extent(font: str, character: str) -> tuple[float, float, float, float]:
     """Return the middle (x, y), width and height of a character, in units of the font's size."""
-    left, top, right, bottom = (side / 128 for side in _font(number, 128).getbbox(character))
+    left, top, right, bottom = (side / 128 for side in _font(font, 128).getbbox(character))
     return (left + right) / 2, (top + bottom) / 2, right - left, bottom - top
 
 
@@ -67,9 +73,14 @@ class Glyphs:
     ignored = 0
     location = "rendered"
 
-    def __init__(self, count: int, characters: str, colour: bool, seed: int) -> None:
+    def __init__(
+        self, count: int, characters: str, colour: bool, seed: int, style: str = "all"
+    ) -> None:
         self.name = "glyphs:rgb" if colour else "glyphs"
         self.count, self.characters, self.colour, self.seed = count, characters, colour, seed
+        self.style = style
+        if style != "all":
+            self.name += ("," if colour else ":") + f"style={style}"
 
     def __getstate__(self) -> dict[str, Any]:
         drawn = {"labels", "numbers", "paints"}
@@ -103,8 +114,9 @@ class Glyphs:
 
     def content(self) -> str:
         made_by = [metadata.version(package) for package in ("pillow", "matplotlib")]
+        style = [] if self.style == "all" else [self.style]
         return combine(
-            "glyphs", VERSION, made_by, self.count, self.characters, self.colour, self.seed
+            "glyphs", VERSION, made_by, self.count, self.characters, self.colour, self.seed, *style
         )
 
     def item(self, index: int) -> str:
@@ -117,7 +129,8 @@ class Glyphs:
     def pixels(self, index: int, target: Size | None) -> Pixels:
         """Render one image at the target's size: uint8 [H, W, C], C = 1 or 3."""
         character = self.characters[self.labels[index]]
-        ink = draw_mask(character, self.numbers[index], target or NATIVE)[..., None]
+        fonts = STYLES[self.style]
+        ink = draw_mask(character, self.numbers[index], target or NATIVE, fonts)[..., None]
         ground, colour = self.paints[index]
         return paint(ink, ground, colour)
 
@@ -178,13 +191,15 @@ def pose(u: Floats, box: tuple[float, float], size: Size) -> Pose:
     return Pose(points, weight * points, matrix, back, moved)
 
 
-def draw_mask(character: str, u: Floats, size: Size) -> NDArray[np.float32]:
+def draw_mask(
+    character: str, u: Floats, size: Size, fonts: Sequence[str] = FONTS
+) -> NDArray[np.float32]:
     """Draw one character by its uniform numbers: ink coverage [H, W] in 0..1.
 
     It is drawn upright around the middle, then slanted, turned and moved in one step. Small
     images are drawn larger and averaged down.
     """
-    font = int(u[0] * len(FONTS))
+    font = fonts[int(u[0] * len(fonts))]
     zoom = max(1, min(4, 64 // min(size)))
     height, width = size[0] * zoom, size[1] * zoom
     x, y, *box = _extent(font, character)
@@ -205,11 +220,11 @@ def draw_mask(character: str, u: Floats, size: Size) -> NDArray[np.float32]:
 
 
 def open_glyphs(options: str, seed: int, channels: int | None) -> Glyphs:
-    """Read ``[rgb|gray][,count=20000][,chars=ABC]``; asking for 3 or 4 channels means colour.
+    """Read ``[rgb|gray][,count=20000][,chars=ABC][,style=serif]``; 3 or 4 channels mean colour.
 
     Raises UserError for other options and for values that make no set.
     """
-    valid = {"rgb": False, "gray": False, "count": True, "chars": True}
+    valid = {"rgb": False, "gray": False, "count": True, "chars": True, "style": True}
     chosen = parse_options(options, "glyphs", valid)
     if "rgb" in chosen and "gray" in chosen:
         raise UserError("glyphs can be rgb or gray, not both")
@@ -220,4 +235,6 @@ def open_glyphs(options: str, seed: int, channels: int | None) -> Glyphs:
     characters = "".join(dict.fromkeys(chosen.get("chars", CHARACTERS)))
     if not (characters.isascii() and characters.isalnum()):
         raise UserError(f"chars of glyphs must be ASCII letters and digits, but got '{characters}'")
-    return Glyphs(int(text), characters, colour, seed)
+    if (style := chosen.get("style", "all")) not in STYLES:
+        raise unknown("style of glyphs", style, STYLES)
+    return Glyphs(int(text), characters, colour, seed, style)

@@ -270,6 +270,10 @@ class Trainer:
 
     def _labels(self, count: int) -> list[int] | None:
         """Return labels as the score asks for them, or as often as the data has them, mixed."""
+        if self.batches.given_of_some(1) is not None:  # those of the very images given
+            new = self.batches.labels_of_some(count, held_out=True)
+            known = new if new is not None and len(new) else self.batches.labels_of_some(count)
+            return None if known is None else known.tolist()
         asked = self.scorer.labels() if self.scorer else None
         if asked is not None:
             return asked.tolist()

@@ -102,7 +102,7 @@ def pairings(gan: Gan, data: ImageSet) -> dict[str, float]:
     2103.15470, table 1). Empty where its logit has no use for labels.
     """
     spec = gan.discriminator.spec
-    if spec.judging in ("plain", "classes") or data.labels is None:
+    if spec.judging in ("plain", "classes") or gan.average.spec.given or data.labels is None:
         return {}
     rows = np.random.default_rng(0).permutation(np.flatnonzero(data.labels >= 0))[:LOOKED_AT]
     labels = torch.from_numpy(data.labels[np.sort(rows)])

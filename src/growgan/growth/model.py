@@ -93,6 +93,8 @@ class Model:
         """
         spec = self._network.spec
         self._check(labels)
+        if labels is None and given is None:
+            labels = self._examples_labels
         z = inputs(spec, count, seed, labels, self._examples(given))
         if truncation is None:
             return self._images(z)
@@ -202,6 +204,15 @@ class Model:
             raise UserError("directions have no meaning for images that are made from images")
         return principal(self._network)
 
+    @cached_property
+    def _examples_labels(self) -> list[int] | None:
+        """What the images kept with the run are to be made into; None if that is not said."""
+        if not (self._network.spec.given and self._network.spec.classes):
+            return None
+        with np.load(self._run / GIVEN) as kept:
+            found: list[int] = kept["labels"].tolist()
+        return found
+
     def _examples(self, given: Images | None = None) -> Tensor | None:
         """Return images to make images from, float [K, G, H, W] in [-1, 1]; None for none."""
         spec = self._network.spec
@@ -261,7 +272,8 @@ class Model:
         for pick in picks:
             if not 0 <= pick < count:
                 raise UserError(f"pick {pick} is none of the {count} images: 0 to {count - 1}")
-        return inputs(self._network.spec, count, seed, given=self._examples())[list(picks)]
+        kept = self._examples_labels, self._examples()
+        return inputs(self._network.spec, count, seed, *kept)[list(picks)]
 
     def _images(self, z: Float[Tensor, "n z"]) -> Images:
         with torch.no_grad():

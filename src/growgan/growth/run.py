@@ -247,6 +247,7 @@ def for_data(settings: Settings, data: ImageSet) -> Settings:
     needs = {
         "classes": classes,
         "given": 0 if data.given is None else int(data.given.shape[1]),
+        "beside": conditioning.beside,
         "continuous": numbers,
         "judging": conditioning.judging,
         "readouts": tuple(conditioning.readouts(classes).items()) if classes else (),
@@ -258,8 +259,8 @@ def for_data(settings: Settings, data: ImageSet) -> Settings:
 def _check_given(settings: Settings, data: ImageSet) -> None:
     """Raise a UserError where the settings need images to make images from, or cannot use them."""
     paired = [name for name in settings.regularisers if name == "l1"]
-    if settings.conditioning == "image":
-        paired.append("conditioning 'image'")
+    if settings.conditioning in ("image", "domains"):
+        paired.append(f"conditioning '{settings.conditioning}'")
     if data.given is None and paired:
         raise UserError(
             f"{paired[0]} has no meaning for '{data.name}', where no image is given to make "
@@ -330,7 +331,8 @@ def _examples(data: ImageSet, settings: Settings) -> bytes:
     rows = batches.held_out if len(batches.held_out) else np.arange(len(data))
     assert data.given is not None
     given, truth = (each[rows[:SHEET]].transpose(0, 2, 3, 1) for each in (data.given, data.images))
-    np.savez_compressed(file, given=given, truth=truth)
+    labels = np.full(len(data), -1) if data.labels is None else data.labels
+    np.savez_compressed(file, given=given, truth=truth, labels=labels[rows[:SHEET]])
     return file.getvalue()
 
 

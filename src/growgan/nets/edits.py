@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from growgan.errors import UserError
 from growgan.nets.blocks import BLOCKS
 from growgan.nets.forms import FORMS
-from growgan.nets.layers import Scaled
+from growgan.nets.layers import Scaled, unset
 from growgan.nets.norms import VirtualNorm
 from growgan.nets.players import Decoder, Discriminator, Generator, build
 from growgan.nets.spec import LayerSpec, StackSpec, without_fade
@@ -194,9 +194,15 @@ def apply(stack: Generator | Discriminator, edit: Edit, seed: int) -> Generator 
     A fade that is still going on is ended first. New weights, and the noise that breaks the
     symmetry of duplicated channels, are functions of ``seed``.
     """
-    child = build(edit.spec(stack.spec), seed)
+    with unset():  # drawing all would take longer than all the rest
+        child = build(edit.spec(stack.spec), seed)
     weights = inherit(stack, child, edit, dict(stack.state_dict()), seed, fresh=child.state_dict())
-    child.load_state_dict(weights)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        for name, module in child.named_modules():
+            if isinstance(module, Scaled) and f"{name}.weight" not in weights:
+                module.draw()
+    child.load_state_dict(weights, strict=False)
     if isinstance(edit, Append):
         child.set_alpha(0.0)
     return child
@@ -215,14 +221,14 @@ def inherit(
     """Map the parent's ``tensors`` (by parameter name) to the child's.
 
     Args:
-        fresh: the child's own tensors, used where the parent has nothing to give.
+        fresh: the child's own tensors.
         power: 0 for weights; 1 for first and 2 for second moments of their gradients, which are
             scaled as the gradients are.
 
     Returns:
-        Copies, by the child's names.
+        What the parent has to give, by the child's names; it may share its memory.
     """
-    result = {name: value.clone() for name, value in fresh.items()}
+    result: dict[str, Tensor] = {}
     for inner, part in parent.inner.items():
         stacks, new = (part, child.inner[inner]), under(fresh, inner)
         within = inherit(*stacks, edit, under(tensors, inner), seed, fresh=new, power=power)
@@ -235,7 +241,7 @@ def inherit(
             continue
         if isinstance(edit, Widen):
             value = _widened(parent, child, edit, name, value, seed, power)
-        result[target] = value.to(fresh[target].dtype).clone()
+        result[target] = value.to(fresh[target].dtype)
     return result
 
 

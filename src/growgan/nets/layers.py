@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from typing import Any
 
 import torch
@@ -16,6 +19,19 @@ from growgan.registry import Registry
 
 GAIN = math.sqrt(2.0)  # He et al. 2015, for (leaky) rectifiers
 REFERENCE = 288  # inputs of a 3x3 kernel on 32 channels, with which the default rate was found
+
+
+_UNSET: ContextVar[bool] = ContextVar("unset", default=False)
+
+
+@contextmanager
+def unset() -> Iterator[None]:
+    """A context in which weights are not drawn, since they will be copied from elsewhere."""
+    token = _UNSET.set(True)
+    try:
+        yield
+    finally:
+        _UNSET.reset(token)
 
 
 class Scaled(nn.Module):
@@ -40,10 +56,18 @@ class Scaled(nn.Module):
     def __init__(self, shape: tuple[int, ...], fan_in: int, gain: float, rate: Rate) -> None:
         super().__init__()
         self.fan_in, self.gain, self.rate = fan_in, gain, rate
-        deviation = 0.02 if rate == "normal" else gain / math.sqrt(fan_in) / self._constant
-        self.weight = nn.Parameter(torch.randn(shape) * deviation)
+        self.weight = nn.Parameter(torch.empty(shape))
         if rate == "spectral":
             self.register_buffer("u", F.normalize(torch.randn(len(self.matrix())), dim=0))
+        if not _UNSET.get():
+            self.draw()
+
+    @torch.no_grad()
+    def draw(self) -> None:
+        """Draw the stored weight."""
+        normal = self.rate == "normal"
+        deviation = 0.02 if normal else self.gain / math.sqrt(self.fan_in) / self._constant
+        self.weight.normal_().mul_(deviation)
 
     def matrix(self) -> Float[Tensor, "out in"]:
         """Return the stored weight as the linear map that it is at one place."""
@@ -105,11 +129,16 @@ class Conv(Scaled):
         bias: bool = True,
     ) -> None:
         size = (kernel, kernel) if isinstance(kernel, int) else kernel
+        self.zero = zero and rate != "spectral"  # zero has no direction
         super().__init__((width_out, width_in, *size), width_in * math.prod(size), gain, rate)
         self.padding = size[0] // 2 if padding is None else padding
         self.bias = nn.Parameter(torch.zeros(width_out)) if bias else None
-        if zero and rate != "spectral":  # zero has no direction
+
+    def draw(self) -> None:
+        if self.zero:
             nn.init.zeros_(self.weight)
+        else:
+            super().draw()
 
     def forward(self, x: Float[Tensor, "n c h w"]) -> Float[Tensor, "n d h2 w2"]:
         weight = self.used
@@ -156,10 +185,14 @@ class Dense(Scaled):
         speed: float = 1.0,
         bias: float = 0.0,
     ) -> None:
-        super().__init__((width_out, width_in), width_in, gain, rate)
         self.speed = speed
+        super().__init__((width_out, width_in), width_in, gain, rate)
         self.bias = nn.Parameter(torch.full((width_out,), bias / speed))
-        self.weight.data.div_(speed)
+
+    @torch.no_grad()
+    def draw(self) -> None:
+        super().draw()
+        self.weight.div_(self.speed)
 
     def forward(self, x: Float[Tensor, "n in"]) -> Float[Tensor, "n out"]:
         return F.linear(x, self.used * self.speed, self.bias * self.speed)

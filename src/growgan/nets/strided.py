@@ -40,15 +40,19 @@ class StridedConv(Scaled):
         self, width_in: int, width_out: int, kernel: int, *, doubles: bool, rate: Rate = "equalised"
     ) -> None:
         fan_in = width_in * kernel**2 // (4 if doubles else 1)
-        super().__init__((width_out, width_in, kernel, kernel), fan_in, GAIN, rate)
         self.doubles, self.padding = doubles, kernel // 2 - 1
-        self.bias = nn.Parameter(torch.zeros(width_out))
         self.calm = doubles and rate in ("equalised", "transfer")
+        super().__init__((width_out, width_in, kernel, kernel), fan_in, GAIN, rate)
+        self.bias = nn.Parameter(torch.zeros(width_out))
         if self.calm:
             self.register_buffer("calming", _calming(kernel, LATTICE), persistent=False)
-            # What is taken out, on average, the rest makes up for.
-            start = _calming(kernel, 0.0) / (1 - 1 / kernel)
-            self.weight.data = self._mixed(start)
+
+    @torch.no_grad()
+    def draw(self) -> None:
+        super().draw()
+        if self.calm:  # what is taken out, on average, the rest makes up for
+            kernel = self.weight.shape[-1]
+            self.weight.copy_(self._mixed(_calming(kernel, 0.0) / (1 - 1 / kernel)))
 
     def _in_use(self) -> Tensor:
         if not self.calm:

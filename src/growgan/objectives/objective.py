@@ -158,9 +158,9 @@ def make_objective(settings: Settings) -> Objective:
             f"conditioning '{settings.conditioning}' has no meaning for the loss "
             f"'{settings.loss}', whose D gives errors and no logits"
         )
-    if settings.conditioning != "none" and "replay" in regularisers:
+    if settings.conditioning in ("image", "infogan") and "replay" in regularisers:
         raise UserError(
             f"regulariser 'replay' has no meaning for the conditioning '{settings.conditioning}': "
-            "old fakes have other labels"
+            "old fakes were made for something else"
         )
     return Objective(loss, regularisers, augmentation, conditioning)

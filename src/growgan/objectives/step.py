@@ -125,6 +125,8 @@ class Step:
     def labels_of(self, images: Tensor) -> tuple[Tensor, ...]:
         """Return what ``images`` are made for, the batch's once or several times, or nothing."""
         known = [each for each in (self.labels, self.given) if each.numel()]
+        if self.given.numel() and not self.discriminator.spec.given:
+            known.pop()  # D does not see it
         if not known:
             return ()
         return (torch.cat(known, 1).repeat(len(images) // len(self.real), 1),)

@@ -117,6 +117,8 @@ class LatentOptimisation(Regulariser):
 class Replay(Regulariser):
     """D trains on fakes of which a share comes from a buffer of past ones (1612.07828).
 
+    Where fakes have labels, an old one takes the place of a new one of its own label.
+
     Attributes:
         size: fakes in the buffer.
         share: of a batch that comes from there.
@@ -127,18 +129,23 @@ class Replay(Regulariser):
 
     def presented(self, step: Step) -> tuple[Tensor, Tensor]:
         fake, store = step.fake.detach(), step.memory.get("replay.fakes")
-        if store is None or store.shape[1:] != fake.shape[1:]:
-            store = fake[:0].clone()  # it has grown: its past is of another size
+        labels = step.labels if step.labels.numel() else fake.new_zeros(len(fake), 0)
+        known = step.memory.get("replay.labels")
+        if store is None or known is None or store.shape[1:] != fake.shape[1:]:
+            store, known = fake[:0].clone(), labels[:0]  # it has grown: its past is of another size
         shown = fake
         if len(store):
             old = self._places(len(store), round(self.share * len(fake)), step)
-            shown = torch.cat([store[old], fake[len(old) :]])
+            alike = (known[old] == labels[: len(old)]).all(1).view(-1, 1, 1, 1)
+            shown = torch.cat([torch.where(alike, store[old], fake[: len(old)]), fake[len(old) :]])
         room = int(self.size) - len(store)
         if room > 0:
-            store = torch.cat([store, fake[:room]])
+            store, known = torch.cat([store, fake[:room]]), torch.cat([known, labels[:room]])
         else:
-            store = store.index_copy(0, self._places(len(store), len(fake), step), fake)
-        step.memory["replay.fakes"] = store
+            places = self._places(len(store), min(len(store), len(fake)), step)
+            store = store.index_copy(0, places, fake[: len(places)])
+            known = known.index_copy(0, places, labels[: len(places)])
+        step.memory["replay.fakes"], step.memory["replay.labels"] = store, known
         return step.real, shown
 
     def _places(self, below: int, count: int, step: Step) -> Tensor:

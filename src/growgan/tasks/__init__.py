@@ -1,6 +1,6 @@
 """What GANs are used for: each task is one file of data pairing, settings and measures."""
 
-from growgan.tasks import anogan, augment, frames, pix2pix, semi, srgan
+from growgan.tasks import anogan, augment, cyclegan, frames, pix2pix, semi, srgan
 from growgan.tasks.base import TASKS, Pairing, Task, prepare, train_task
 
 __all__ = [
@@ -9,6 +9,7 @@ __all__ = [
     "Task",
     "anogan",
     "augment",
+    "cyclegan",
     "frames",
     "pix2pix",
     "prepare",

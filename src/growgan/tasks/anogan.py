@@ -48,12 +48,11 @@ class Anomalies(Task):
         assert seen.labels is not None
         usual = seen.subset(np.flatnonzero(seen.labels != label))
         fingerprint = combine(usual.fingerprint, f"anogan:{label}")
-        classes = (*usual.classes, f"without {label}")
-        return replace(usual, labels=None, classes=classes, fingerprint=fingerprint)
+        return replace(usual, labels=None, classes=(), fingerprint=fingerprint)
 
-    def show(self, run: Run, seen: ImageSet, new: ImageSet) -> dict[str, float]:
+    def show(self, run: Run, kind: str, seen: ImageSet, new: ImageSet) -> dict[str, float]:
         """Return how often an unusual image scores above a usual one (AUROC), by three ways."""
-        label = int(seen.classes[-1].removeprefix("without "))
+        label = left_out(new, kind)
         assert new.labels is not None
         odd = new.labels == label
         rows = [np.flatnonzero(part)[:MEASURED] for part in (odd, ~odd)]

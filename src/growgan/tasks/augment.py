@@ -46,7 +46,7 @@ class Augmentation(Task):
         fingerprint = combine(seen.fingerprint, f"augment:{kind}:{seed}")
         return replace(seen.subset(np.sort(np.concatenate(rows))), fingerprint=fingerprint)
 
-    def show(self, run: Run, seen: ImageSet, new: ImageSet) -> dict[str, float]:
+    def show(self, run: Run, kind: str, seen: ImageSet, new: ImageSet) -> dict[str, float]:
         """Return a classifier's accuracy on new images, taught by reals, by fakes, and by both."""
         assert seen.labels is not None and new.labels is not None
         classes = len(seen.classes)

@@ -69,7 +69,7 @@ class Task:
         """Return what the players are shown of what may be trained on."""
         return seen
 
-    def show(self, run: Run, seen: ImageSet, new: ImageSet) -> dict[str, float]:
+    def show(self, run: Run, kind: str, seen: ImageSet, new: ImageSet) -> dict[str, float]:
         """Measure a finished run, leave pictures in its gallery, and return the figures.
 
         Args:
@@ -134,7 +134,7 @@ class Pairs(Task):
         fingerprint = combine(data.fingerprint, truth.fingerprint)
         return replace(truth, given=data.images, fingerprint=fingerprint, duplicates=())
 
-    def show(self, run: Run, seen: ImageSet, new: ImageSet) -> dict[str, float]:
+    def show(self, run: Run, kind: str, seen: ImageSet, new: ImageSet) -> dict[str, float]:
         """Draw given, made and true images, and return how near the latter two are."""
         rows = new.subset(np.arange(min(MEASURED, len(new))))
         figures, made = self.compared(run.best, rows)
@@ -211,7 +211,7 @@ def train_task(
     taught = found.taught(seen, kind, chosen.seed)
     run = grow(taught, out=out, settings=chosen, **how)
     (run.path / "gallery").mkdir(exist_ok=True)
-    figures = found.show(run, taught, new)
+    figures = found.show(run, kind, taught, new)
     replace_file(run.path / "gallery" / f"{PICTURE}.json", json.dumps(figures, indent=1).encode())
     return run
 

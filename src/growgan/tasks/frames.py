@@ -62,7 +62,7 @@ class NextFrame(Pairs):
             raise UserError(f"'{data.name}' needs two films of {SEEN + AHEAD} frames at least")
         return data.subset(np.arange(first)), data.subset(np.arange(first, films * AHEAD))
 
-    def show(self, run: Run, seen: ImageSet, new: ImageSet) -> dict[str, float]:
+    def show(self, run: Run, kind: str, seen: ImageSet, new: ImageSet) -> dict[str, float]:
         """Let films go on; return how near each frame is, and how near the last one given was.
 
         "sharpness" is the mean difference of neighbouring pixels beside the truth's, 1 if equal.

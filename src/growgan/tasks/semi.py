@@ -69,7 +69,7 @@ class SemiSupervised(Task):
         fingerprint = combine(seen.fingerprint, f"semi:{kind}:{seed}")
         return replace(replace(seen, labels=labels).subset(rows), fingerprint=fingerprint)
 
-    def show(self, run: Run, seen: ImageSet, new: ImageSet) -> dict[str, float]:
+    def show(self, run: Run, kind: str, seen: ImageSet, new: ImageSet) -> dict[str, float]:
         """Return how often D is right, and how often the same D is that never met a G."""
         gan, settings = load_gan(run.best.folder), run.best.settings
         steps = min(gan.steps, LONGEST)

@@ -28,6 +28,7 @@ from torch import Tensor
 from growgan.config import OptimiserSettings
 from growgan.errors import UserError
 from growgan.nets.edits import under
+from growgan.nets.layers import unset
 from growgan.nets.players import Discriminator, Generator, build
 from growgan.nets.spec import StackSpec
 from growgan.plain import parse
@@ -150,7 +151,8 @@ def load_gan(folder: Path, device: str = "cpu") -> Gan:
         counts = parse((folder / "state.json").read_bytes())
         weights = load_file(folder / "weights.safetensors")
         state = load_file(folder / "state.safetensors")
-        stacks = [build(spec) for spec in (*specs, specs[0])]
+        with unset():
+            stacks = [build(spec) for spec in (*specs, specs[0])]
         for player, stack in zip(PLAYERS, stacks, strict=True):
             stack.load_state_dict(under(weights, player))
             stack.to(device)
@@ -200,7 +202,8 @@ def load_generator(folder: Path, device: str = "cpu") -> Generator:
     """Read the running average of G alone."""
     check_files(folder, FILES[:2])
     try:
-        generator = build(load_specs(folder)[0])
+        with unset():
+            generator = build(load_specs(folder)[0])
         weights = load_file(folder / "weights.safetensors")
         generator.load_state_dict(under(weights, "average"))
     except (OSError, RuntimeError, SafetensorError) as error:

@@ -252,11 +252,12 @@ def _inherit_moments(
     seed: int,
 ) -> dict[str, dict[str, Tensor]]:
     """Return the child's optimiser state: inherited where the parent had it, absent elsewhere."""
-    names = dict(child.named_parameters())
+    names = {name: value.detach() for name, value in child.named_parameters()}
+    nothing = {name: value.new_zeros(()).expand(value.shape) for name, value in names.items()}
     result: dict[str, dict[str, Tensor]] = {}
     for key, power in MOMENTS.items():
-        fresh = {name: torch.zeros_like(value) for name, value in names.items()}
-        result[key] = inherit(parent, child, edit, state[key], seed, fresh=fresh, power=power)
+        given = inherit(parent, child, edit, state[key], seed, fresh=names, power=power)
+        result[key] = nothing | given
     specs = parent.spec, child.spec
     steps = {renamed(name, edit, *specs): step for name, step in state["step"].items()}
     result["step"] = {name: step for name, step in steps.items() if name in names}

@@ -57,7 +57,7 @@ class Family:
             chunk=shape.chunk if generator else 0,
             kernels=0 if generator else shape.kernels,
             classes=0 if generator and shape.judging == "classes" else shape.classes,
-            given=shape.given,
+            given=shape.given if generator or shape.beside else 0,
             patches=shape.patches and not generator,
             embedding=shape.embedding,
             continuous=shape.continuous,

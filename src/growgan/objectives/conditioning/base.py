@@ -37,6 +37,7 @@ class Conditioning:
         judging: how logits use the label, see :class:`growgan.nets.players.Discriminator`.
         labelled: whether the images must have labels.
         told: whether G is called with a label.
+        beside: whether D sees an image beside the one that it was made from, where there is one.
         noise: share of the labels that are wrong, by chance: G's labels then pass the same
             channel before D sees them, so that G learns the right ones (RCGAN, Thekumparampil et
             al. 2018, 1811.03205).
@@ -47,6 +48,7 @@ class Conditioning:
     judging: ClassVar[specs.Judging] = "plain"
     labelled: ClassVar[bool] = True
     told: ClassVar[bool] = True
+    beside: ClassVar[bool] = True
 
     def readouts(self, classes: int) -> dict[str, int]:
         """Return the names and sizes of the linear maps of features that it needs."""
