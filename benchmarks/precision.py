@@ -1,6 +1,6 @@
 """Is bfloat16 safe? Every preset trained twice for as many images, in float32 and in bfloat16.
 
-    python benchmarks/precision.py run --jobs 2      # some forty minutes on two cores
+    python benchmarks/precision.py run --jobs 2      # some half an hour on two cores
     python benchmarks/precision.py table
     python benchmarks/precision.py penalties         # their gradients, after a short training
 
@@ -44,7 +44,7 @@ RUNS = Path("runs/precision")
 NAMES = [entry.name for entry in PRESETS]
 DATA = "fashion-mnist"
 PRECISIONS = ("float32", "bfloat16")
-IMAGES, SEEDS, SAMPLES = 40_000, 3, 5_000
+IMAGES, SEEDS, SAMPLES = 12_000, 3, 5_000
 Key = tuple[str, str, int]
 
 
