@@ -129,16 +129,16 @@ def from_image() -> Part:
 
 def few_pixels() -> Part:
     """A weight's gradient between small grids: by one product, and by torch's convolution."""
-    for inside, outside, side in ((32, 32, 8), (128, 128, 8), (512, 1024, 8), (32, 32, 16)):
+    for inside, outside, side in ((32, 32, 8), (64, 64, 8), (128, 128, 8), (512, 1024, 8)):
         layer = StridedConv(inside, outside, 4, doubles=False, rate="plain")
         weight = layer.weight.detach().to(DTYPE).contiguous(memory_format=torch.channels_last)
         weight, x = weight.requires_grad_(), features(inside, side, 2 * BATCH)
-        bias = layer.bias.detach().to(DTYPE)
+        bias = layer.bias.detach().to(DTYPE).requires_grad_()
         ways: dict[str, Way] = {
             "growgan": lambda x=x, w=weight, b=bias: FewPixels.apply(x, w, b, 1, False),
             "torch": lambda x=x, w=weight, b=bias: F.conv2d(x, w, b, stride=2, padding=1),
         }
-        yield f"{inside} to {outside} channels, {side}×{side}", ways, (weight,)
+        yield f"{inside} to {outside} channels, {side}×{side}", ways, (x, weight, bias)
 
 
 def one_place() -> Part:

@@ -24,7 +24,7 @@ from growgan.objectives.step import Chance
 from growgan.training.ranks import Ranks, join
 
 STUDY = Path(__file__).with_name("rank_study.py")
-# Adam makes much of the rounding of a gradient near 0, and each kink of a rectifier makes more of it.
+# Adam makes much of the rounding of a gradient near 0, and rectifiers' kinks make more of it.
 CALM = {"lr": 5e-4, "epsilon": 1e-3}
 CASES: dict[str, dict[str, Any]] = {
     "relativistic, R1 and R2": {},

@@ -14,7 +14,8 @@ from growgan.config import Rate
 from growgan.nets.layers import GAIN, Scaled
 
 LATTICE = 0.5  # of what alternates between the pixels of a doubled grid, beside the rest
-FEW = 16  # pixels of the smaller grid up to which a CPU is faster by a product of matrices
+FEW = 16  # pixels of the smaller grid up to which a CPU is faster by a product of matrices,
+MANY = 128 * 128 * 16  # where there are so many weights
 
 
 def _calming(kernel: int, share: float) -> Float[Tensor, "k2 k2"]:
@@ -70,7 +71,8 @@ class StridedConv(Scaled):
     def forward(self, x: Float[Tensor, "n c h w"]) -> Float[Tensor, "n d h2 w2"]:
         weight, bias = self.used, cast(Tensor, self.bias)
         pixels = math.prod(x.shape[2:]) // (1 if self.doubles else 4)
-        few = pixels <= FEW and x.device.type == "cpu" and torch.is_grad_enabled()
+        few = pixels <= FEW and weight.numel() >= MANY and x.device.type == "cpu"
+        few = few and torch.is_grad_enabled()
         if few and torch.is_autocast_enabled("cpu"):
             dtype = torch.get_autocast_dtype("cpu")
             x, weight, bias = x.to(dtype), weight.to(dtype), bias.to(dtype)

@@ -46,6 +46,8 @@ class Runtime:
 
     def images(self, batch: Tensor) -> Tensor:
         """Return uint8 images as float32 in [-1, 1] on the device, channels-last."""
+        if self.device.type == "cuda":
+            batch = batch.pin_memory()  # else the copy would hold up the host
         moved = batch.to(self.device, non_blocking=True)
         return (moved.float() / 127.5 - 1).contiguous(memory_format=torch.channels_last)
 
