@@ -264,15 +264,13 @@ class Trainer:
 
     def given(self, count: int) -> Tensor | None:
         """Return images to make images from: new ones where they suffice, None where none is."""
-        new = self.batches.given_of_some(count, held_out=True)
-        some = new if new is not None and len(new) else self.batches.given_of_some(count)
+        some = _new_or_seen(self.batches.given_of_some, count)
         return None if some is None else self.runtime.images(some)
 
     def _labels(self, count: int) -> list[int] | None:
         """Return labels as the score asks for them, or as often as the data has them, mixed."""
         if self.batches.given_of_some(1) is not None:  # those of the very images given
-            new = self.batches.labels_of_some(count, held_out=True)
-            known = new if new is not None and len(new) else self.batches.labels_of_some(count)
+            known = _new_or_seen(self.batches.labels_of_some, count)
             return None if known is None else known.tolist()
         asked = self.scorer.labels() if self.scorer else None
         if asked is not None:
@@ -375,3 +373,9 @@ def batches_of(data: ImageSet, settings: Settings) -> Batches:
 def held_out(images: int) -> int:
     """Return how many images are kept from training, for the doctor to try D on."""
     return min(LOOKED_AT, images // 50) if images >= 2000 else 0
+
+
+def _new_or_seen(take: Callable[..., Tensor | None], count: int) -> Tensor | None:
+    """Return what ``take`` has of held-out images, of others where none is held out."""
+    new = take(count, held_out=True)
+    return new if new is not None and len(new) else take(count)

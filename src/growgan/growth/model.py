@@ -205,20 +205,24 @@ class Model:
         return principal(self._network)
 
     @cached_property
+    def _kept(self) -> dict[str, NDArray[Any]]:
+        """The images kept with the run to make others from, and what these are to be."""
+        with np.load(self._run / GIVEN) as kept:
+            return dict(kept)
+
+    @property
     def _examples_labels(self) -> list[int] | None:
         """What the images kept with the run are to be made into; None if that is not said."""
         if not (self._network.spec.given and self._network.spec.classes):
             return None
-        with np.load(self._run / GIVEN) as kept:
-            found: list[int] = kept["labels"].tolist()
+        found: list[int] = self._kept["labels"].tolist()
         return found
 
     def _examples(self, given: Images | None = None) -> Tensor | None:
         """Return images to make images from, float [K, G, H, W] in [-1, 1]; None for none."""
         spec = self._network.spec
         if given is None and spec.given:
-            with np.load(self._run / GIVEN) as kept:
-                given = kept["given"]
+            given = self._kept["given"]
         if given is None:
             return None
         expected = (*spec.resolution, spec.given)

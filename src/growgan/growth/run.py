@@ -37,6 +37,7 @@ from growgan.nets.blocks import BLOCKS
 from growgan.nets.norms import NORMS
 from growgan.nets.presets import PRESETS
 from growgan.objectives import make_objective
+from growgan.objectives.conditioning import Conditioning
 from growgan.registry import Registry
 from growgan.report.page import write_report
 from growgan.training.progress import Display, SilentDisplay, Together
@@ -240,7 +241,7 @@ def for_data(settings: Settings, data: ImageSet) -> Settings:
             f"score.kind 'intra-fd' has no meaning for the conditioning '{named}', which uses no "
             "labels; see: growgan list conditionings"
         )
-    _check_given(settings, data)
+    _check_given(settings, conditioning, data)
     categories, numbers = conditioning.codes()
     if not conditioning.labelled:
         classes = categories + numbers
@@ -256,10 +257,10 @@ def for_data(settings: Settings, data: ImageSet) -> Settings:
     return settings.model_copy(update={"stack": settings.stack.model_copy(update=needs)})
 
 
-def _check_given(settings: Settings, data: ImageSet) -> None:
+def _check_given(settings: Settings, conditioning: Conditioning, data: ImageSet) -> None:
     """Raise a UserError where the settings need images to make images from, or cannot use them."""
     paired = [name for name in settings.regularisers if name == "l1"]
-    if settings.conditioning in ("image", "domains"):
+    if conditioning.given:
         paired.append(f"conditioning '{settings.conditioning}'")
     if data.given is None and paired:
         raise UserError(

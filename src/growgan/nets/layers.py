@@ -81,7 +81,8 @@ class Scaled(nn.Module):
     def _in_use(self) -> Tensor:
         if self.rate == "spectral":
             return self.weight / self.singular(follow=self.training)
-        return self.weight if self.scale == 1 else self.weight * self.scale
+        constant = self._constant
+        return self.weight if constant == 1 else self.weight * constant
 
     def singular(self, *, follow: bool = False) -> Float[Tensor, ""]:
         """Return the largest singular value of the stored weight, one step on from ``u``.

@@ -21,7 +21,7 @@ from growgan.data.files import combine
 from growgan.errors import UserError
 from growgan.growth.run import Run
 from growgan.nets.players import Discriminator, Generator, build
-from growgan.tasks.base import TASKS, Task, draw
+from growgan.tasks.base import TASKS, Task, draw, labels_of
 from growgan.training.checkpoint import load_gan
 from growgan.training.runtime import make_runtime
 
@@ -58,13 +58,15 @@ class Anomalies(Task):
         rows = [np.flatnonzero(part)[:MEASURED] for part in (odd, ~odd)]
         gan, runtime = load_gan(run.best.folder), make_runtime("cpu", "float32")
         g, d = gan.average.eval(), gan.discriminator.eval()
-        x = gan.shown(runtime.images(torch.from_numpy(np.array(new.images[np.concatenate(rows)]))))
+
+        def shown(pixels: Tensor) -> Tensor:
+            return gan.shown(runtime.images(pixels))
+
+        x = shown(torch.from_numpy(np.array(new.images[np.concatenate(rows)])))
         ways: dict[str, Tensor] = {
             "by search": sought(g, d, x),
-            "by an encoder": encoded(
-                g, d, x, lambda pixels: gan.shown(runtime.images(pixels)), seen
-            ),
-            "by PCA": rebuilt(x, gan.shown(runtime.images(_some(seen, 5_000)))),
+            "by an encoder": encoded(g, d, x, shown, seen),
+            "by PCA": rebuilt(x, shown(_some(seen, 5_000))),
         }
         figures: dict[str, float] = {}
         for name, made in ways.items():
@@ -79,8 +81,7 @@ class Anomalies(Task):
 
 def left_out(data: ImageSet, kind: str) -> int:
     """Return a class by number or name; raise a UserError if there is none."""
-    if data.labels is None or len(data.classes) < 2:
-        raise UserError(f"task 'anogan' needs labels, and '{data.name}' has none")
+    labels_of("anogan", data)
     if kind in data.classes:
         return data.classes.index(kind)
     if kind.isdecimal() and int(kind) < len(data.classes):

@@ -15,7 +15,7 @@ from growgan.data.files import combine
 from growgan.errors import UserError
 from growgan.growth.run import Run
 from growgan.metrics.accuracy import accuracy_of
-from growgan.tasks.base import TASKS, Task, draw
+from growgan.tasks.base import TASKS, Task, draw, labels_of, some_of_each
 
 FAKES = 2_000  # generated images a class, at most as many as twenty times the real ones
 TIMES = 20
@@ -31,20 +31,14 @@ class Augmentation(Task):
         Raises:
             UserError: there are no labels, N is no number, or more than there are.
         """
-        classes = len(seen.classes)
-        if seen.labels is None or classes < 2:
-            raise UserError(f"task 'augment' needs labels, and '{seen.name}' has none")
-        fewest = int(np.bincount(seen.labels[seen.labels >= 0], minlength=classes).min())
+        _, fewest = labels_of("augment", seen)
         if not kind.isdecimal() or not 0 < int(kind) <= fewest:
             raise UserError(
                 f"task 'augment' needs the images of a class, 1 to {fewest:,}: augment:100"
             )
-        rng = np.random.default_rng(seed)
-        rows = [
-            rng.permutation(np.flatnonzero(seen.labels == k))[: int(kind)] for k in range(classes)
-        ]
+        rows = np.sort(some_of_each(seen, int(kind), seed))
         fingerprint = combine(seen.fingerprint, f"augment:{kind}:{seed}")
-        return replace(seen.subset(np.sort(np.concatenate(rows))), fingerprint=fingerprint)
+        return replace(seen.subset(rows), fingerprint=fingerprint)
 
     def show(self, run: Run, kind: str, seen: ImageSet, new: ImageSet) -> dict[str, float]:
         """Return a classifier's accuracy on new images, taught by reals, by fakes, and by both."""

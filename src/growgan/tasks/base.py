@@ -8,7 +8,7 @@ be made from images (:class:`Pairs`), each has the one ``given`` for it.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, cast
@@ -16,6 +16,7 @@ from typing import Any, cast
 import numpy as np
 import torch
 from jaxtyping import UInt8
+from numpy.typing import NDArray
 from torch import Tensor
 
 from growgan.config import Settings, make_settings
@@ -146,9 +147,8 @@ class Pairs(Task):
     def compared(self, model: Model, rows: ImageSet) -> tuple[dict[str, float], Images]:
         """Return the figures of what a model makes of given images, and these, uint8."""
         assert rows.given is not None
-        drawn = model.sample(len(rows), given=np.moveaxis(np.array(rows.given), 1, 3))
-        made = torch.from_numpy(np.ascontiguousarray(np.moveaxis(drawn, 3, 1)))
         given, truth = (torch.from_numpy(np.array(each)) for each in (rows.given, rows.images))
+        made = made_of(model, given)
         figures = likeness(made, truth)
         for measure in self.measures.values():
             figures |= measure(given, made, truth)
@@ -219,6 +219,31 @@ def train_task(
 def draw(run: Run, rows: list[np.ndarray[Any, Any]]) -> None:
     """Leave a task's sheet in a run's gallery: rows of images uint8 [N, C, H, W]."""
     contact_sheet(rows, run.path / "gallery" / f"{PICTURE}.png")
+
+
+def made_of(model: Model, given: Images, labels: Sequence[int] | None = None) -> Images:
+    """Return what a model makes of given images."""
+    drawn = model.sample(len(given), labels=labels, given=given.movedim(1, 3).numpy())
+    return torch.from_numpy(np.ascontiguousarray(np.moveaxis(drawn, 3, 1)))
+
+
+def labels_of(task: str, data: ImageSet) -> tuple[NDArray[np.int64], int]:
+    """Return labels, and how many images the rarest class has.
+
+    Raises:
+        UserError: there are no labels of two classes or more.
+    """
+    if data.labels is None or len(data.classes) < 2:
+        raise UserError(f"task '{task}' needs labels, and '{data.name}' has none")
+    counts = np.bincount(data.labels[data.labels >= 0], minlength=len(data.classes))
+    return data.labels, int(counts.min())
+
+
+def some_of_each(data: ImageSet, count: int, seed: int) -> NDArray[np.int64]:
+    """Return the rows of ``count`` images of each class, drawn by ``seed``."""
+    rng = np.random.default_rng(seed)
+    rows = (np.flatnonzero(data.labels == label) for label in range(len(data.classes)))
+    return np.concatenate([rng.permutation(each)[:count] for each in rows])
 
 
 def likeness(made: Images, truth: Images) -> dict[str, float]:

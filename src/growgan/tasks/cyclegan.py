@@ -19,7 +19,7 @@ from growgan.data.files import combine
 from growgan.errors import UserError
 from growgan.growth.run import Run
 from growgan.tasks import pix2pix
-from growgan.tasks.base import TASKS, TEST, Images, Task, draw, likeness
+from growgan.tasks.base import TASKS, TEST, Task, draw, likeness, made_of
 
 SHOWN = 12
 MEASURED = 1_000  # images of each kind, at most
@@ -94,8 +94,8 @@ class Translation(Task):
                 for each in (new.given, new.images)
                 if each is not None
             )
-            made = self._made(run, given, label)
-            back = self._made(run, made, 1 - label)
+            made = made_of(run.best, given, [label])
+            back = made_of(run.best, made, [1 - label])
             way = f"{names[1 - label]} to {names[label]}"
             figures[f"{way} and back, l1"] = likeness(back, given)["l1"]
             if kind == "aligned":
@@ -105,10 +105,6 @@ class Translation(Task):
             rows += [each[:SHOWN].numpy() for each in (given, made, back)]
         draw(run, rows)
         return figures
-
-    def _made(self, run: Run, images: Images, label: int) -> Images:
-        drawn = run.best.sample(len(images), labels=[label], given=images.movedim(1, 3).numpy())
-        return torch.from_numpy(np.ascontiguousarray(np.moveaxis(drawn, 3, 1)))
 
 
 OWN = {"conditioning": "domains", "loss": "least-squares"}

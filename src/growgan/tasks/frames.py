@@ -18,27 +18,25 @@ from growgan.data import ImageSet
 from growgan.data.files import combine
 from growgan.errors import UserError, unknown
 from growgan.growth.run import Run
-from growgan.tasks.base import TASKS, Images, Pairs, draw, likeness
+from growgan.tasks.base import TASKS, TEST, Images, Task, draw, likeness, made_of
 from growgan.tasks.pix2pix import PUBLISHED, SMALL
 
 SEEN, AHEAD = 3, 10  # frames that G is given, and how many a film goes on
 STILLS = 2_000  # images that are made to move, at most: each makes a film of 13 frames
 FILMS = 4  # on the sheet
 FASTEST = 3  # pixels a frame and axis
-TEST = 0.1  # share of the films, the last ones, that is never trained on
 MEASURED = 200  # films of these, at most
 
 Frames = UInt8[np.ndarray, "t c h w"]
 
 
-class NextFrame(Pairs):
+class NextFrame(Task):
     """Films of ``AHEAD`` rows: frames in their order, each with the ``SEEN`` before it."""
 
     def prepare(
         self, name: str, kind: str, data: ImageSet, truth: ImageSet | None = None
     ) -> ImageSet:
-        if truth is not None:
-            raise UserError(f"task '{name}' takes one set of images")
+        data = super().prepare(name, kind, data, truth)
         if kind not in self.kinds:
             raise unknown(f"kind of task '{name}'", kind, self.kinds)
         films = moving(data) if kind == "moving" else cut(data)
@@ -93,8 +91,7 @@ def go_on(run: Run, given: Images, frames: int) -> list[Images]:
     """Return so many frames more of each film, uint8 [N, C, H, W] each."""
     films, channels = [], given.shape[1] // SEEN
     for _ in range(frames):
-        drawn = run.best.sample(len(given), given=given.movedim(1, 3).numpy())
-        films.append(torch.from_numpy(np.ascontiguousarray(np.moveaxis(drawn, 3, 1))))
+        films.append(made_of(run.best, given))
         given = torch.cat([given[:, channels:], films[-1]], 1)
     return films
 

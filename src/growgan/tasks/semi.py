@@ -21,9 +21,10 @@ from growgan.data.files import combine
 from growgan.errors import UserError
 from growgan.growth.run import Run
 from growgan.nets.players import Discriminator, build
+from growgan.nets.spec import StackSpec
 from growgan.nets.wishes import one_hot
 from growgan.objectives.conditioning.base import cross_entropy
-from growgan.tasks.base import TASKS, Task
+from growgan.tasks.base import TASKS, Task, labels_of, some_of_each
 from growgan.training.checkpoint import load_gan
 from growgan.training.optimisers import make_optimiser
 from growgan.training.runtime import Runtime, make_runtime
@@ -45,25 +46,21 @@ class SemiSupervised(Task):
         Raises:
             UserError: N is no number, no multiple of the classes, or more than there are.
         """
+        all_labels, fewest = labels_of("semi", seen)
         classes = len(seen.classes)
-        if seen.labels is None or classes < 2:
-            raise UserError(f"task 'semi' needs labels, and '{seen.name}' has none")
         if not kind.isdecimal() or int(kind) < classes:
             raise UserError(
                 f"task 'semi' needs the number of labels, {classes} or more: semi:{10 * classes}"
             )
         each, rest = divmod(int(kind), classes)
-        fewest = int(np.bincount(seen.labels[seen.labels >= 0], minlength=classes).min())
         if rest or each > fewest:
             raise UserError(
                 f"semi:{kind} must be a multiple of {classes} classes, and at most "
                 f"{classes * fewest:,} here"
             )
-        rng = np.random.default_rng(seed)
+        known = np.sort(some_of_each(seen, each, seed))
         labels = np.full(len(seen), -1)
-        for label in range(classes):
-            labels[rng.permutation(np.flatnonzero(seen.labels == label))[:each]] = label
-        known = np.flatnonzero(labels >= 0)
+        labels[known] = all_labels[known]
         again = round(SHARE / (1 - SHARE) * (len(seen) - len(known)) / len(known)) - 1
         rows = np.concatenate([np.arange(len(seen)), np.tile(known, max(0, again))])
         fingerprint = combine(seen.fingerprint, f"semi:{kind}:{seed}")
@@ -80,7 +77,7 @@ class SemiSupervised(Task):
         }
 
 
-def alone(spec: Any, seen: ImageSet, settings: Settings, steps: int) -> Discriminator:
+def alone(spec: StackSpec, seen: ImageSet, settings: Settings, steps: int) -> Discriminator:
     """Return a D that has learnt nothing but the labels, for so many steps at the same rate."""
     assert seen.labels is not None
     known = seen.subset(np.flatnonzero(seen.labels >= 0))  # each as often as any other

@@ -37,6 +37,7 @@ class Conditioning:
         judging: how logits use the label, see :class:`growgan.nets.players.Discriminator`.
         labelled: whether the images must have labels.
         told: whether G is called with a label.
+        given: whether images must be made from images.
         beside: whether D sees an image beside the one that it was made from, where there is one.
         noise: share of the labels that are wrong, by chance: G's labels then pass the same
             channel before D sees them, so that G learns the right ones (RCGAN, Thekumparampil et
@@ -48,6 +49,7 @@ class Conditioning:
     judging: ClassVar[specs.Judging] = "plain"
     labelled: ClassVar[bool] = True
     told: ClassVar[bool] = True
+    given: ClassVar[bool] = False
     beside: ClassVar[bool] = True
 
     def readouts(self, classes: int) -> dict[str, int]:

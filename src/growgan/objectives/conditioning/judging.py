@@ -44,6 +44,7 @@ class Given(Judging):
     """D(x, c) sees the image c that x is made from as further channels; for tasks alone."""
 
     labelled = False
+    given = True
 
 
 @CONDITIONINGS.register(
@@ -66,6 +67,7 @@ class Domains(Conditioning):
     identity: float = 5.0
 
     judging = "heads"
+    given = True
     beside = False
 
     def readouts(self, classes: int) -> dict[str, int]:
