@@ -16,7 +16,6 @@ from __future__ import annotations
 import argparse
 import json
 import multiprocessing
-import os
 import shutil
 import statistics
 from concurrent.futures import ProcessPoolExecutor, as_completed
@@ -55,18 +54,18 @@ def finished() -> dict[Key, dict[str, Any]]:
     return {(row["preset"], row["precision"], row["seed"]): row for row in rows}
 
 
-def run(key: Key, images: int, threads: int) -> dict[str, Any]:
+def run(key: Key, images: int) -> dict[str, Any]:
     """Train one pair and measure it."""
     preset, precision, seed = key
-    torch.set_num_threads(threads)
+    torch.set_num_threads(1)
     data, out = load(DATA), RUNS / f"{preset}-{precision}-{seed}"
     shutil.rmtree(out, ignore_errors=True)
-    how = {"preset": preset, "precision": precision, "seed": seed, "threads": threads}
+    how = {"preset": preset, "precision": precision, "seed": seed, "threads": 1}
     made = gg.grow(data, out=out, images=images, settings={**how, "policy": "fixed"})
     row = {"preset": preset, "precision": precision, "seed": seed, "images": images}
     trained = sum(e["trained"] for e in made.events if e["event"] == "candidate")
     row |= {"seconds": trained, **judge(made.best, data, draws=1, samples=SAMPLES)}
-    return row | {"machine": machine(), "threads": threads}
+    return row | {"machine": machine(), "threads": 1}
 
 
 def table() -> str:
@@ -131,19 +130,18 @@ def main() -> None:
     parser.add_argument("--only", nargs="*", choices=NAMES, default=NAMES)
     parser.add_argument("--images", type=int, default=IMAGES)
     parser.add_argument("--seeds", type=int, default=SEEDS)
-    parser.add_argument("--jobs", type=int, default=1, help="runs at a time")
+    parser.add_argument("--jobs", type=int, default=1, help="runs at a time, of one thread each")
     given = parser.parse_args()
     if given.command == "penalties":
         penalties(given.only)
         return
     if given.command == "run":
-        threads = max(1, (os.cpu_count() or 1) // given.jobs)
         wanted = product(given.only, PRECISIONS, range(given.seeds))
         missing = [key for key in wanted if key not in finished()]
         RESULTS.parent.mkdir(exist_ok=True)
         spawn = multiprocessing.get_context("spawn")
         with ProcessPoolExecutor(given.jobs, spawn, max_tasks_per_child=1) as pool:
-            for each in as_completed([pool.submit(run, k, given.images, threads) for k in missing]):
+            for each in as_completed([pool.submit(run, k, given.images) for k in missing]):
                 with RESULTS.open("a") as file:
                     file.write(json.dumps(each.result()) + "\n")
                 print(each.result(), flush=True)

@@ -31,8 +31,9 @@ class PixelNorm(nn.Module):
             rows = x.movedim(1, -1)
             unit = _unit(rows)
             return unit.movedim(-1, 1)
-        # A reduction over the last axis, float32 inside, is the next fastest eager form.
-        square_mean = torch.linalg.vector_norm(x.movedim(1, -1), dim=-1, dtype=torch.float32)
+        # A reduction over the last axis, float32 or wider inside, is the next fastest eager form.
+        wide = torch.promote_types(x.dtype, torch.float32)
+        square_mean = torch.linalg.vector_norm(x.movedim(1, -1), dim=-1, dtype=wide)
         square_mean = square_mean.square().unsqueeze(1) / x.shape[1]
         return x * torch.rsqrt(square_mean + 1e-8).to(x.dtype)
 
