@@ -21,6 +21,7 @@ from growgan.growth.budget import Budget, Meter
 from growgan.growth.history import Candidate, History, Proposal, Space
 from growgan.growth.ledger import Ledger
 from growgan.growth.policies import POLICIES, Dynamic, Progressive, make_policy
+from growgan.growth.policies.base import usual_slice
 from growgan.nets.cost import parameters, step_cost
 from growgan.nets.edits import Append, Edit, Insert, Widen
 from growgan.nets.presets import PRESETS
@@ -282,6 +283,20 @@ def test_progressive_gives_each_resolution_equally_many_images() -> None:
     assert bounds == pytest.approx([1 / 3, 2 / 3, 1])
     timed = Progressive().bounds(replace(history, budget=Budget(seconds=100)))
     assert timed[0] < timed[1] - timed[0] < timed[2] - timed[1]
+
+
+def test_pairs_that_are_slow_to_score_are_scored_less_often() -> None:
+    def share(seconds: float, beside: float) -> float:
+        history = History(SPACE, Budget(seconds=seconds), 0, (candidate(0, seconds=1 + beside),))
+        return usual_slice(history)
+
+    assert usual_slice(History(SPACE, Budget(seconds=1200), 0)) == pytest.approx(60 / 1200)
+    assert share(1200, 1.0) == pytest.approx(60 / 1200)
+    assert share(1200, 8.0) == pytest.approx(200 / 1200)
+    assert share(1200, 99.0) == pytest.approx(1 / 3)
+    assert share(100, 0.0) == pytest.approx(1 / 10)
+    counted = History(SPACE, Budget(images=9000), 0, (candidate(0, seconds=99.0),))
+    assert usual_slice(counted) == pytest.approx(1 / 10)
 
 
 def test_dynamic_always_tries_the_unchanged_child_and_late_on_grows_only_beyond_the_noise() -> None:

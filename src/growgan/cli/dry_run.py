@@ -11,10 +11,12 @@ from rich.table import Table
 
 from growgan.config import Settings, StackSettings
 from growgan.data import ImageSet
-from growgan.data.batches import Batches
 from growgan.growth.budget import Budget
+from growgan.growth.executor import Silent, Trainer, batches_of
 from growgan.growth.history import History, Space
 from growgan.growth.policies import Dynamic, make_policy
+from growgan.growth.scoring import scorer_of
+from growgan.metrics.features import untrained
 from growgan.objectives import make_objective
 from growgan.training.gan import Gan
 from growgan.training.memory import PeakMemory
@@ -71,14 +73,15 @@ def stage_cost(
 ) -> tuple[Gan, float, float | None]:
     """Return the pair at ``level``, its speed in images a second, and the most memory in MiB.
 
-    As in a run there is a parent beside the pair in training. The memory is None where the system
-    does not tell.
+    As in a run there is a parent beside the pair in training, which is scored at the end: by a
+    network that has learnt nothing, of the same few samples over and over. The memory is None
+    where the system does not tell.
     """
     runtime = make_runtime(settings.device, settings.precision)
     peak = PeakMemory(runtime.device)
     stacks = space.stacks(level)
     gan = Gan.create(*stacks, settings.optimiser, seed=settings.seed, device=runtime.device)
-    batches, objective = Batches(data, settings.batch, settings.seed), make_objective(settings)
+    batches, objective = batches_of(data, settings), make_objective(settings)
     step(gan, batches, objective, settings, runtime)  # the first step also warms up
     parent, gan = gan, gan.branch()
     begun, seen = time.perf_counter(), gan.images
@@ -86,4 +89,10 @@ def stage_cost(
         terms = step(gan, batches, objective, settings, runtime)
     float(terms["loss_generator"])  # wait for the device
     rate = (gan.images - seen) / (time.perf_counter() - begun)
+    scorer = scorer_of(data, settings, untrained(data.images, runtime.device))
+    few = min(256, 8 * settings.batch)
+    given = Trainer(batches, runtime, scorer, Silent()).given(few)
+    with runtime.autocast():
+        samples = gan.generate(few, seed=settings.seed, given=given)
+    scorer.score(lambda count: samples[torch.arange(count) % few], gan.resolution)
     return parent, rate, peak.mib

@@ -171,6 +171,13 @@ def domain_extractor(
     return DomainExtractor(network, resolution, images.shape[1], metadata, device)
 
 
+def untrained(images: NDArray[np.uint8], device: torch.device | str = "cpu") -> DomainExtractor:
+    """Return an extractor for ``images`` [N, C, H, W] that has learnt nothing: for its cost."""
+    resolution = domain.training_resolution(images.shape[2], images.shape[3])
+    network = domain.make_network(images.shape[1], resolution)
+    return DomainExtractor(network, resolution, images.shape[1], {}, device)
+
+
 def _train(
     images: NDArray[np.uint8],
     classes: NDArray[np.int64] | None,

@@ -14,8 +14,10 @@ from growgan.growth.history import Candidate, History, Proposal
 from growgan.nets.edits import Widen
 from growgan.registry import Registry
 
-SLICE_SECONDS = 60.0  # what an interrupted run loses of plain training, at most
+SLICE_SECONDS = 60.0  # of plain training between two scores
 SLICES = 10  # of a budget that is shorter
+BESIDE = 0.04  # of a slice may go into anything but training
+LONGEST = 1 / 3  # of the budget, however slowly a pair is scored
 EVERYTHING = Growth((Widen(),), (Widen(),))
 
 
@@ -85,9 +87,16 @@ def slope(line: Sequence[Candidate]) -> float | None:
 
 
 def usual_slice(history: History) -> float:
-    """Return the share of the budget that one slice of plain training takes."""
+    """Return the share of the budget that one slice of plain training takes.
+
+    Where time is counted, a pair that is slow to score is scored less often.
+    """
     seconds = history.budget.seconds
-    return 1 / SLICES if seconds is None else min(1 / SLICES, SLICE_SECONDS / seconds)
+    if seconds is None:
+        return 1 / SLICES
+    beside = sum(c.seconds - c.trained for c in history.candidates[-1:])
+    least = min(1 / SLICES, SLICE_SECONDS / seconds)
+    return max(least, min(LONGEST, beside / BESIDE / seconds))
 
 
 def portion(history: History, share: float) -> float:
