@@ -11,6 +11,7 @@ from rich.table import Table
 
 from growgan.config import Settings, StackSettings
 from growgan.data import ImageSet
+from growgan.data.batches import Batches
 from growgan.growth.budget import Budget
 from growgan.growth.executor import Silent, Trainer, batches_of
 from growgan.growth.history import History, Space
@@ -20,7 +21,7 @@ from growgan.metrics.features import untrained
 from growgan.objectives import make_objective
 from growgan.training.gan import Gan
 from growgan.training.memory import PeakMemory
-from growgan.training.runtime import best_threads, machine, make_runtime
+from growgan.training.runtime import Runtime, best_threads, machine, make_runtime
 from growgan.training.stage import step
 
 STEPS = 16  # each lazy penalty acts once
@@ -73,9 +74,9 @@ def stage_cost(
 ) -> tuple[Gan, float, float | None]:
     """Return the pair at ``level``, its speed in images a second, and the most memory in MiB.
 
-    As in a run there is a parent beside the pair in training, which is scored at the end: by a
-    network that has learnt nothing, of the same few samples over and over. The memory is None
-    where the system does not tell.
+    As in a run there is a parent beside the pair in training, which is scored and examined at the
+    end: by a network that has learnt nothing, of the same few samples over and over. The memory is
+    None where the system does not tell.
     """
     runtime = make_runtime(settings.device, settings.precision)
     peak = PeakMemory(runtime.device)
@@ -89,10 +90,17 @@ def stage_cost(
         terms = step(gan, batches, objective, settings, runtime)
     float(terms["loss_generator"])  # wait for the device
     rate = (gan.images - seen) / (time.perf_counter() - begun)
-    scorer = scorer_of(data, settings, untrained(data.images, runtime.device))
-    few = min(256, 8 * settings.batch)
-    given = Trainer(batches, runtime, scorer, Silent()).given(few)
-    with runtime.autocast():
-        samples = gan.generate(few, seed=settings.seed, given=given)
-    scorer.score(lambda count: samples[torch.arange(count) % few], gan.resolution)
+    _score(gan, batches, settings, runtime, data)
     return parent, rate, peak.mib
+
+
+def _score(
+    gan: Gan, batches: Batches, settings: Settings, runtime: Runtime, data: ImageSet
+) -> None:
+    """Do what follows a slice of training: for the memory that it takes."""
+    scorer = scorer_of(data, settings, untrained(data.images, runtime.device))
+    trainer, few = Trainer(batches, runtime, scorer, Silent()), min(256, 8 * settings.batch)
+    with runtime.autocast():
+        samples = gan.generate(few, seed=settings.seed, given=trainer.given(few))
+    score = scorer.score(lambda count: samples[torch.arange(count) % few], gan.resolution)
+    trainer.examine(gan, score)
