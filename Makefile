@@ -43,7 +43,7 @@ test: $(READY)  ## Lint, types and the quick tests
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
-	$(BIN)/pytest -m "not slow"
+	OMP_NUM_THREADS=1 $(BIN)/pytest -m "not slow" -n auto --maxprocesses 8 --dist loadfile
 
 test-slow: $(READY)  ## The tests that take longer
 	-$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[slow,fuzz]'

@@ -65,10 +65,10 @@ def run(key: Key, images: int) -> dict[str, Any]:
     how["score"] = {"kind": "swd", "samples": 64}
     made = gg.grow(data, out=out, images=images, settings=how)
     trained = [e for e in made.events if e["event"] == "candidate"]
-    last = made.candidate(trained[-1]["id"])
+    last = next(e["alive"][0] for e in reversed(made.events) if e["event"] == "select")
     row = {"preset": preset, "precision": precision, "seed": seed, "images": images}
     row["seconds"] = sum(each["trained"] for each in trained)
-    row |= judge(last, data, draws=1, samples=SAMPLES)
+    row |= judge(made.candidate(last), data, draws=1, samples=SAMPLES)
     return row | {"machine": machine(), "threads": 1}
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -11,6 +12,7 @@ from growgan.errors import UserError
 
 if TYPE_CHECKING:
     from growgan.growth.model import Images, Model
+    from growgan.growth.pool import Pool
 
 Out = Annotated[str, typer.Option(help="FILE.png, FILE.npz, FILE.zip or FOLDER")]
 Truncation = Annotated[
@@ -31,6 +33,13 @@ Mix = Annotated[
     str | None, typer.Option(help="picks like 0,1,2:3,4: coarse styles of these, fine of those")
 ]
 
+Given = Annotated[
+    str | None, typer.Option(help="folder or file of images to make images from: they take turns")
+]
+Caption = Annotated[
+    list[str] | None, typer.Option(help="what to draw, of a text2image run; several take turns")
+]
+
 
 def sample(
     run: Annotated[str, typer.Argument(help="run directory, export, or hub:USER/NAME")],
@@ -45,6 +54,8 @@ def sample(
     combine: Combine = None,
     mix: Mix = None,
     morph: Morph = None,
+    given: Given = None,
+    caption: Caption = None,
 ) -> None:
     """Draw images from a run's best generator, or from another candidate's.
 
@@ -52,15 +63,12 @@ def sample(
     """
     from growgan.growth.load import load
     from growgan.growth.model import Model
-    from growgan.growth.pool import Pool
     from growgan.report.sheet import write_images
 
     model = load(run, candidate)
-    looks = walk or combine or mix or morph
-    if isinstance(model, Pool) and looks:
-        raise UserError("--walk, --combine, --mix and --morph are of one run, not of a pool")
-    if sum(value is not None for value in (truncation, walk, combine, mix, morph)) > 1:
-        raise UserError("--truncation, --walk, --combine, --mix and --morph exclude each other")
+    looks, told = walk or combine or mix or morph, given or caption
+    ways = {"walk": walk, "combine": combine, "mix": mix, "morph": morph}
+    _check_alone(model, ways, {"truncation": truncation}, {"given": given, "caption": caption})
     columns, wanted = None, None
     if isinstance(model, Model) and morph:
         wanted = _picks("morph", morph)
@@ -70,10 +78,45 @@ def sample(
         images, columns = _looked_into(model, count, seed, walk, steps, combine, mix)
     else:
         wanted = None if labels is None else _picks("labels", labels)
-        images = model.sample(count, seed=seed, truncation=truncation, labels=wanted)
-    given = None if columns else model.labels(count, wanted)
-    path = write_images(images.transpose(0, 3, 1, 2), given, out, columns)
+        shown = {}
+        if isinstance(model, Model) and told:
+            shown = {"given": _given(model, given, caption or [], count, seed)}
+        images = model.sample(count, seed=seed, truncation=truncation, labels=wanted, **shown)
+    known = None if columns else model.labels(count, wanted)
+    path = write_images(images.transpose(0, 3, 1, 2), known, out, columns)
     typer.echo(str(path))
+
+
+def _check_alone(model: Model | Pool, *options: Mapping[str, object]) -> None:
+    """Refuse options that a pool has no use for, and two that exclude each other."""
+    from growgan.growth.pool import Pool
+
+    ways, amounts, told = (
+        [f"--{name}" for name, value in each.items() if value is not None] for each in options
+    )
+    if isinstance(model, Pool) and (ways or told):
+        raise UserError(f"{' and '.join(ways + told)} is of one run, not of a pool")
+    for group in (ways + amounts, ways + told, told):
+        if len(group) > 1:
+            raise UserError(f"{' and '.join(group)} exclude each other")
+
+
+def _given(model: Model, source: str | None, captions: list[str], count: int, seed: int) -> Images:
+    """Return what images are to be made from, uint8 [K, H, W, G]."""
+    if not source:
+        from growgan.tasks.text2image import given_by
+
+        return given_by(model, captions, count, seed)
+    from growgan.data import load_images
+
+    channels = model.network().spec.given
+    if channels not in (1, 3, 4):
+        raise UserError(
+            f"run '{model.folder.parent.parent}' makes images from "
+            + (f"{channels} channels, which no file holds" if channels else "latents alone")
+        )
+    found = load_images(source, **{**model.form, "channels": channels})
+    return found.images.transpose(0, 2, 3, 1)
 
 
 def _looked_into(

@@ -220,14 +220,18 @@ def draw_mask(
 
 
 def open_glyphs(options: str, seed: int, channels: int | None) -> Glyphs:
-    """Read ``[rgb|gray][,count=20000][,chars=ABC][,style=serif]``; 3 or 4 channels mean colour.
+    """Read ``[rgb|gray|captions][,count=20000][,chars=ABC][,style=serif]``.
 
+    3 or 4 channels mean colour.
     Raises UserError for other options and for values that make no set.
     """
-    valid = {"rgb": False, "gray": False, "count": True, "chars": True, "style": True}
+    from growgan.data.captioned import CaptionedGlyphs
+
+    kinds = ("rgb", "gray", "captions")
+    valid = {**dict.fromkeys(kinds, False), "count": True, "chars": True, "style": True}
     chosen = parse_options(options, "glyphs", valid)
-    if "rgb" in chosen and "gray" in chosen:
-        raise UserError("glyphs can be rgb or gray, not both")
+    if len(named := [kind for kind in kinds if kind in chosen]) > 1:
+        raise UserError(f"glyphs can be {named[0]} or {named[1]}, not both")
     colour = "rgb" in chosen if channels is None else channels > 1
     text = chosen.get("count", str(COUNT))
     if not text.isdecimal() or not 1 <= int(text) <= 10_000_000:
@@ -237,4 +241,8 @@ def open_glyphs(options: str, seed: int, channels: int | None) -> Glyphs:
         raise UserError(f"chars of glyphs must be ASCII letters and digits, but got '{characters}'")
     if (style := chosen.get("style", "all")) not in STYLES:
         raise unknown("style of glyphs", style, STYLES)
+    if "captions" in chosen:
+        if style != "all":
+            raise UserError("captions of glyphs say their style themselves: leave style away")
+        return CaptionedGlyphs(int(text), characters, seed)
     return Glyphs(int(text), characters, colour, seed, style)

@@ -194,13 +194,16 @@ def _train(
     return network, {**identity, "images": len(images), "quality": quality}
 
 
+_EACH = domain.LEAST_IMAGES // 2  # images a class, on average
+
+
 def _classes(labels: NDArray[np.int64] | None) -> NDArray[np.int64] | None:
     """Return the labels numbered from 0, -1 where missing; None where they are too few to learn."""
     if labels is None:
         return None
     known = labels >= 0
     names, numbers = np.unique(labels[known], return_inverse=True)
-    if len(names) < 2 or 2 * known.sum() < len(labels) or known.sum() < domain.LEAST_IMAGES:
+    if len(names) < 2 or 2 * known.sum() < len(labels) or known.sum() < _EACH * len(names):
         return None
     classes = np.full(len(labels), -1, dtype=np.int64)
     classes[known] = numbers

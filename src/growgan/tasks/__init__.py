@@ -1,6 +1,6 @@
 """What GANs are used for: each task is one file of data pairing, settings and measures."""
 
-from growgan.tasks import anogan, augment, cyclegan, frames, pix2pix, semi, srgan
+from growgan.tasks import anogan, augment, cyclegan, frames, pix2pix, semi, srgan, text2image
 from growgan.tasks.base import TASKS, Pairing, Task, prepare, train_task
 
 __all__ = [
@@ -15,5 +15,6 @@ __all__ = [
     "prepare",
     "semi",
     "srgan",
+    "text2image",
     "train_task",
 ]

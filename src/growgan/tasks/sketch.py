@@ -1,0 +1,283 @@
+"""A conditional VAE that draws coarse images from captions: the first stage of text to image.
+
+Words are read by a recurrent network that learns with it, or by a pretrained one. What a caption
+says becomes a distribution of codes rather than one (conditioning augmentation: Zhang et al. 2017,
+1612.03242, section 3.2), so that captions that nobody wrote lie between those that somebody did.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Self
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float, Int, UInt8
+from numpy.typing import NDArray
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save
+from torch import Tensor, nn
+
+from growgan.data import ImageSet
+from growgan.data.files import write_atomic
+from growgan.errors import UserError, require
+from growgan.nets.layers import channels_last
+
+CODE = 16  # numbers that stand for a caption
+LATENT = 16  # numbers that stand for what it does not say
+SIDE = 16  # pixels of the sketch's smaller side, at most
+FEATURES = 128  # of a caption, by the network that learns here
+STEPS, BATCH, RATE = 4_000, 64, 2e-3
+EPOCHS = 100  # over few images, which need fewer steps
+SPREAD = 0.2  # deviation of a pixel about its mean, in [-1, 1]
+VAGUE = 0.1  # weight of the divergence of codes
+RANGE = 3.0  # of a code's values that a map shows
+
+Codes = Float[Tensor, "n c"]
+Images = UInt8[Tensor, "n c h w"]
+
+
+class Words(nn.Module):
+    """Captions to features: embedded words, read in their order (GRU: Cho et al. 2014)."""
+
+    def __init__(self, vocabulary: Sequence[str]) -> None:
+        super().__init__()
+        self.numbers = {word: k for k, word in enumerate(vocabulary, 1)}
+        self.words = nn.Embedding(len(vocabulary) + 1, 64, padding_idx=0)
+        self.reader = nn.GRU(64, FEATURES, batch_first=True)
+
+    @property
+    def size(self) -> int:
+        """Number of features."""
+        return FEATURES
+
+    def read(self, captions: Sequence[str]) -> Int[Tensor, "n t"]:
+        """Return the numbers of words, 0 before the first one of the shorter captions.
+
+        Raises:
+            UserError: a word that was never seen.
+        """
+        rows = []
+        for caption in captions:
+            said = words_of(caption)
+            if strange := [word for word in said if word not in self.numbers]:
+                known = ", ".join(sorted(self.numbers))
+                raise UserError(f"no caption had the word '{strange[0]}'; these are known: {known}")
+            rows.append([self.numbers[word] for word in said])
+        longest = max(1, *map(len, rows))
+        return torch.tensor([[0] * (longest - len(row)) + row for row in rows])
+
+    def forward(self, read: Int[Tensor, "n t"]) -> Float[Tensor, "n d"]:
+        features: Tensor = self.reader(self.words(read))[1][0]
+        return features
+
+
+class Pretrained(nn.Module):
+    """Captions to features by a network of the hub, which stays as it is: the mean of its tokens.
+
+    Args:
+        name: of a text model that ``transformers`` can load, like "distilbert-base-uncased".
+    """
+
+    def __init__(self, name: str) -> None:
+        super().__init__()
+        require("transformers", f"text encoder '{name}'", "transformers")
+        from transformers import AutoModel, AutoTokenizer
+
+        self.tokenizer = AutoTokenizer.from_pretrained(name)
+        # Kept in a list: its weights are of the hub, and not of what learns here.
+        self.model = [AutoModel.from_pretrained(name).eval().requires_grad_(False)]
+
+    @property
+    def size(self) -> int:
+        """Number of features."""
+        return int(self.model[0].config.hidden_size)
+
+    @torch.no_grad()
+    def read(self, captions: Sequence[str]) -> Float[Tensor, "n d"]:
+        """Return the features of captions."""
+        found = []
+        for start in range(0, len(captions), 256):
+            some = list(captions[start : start + 256])
+            tokens = self.tokenizer(some, padding=True, truncation=True, return_tensors="pt")
+            hidden = self.model[0](**tokens).last_hidden_state
+            mask = tokens["attention_mask"][..., None].to(hidden.dtype)
+            found.append((hidden * mask).sum(1) / mask.sum(1))
+        return torch.cat(found).float()
+
+    def forward(self, read: Float[Tensor, "n d"]) -> Float[Tensor, "n d"]:
+        return read
+
+
+class Sketcher(nn.Module):
+    """Captions and latents to coarse images; while it learns, images to latents."""
+
+    def __init__(self, text: Words | Pretrained, channels: int, size: tuple[int, int]) -> None:
+        super().__init__()
+        self.text, self.size = text, size
+        self.code = nn.Linear(text.size, 2 * CODE)
+        h, w = (-(-side // 4) for side in size)
+        self.grid = h, w
+        self.encoder = nn.Sequential(
+            nn.Conv2d(channels, 32, 4, 2, 1), nn.ReLU(), nn.Conv2d(32, 64, 4, 2, 1), nn.ReLU()
+        )
+        seen = 64 * (size[0] // 4) * (size[1] // 4)
+        self.latent = nn.Sequential(
+            nn.Linear(seen + CODE, 256), nn.ReLU(), nn.Linear(256, 2 * LATENT)
+        )
+        self.start = nn.Sequential(
+            nn.Linear(CODE + LATENT, 256), nn.ReLU(), nn.Linear(256, 64 * h * w), nn.ReLU()
+        )
+        self.decoder = nn.Sequential(
+            nn.Conv2d(64, 64, 3, 1, 1),
+            nn.ReLU(),
+            nn.Upsample(scale_factor=2),
+            nn.Conv2d(64, 48, 3, 1, 1),
+            nn.ReLU(),
+            nn.Upsample(scale_factor=2),
+            nn.Conv2d(48, channels, 3, 1, 1),
+        )
+
+    def codes(self, captions: Sequence[str]) -> tuple[Codes, Codes]:
+        """Return the mean and the logarithm of the deviation of each caption's code."""
+        return self._codes(self.text.read(captions))
+
+    def _codes(self, read: Tensor) -> tuple[Codes, Codes]:
+        mean, log_deviation = self.code(self.text(read)).chunk(2, 1)
+        return mean, log_deviation
+
+    def latents(self, x: Float[Tensor, "n c h w"], code: Codes) -> tuple[Tensor, Tensor]:
+        """Return the mean and the logarithm of the deviation of the latents of coarse images."""
+        features = self.encoder(x).flatten(1)
+        mean, log_deviation = self.latent(torch.cat([features, code], 1)).chunk(2, 1)
+        return mean, log_deviation
+
+    def draw(self, code: Codes, z: Tensor) -> Float[Tensor, "n c h w"]:
+        """Return coarse images, about [-1, 1]."""
+        grid = self.start(torch.cat([code, z], 1)).unflatten(1, (64, *self.grid))
+        drawn: Tensor = self.decoder(grid)[..., : self.size[0], : self.size[1]]
+        return drawn
+
+    def loss(self, x: Float[Tensor, "n c h w"], read: Tensor, rng: torch.Generator) -> Tensor:
+        """Return the negative bound of coarse images [-1, 1], with the codes' own divergence."""
+        code_mean, code_deviation = self._codes(read)
+        code = drawn(code_mean, code_deviation, rng)
+        mean, deviation = self.latents(x, code)
+        made = self.draw(code, drawn(mean, deviation, rng))
+        wrong = ((made - x) / SPREAD).square().sum((1, 2, 3)).mean() / 2
+        vague = VAGUE * divergence(code_mean, code_deviation)
+        return wrong + divergence(mean, deviation) + vague
+
+    @classmethod
+    def read_from(cls, path: Path) -> Self:
+        """Return the one in a file; raise a :class:`UserError` where there is none."""
+        try:
+            with safe_open(path, framework="pt") as file:
+                told = json.loads((file.metadata() or {})["growgan"])
+                weights = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+            text = Pretrained(told["text"]) if told["text"] else Words(told["vocabulary"])
+            made = cls(text, int(told["channels"]), (int(told["size"][0]), int(told["size"][1])))
+            made.load_state_dict(weights)
+        except (OSError, SafetensorError, KeyError, ValueError, TypeError, RuntimeError) as error:
+            raise UserError(f"'{path}' is no sketcher of captions: {error}") from None
+        return made.eval()
+
+    def write_to(self, path: Path, text: str) -> None:
+        """Write the weights, and what is needed to build it again."""
+        vocabulary = list(self.text.numbers) if isinstance(self.text, Words) else []
+        told: Mapping[str, Any] = {
+            "text": text,
+            "vocabulary": vocabulary,
+            "channels": self.decoder[-1].out_channels,
+            "size": self.size,
+        }
+        weights = {name: value.contiguous() for name, value in self.state_dict().items()}
+        write_atomic(path, save(weights, metadata={"growgan": json.dumps(told)}))
+
+
+def words_of(caption: str) -> list[str]:
+    """Return a caption's words; capitals matter where a word is one letter."""
+    found = re.findall(r"\w+", caption)
+    return [word if len(word) == 1 else word.lower() for word in found]
+
+
+def drawn(mean: Tensor, log_deviation: Tensor, rng: torch.Generator) -> Tensor:
+    """Return a draw from each normal distribution."""
+    return mean + log_deviation.exp() * torch.randn(mean.shape, generator=rng)
+
+
+def divergence(mean: Tensor, log_deviation: Tensor) -> Tensor:
+    """Return the mean over rows of KL(N(mean, deviation²) || N(0, 1))."""
+    each = mean.square() + (2 * log_deviation).exp() - 1 - 2 * log_deviation
+    return each.sum(1).mean() / 2
+
+
+def coarse(images: Images, size: tuple[int, int]) -> Float[Tensor, "n c h w"]:
+    """Return images [-1, 1] at the sketch's size."""
+    return F.interpolate(images.float(), size, mode="area") / 127.5 - 1
+
+
+def learn(data: ImageSet, text: str, seed: int) -> Sketcher:
+    """Return a sketcher that has learnt from images whose classes are captions.
+
+    Args:
+        text: name of a pretrained text model; "": words are learnt here.
+    """
+    assert data.labels is not None
+    rows = np.flatnonzero(data.labels >= 0)
+    steps = min(STEPS, EPOCHS * max(1, len(rows) // BATCH))
+    height, width = data.resolution
+    shrink = max(1, min(height, width) // SIDE)
+    with torch.random.fork_rng([]):
+        torch.manual_seed(seed)
+        vocabulary = sorted({word for caption in data.classes for word in words_of(caption)})
+        reader = Pretrained(text) if text else Words(vocabulary)
+        made = Sketcher(reader, data.channels, (height // shrink, width // shrink))
+    channels_last(made)
+    read = reader.read(data.classes)
+    optimiser = torch.optim.Adam([p for p in made.parameters() if p.requires_grad], RATE)
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimiser, steps)
+    rng, order = torch.Generator().manual_seed(seed), np.random.default_rng(seed)
+    for _ in range(steps):
+        some = order.choice(rows, BATCH)
+        x = coarse(torch.from_numpy(np.array(data.images[np.sort(some)])), made.size)
+        optimiser.zero_grad()
+        made.loss(x, read[data.labels[np.sort(some)]], rng).backward()
+        optimiser.step()
+        schedule.step()
+    return made.eval()
+
+
+@torch.no_grad()
+def given_for(
+    made: Sketcher,
+    captions: Sequence[str],
+    size: tuple[int, int],
+    seed: int,
+    images: NDArray[np.uint8] | None = None,
+    *,
+    sketched: bool = True,
+) -> NDArray[np.uint8]:
+    """Return what G makes images from, uint8 [N, C + CODE, H, W]: a sketch, and the code as maps.
+
+    Args:
+        images: of which the sketches shall be; without them the latents are drawn.
+        sketched: without, there are the maps alone.
+    """
+    rng, found = torch.Generator().manual_seed(seed), []
+    for start in range(0, len(captions), 1024):
+        code = drawn(*made.codes(captions[start : start + 1024]), rng)
+        maps = (code / RANGE).clamp(-1, 1)[..., None, None].expand(-1, -1, *size)
+        if sketched:
+            z = torch.randn(len(code), LATENT, generator=rng)
+            if images is not None:
+                seen = torch.from_numpy(np.array(images[start : start + 1024]))
+                z = made.latents(coarse(seen, made.size), code)[0]
+            sketch = F.interpolate(made.draw(code, z).clamp(-1, 1), size, mode="bilinear")
+            maps = torch.cat([sketch, maps], 1)
+        found.append(((maps + 1) * 127.5).round().to(torch.uint8).numpy())
+    return np.concatenate(found)
