@@ -97,7 +97,7 @@ def test_the_positive_unlabelled_loss_is_that_of_the_paper() -> None:
         1.25 * 0.25 + 1.25 - 0.25 * 2.25
     )
     assert float(loss.generator(None, fake, memory)) == pytest.approx(-0.25)
-    shares = [float(loss.curves(real, fake, memory)["pu_share"]) for _ in range(6)]
+    shares = [float(loss.curves(real, fake, memory, 2)["pu_share"]) for _ in range(6)]
     assert shares == pytest.approx([0.25, 0.4375, 0.625, 0.8125, 1, 1])
     # With π = 1 the unlabelled part is below zero, and left out.
     assert float(loss.discriminator(real, fake, memory)) == pytest.approx(2 * 0.25)

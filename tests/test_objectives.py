@@ -22,7 +22,7 @@ from growgan.objectives import (
     make_loss,
     make_regulariser,
 )
-from growgan.objectives.regulariser import Penalty
+from growgan.objectives.regulariser import Penalty, Term
 
 REAL = torch.tensor([0.0, math.log(3.0)])
 FAKE = torch.tensor([math.log(3.0), 0.0])
@@ -81,15 +81,15 @@ def test_began_follows_its_controller() -> None:
     loss = make_loss("began", {"gamma": 0.5, "step": 0.1})
     memory: dict[str, Tensor] = {}
     real, fake = torch.tensor([2.0, 4.0]), torch.tensor([1.0, 0.0])  # means 3 and 0.5
-    curves = loss.curves(real, fake, memory)
+    curves = loss.curves(real, fake, memory, 2)
     assert float(curves["began_k"]) == pytest.approx(0.1 * (0.5 * 3 - 0.5))
     assert float(curves["began_convergence"]) == pytest.approx(3 + abs(0.5 * 3 - 0.5))
     k = 0.1
     assert float(loss.discriminator(real, fake, memory)) == pytest.approx(3 - k * 0.5)
     for _ in range(30):
-        loss.curves(real, fake, memory)
+        loss.curves(real, fake, memory, 2)
     assert float(memory["began.k"]) == 1
-    loss.curves(real * 0, real, memory)
+    loss.curves(real * 0, real, memory, 2)
     assert float(memory["began.k"]) == pytest.approx(1 - 0.1 * 3)
 
 
@@ -201,6 +201,14 @@ def test_a_lazy_regulariser_acts_every_kth_step_k_times_as_strong() -> None:
     assert ["r1" in t for t in terms] == [True, False, False, False, True]
     assert float(terms[0]["r1"].detach()) == pytest.approx(4.5 * 0.5 * 4, rel=1e-5)
     assert set(terms[1]) == {"loss_discriminator"}
+
+
+def test_a_lazy_term_of_g_counts_the_steps_of_g() -> None:
+    ones = Term(function=lambda step: torch.ones(()), player="generator", every=2)
+    objective = Objective(make_loss("wasserstein", {}), {"x": ones}, critic_steps=2)
+    steps = [replace(a_step(Linear(3.0)), index=i) for i in range(1, 10, 2)]
+    acted = [float(objective.generator(step).get("x", torch.zeros(()))) for step in steps]
+    assert acted == [2, 0, 2, 0, 2]
 
 
 def test_the_usual_gradient_penalty_weighs_a_coarse_image_as_it_weighs_the_fine_one() -> None:

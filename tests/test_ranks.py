@@ -36,7 +36,11 @@ CASES: dict[str, dict[str, Any]] = {
         "regularisers": {"r1": {}},
         "augment": "diffaugment",
     },
-    "adaptive augmentation": {"augment": "ada", "loss": "non-saturating"},
+    "adaptive augmentation": {
+        "augment": "ada",
+        "augment_options": {"p": 0.5, "pace": 1000},
+        "loss": "non-saturating",
+    },
 }
 
 

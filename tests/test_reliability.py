@@ -9,6 +9,7 @@ import os
 import random
 import resource
 import signal
+import sys
 import threading
 import time
 from collections.abc import Callable
@@ -31,6 +32,8 @@ from growgan.errors import UserError
 from growgan.growth import Run, grow, keeper
 from growgan.growth.actions import player_edits
 from growgan.growth.history import Space
+from growgan.objectives.objective import Objective
+from growgan.objectives.step import Step
 from growgan.plain import copy_of
 from growgan.training import checkpoint, memory, stage
 from growgan.training.checkpoint import load_gan, save_gan
@@ -228,14 +231,50 @@ def test_free_memory_is_that_of_the_container_where_that_is_less(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(memory, "CGROUP", tmp_path)
+    monkeypatch.setattr(memory, "freed_and_kept", lambda: 0.0)
     whole = memory.available(torch.device("cpu"))
     if whole is None:
         pytest.skip("the system does not tell")
     (tmp_path / "memory.max").write_text("max\n")
     (tmp_path / "memory.current").write_text("1000\n")
+    (tmp_path / "memory.stat").write_text("anon 300\nfile 700\ninactive_file 0\n")
     assert memory.available(torch.device("cpu")) == pytest.approx(whole, rel=0.5)
     (tmp_path / "memory.max").write_text("5000\n")
     assert memory.available(torch.device("cpu")) == 4000
+    (tmp_path / "memory.stat").write_text("anon 300\nfile 700\ninactive_file 600\n")
+    assert memory.available(torch.device("cpu")) == 4600, "files that are not in use can go"
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="of glibc")
+def test_freed_memory_that_is_kept_counts_as_free() -> None:
+    memory.keep_freed_memory()
+    block = torch.ones(64 * 2**20 // 4)
+    before = memory.freed_and_kept()
+    del block
+    kept = memory.freed_and_kept() - before
+    memory.hand_back_freed_memory()
+    if not memory.freed_and_kept():
+        pytest.skip("another allocator")
+    assert 60 * 2**20 < kept < 80 * 2**20
+
+
+def test_memory_that_runs_out_in_a_step_of_g_leaves_d_trainable(
+    data: ImageSet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls, plain = 0, Objective.generator
+
+    def scarce(self: Objective, step: Step) -> dict[str, Tensor]:
+        nonlocal calls
+        calls += 1
+        if calls == 3:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return plain(self, step)
+
+    monkeypatch.setattr(Objective, "generator", scarce)
+    settings = searching().model_copy(update={"policy": "fixed", "growth": {}})
+    run = grow(data, out=tmp_path / "run", images=400, settings=settings)
+    assert [e["parts"] for e in run.events if e["event"] == "memory"] == [2]
+    assert all(e["status"] == "scored" for e in run.events if e["event"] == "candidate")
 
 
 def test_other_errors_are_not_taken_for_a_lack_of_memory(

@@ -20,7 +20,7 @@ from growgan.growth.scoring import scorer_of
 from growgan.metrics.features import untrained
 from growgan.objectives import make_objective
 from growgan.training.gan import Gan
-from growgan.training.memory import PeakMemory
+from growgan.training.memory import PeakMemory, hand_back_freed_memory
 from growgan.training.runtime import Runtime, best_threads, machine, make_runtime
 from growgan.training.stage import step
 
@@ -79,6 +79,7 @@ def stage_cost(
     None where the system does not tell.
     """
     runtime = make_runtime(settings.device, settings.precision)
+    hand_back_freed_memory()
     peak = PeakMemory(runtime.device)
     stacks = space.stacks(level)
     gan = Gan.create(*stacks, settings.optimiser, seed=settings.seed, device=runtime.device)
@@ -88,7 +89,7 @@ def stage_cost(
     begun, seen = time.perf_counter(), gan.images
     for _ in range(STEPS):
         terms = step(gan, batches, objective, settings, runtime)
-    float(terms["loss_generator"])  # wait for the device
+    float(terms["loss_discriminator"])  # wait for the device
     rate = (gan.images - seen) / (time.perf_counter() - begun)
     _score(gan, batches, settings, runtime, data)
     return parent, rate, peak.mib

@@ -46,8 +46,15 @@ def smooth_halve(
 
 def _taps(x: Tensor, scale: float) -> Tensor:
     """Return the filter for each channel of ``x``, [c, 1, 4, 4]."""
-    row = torch.tensor([1.0, 3.0, 3.0, 1.0], device=x.device) * scale
-    return torch.outer(row, row).to(x.dtype).expand(x.shape[1], 1, 4, 4)
+    return _smoothing(scale, x.device, x.dtype).expand(x.shape[1], 1, 4, 4)
+
+
+@lru_cache
+@torch.inference_mode(False)
+def _smoothing(scale: float, device: torch.device, dtype: torch.dtype) -> Tensor:
+    """Return the filter once for each device, so that no step waits for a copy of it."""
+    row = torch.tensor([1.0, 3.0, 3.0, 1.0], device=device) * scale
+    return torch.outer(row, row).to(dtype)
 
 
 CUTOFF = 2**-1.5  # of the sampling rate: half of an amplitude passes; from a half on nothing does
@@ -55,6 +62,7 @@ TAPS = 6  # of a filter, for each sample that it makes or merges
 
 
 @lru_cache
+@torch.inference_mode(False)
 def lowpass(factor: int, *, radial: bool = False) -> Float[Tensor, "taps ..."]:
     """Return a Kaiser low-pass filter for resampling by ``factor``, float64 of sum 1.
 
@@ -87,7 +95,7 @@ def _kaiser_beta(attenuation: float) -> float:
 
 def stretch(x: Float[Tensor, "n c h w"], factor: int) -> Float[Tensor, "n c h2 w2"]:
     """Resample to ``factor`` times the rate without aliasing; zeros outside."""
-    taps = lowpass(factor) * factor
+    taps = _placed(factor, False, x.device, x.dtype) * factor
     for shape, stride in (((-1, 1), (factor, 1)), ((1, -1), (1, factor))):
         kernel = _each(x, taps.view(*shape))
         padding = [(size - s) // 2 for size, s in zip(kernel.shape[2:], stride, strict=True)]
@@ -99,9 +107,9 @@ def shrink(x: Float[Tensor, "n c h w"], factor: int, *, radial: bool) -> Tensor:
     """Resample to a ``factor``-th of the rate without aliasing; zeros outside."""
     padding = (TAPS - 1) * factor // 2
     if radial:
-        kernel = _each(x, lowpass(factor, radial=True))
+        kernel = _each(x, _placed(factor, True, x.device, x.dtype))
         return F.conv2d(x, kernel, stride=factor, padding=padding, groups=x.shape[1])
-    taps, groups = lowpass(factor), x.shape[1]
+    taps, groups = _placed(factor, False, x.device, x.dtype), x.shape[1]
     rows, columns = (_each(x, taps.view(*shape)) for shape in ((-1, 1), (1, -1)))
     x = F.conv2d(x, rows, stride=(factor, 1), padding=(padding, 0), groups=groups)
     return F.conv2d(x, columns, stride=(1, factor), padding=(0, padding), groups=groups)
@@ -109,4 +117,11 @@ def shrink(x: Float[Tensor, "n c h w"], factor: int, *, radial: bool) -> Tensor:
 
 def _each(x: Tensor, kernel: Tensor) -> Tensor:
     """Return a kernel [h, w] for each channel of ``x``."""
-    return kernel.to(x).expand(x.shape[1], 1, *kernel.shape)
+    return kernel.expand(x.shape[1], 1, *kernel.shape)
+
+
+@lru_cache
+@torch.inference_mode(False)
+def _placed(factor: int, radial: bool, device: torch.device, dtype: torch.dtype) -> Tensor:
+    """Return :func:`lowpass` as it is used, once for each device."""
+    return lowpass(factor, radial=radial).to(device, dtype)

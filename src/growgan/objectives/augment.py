@@ -121,7 +121,7 @@ class Adaptive(Augmentation):
             mean = step.memory["augment.sign"] / self.interval
             step.curves["overfitting"] = mean.clone()
             if self.pace:
-                by = self.interval * len(step.real) / self.pace
+                by = self.interval * len(step.real) * step.place[1] / self.pace
                 p.add_(by * (mean - self.target).sign()).clamp_(0, 1)
             step.memory["augment.sign"].zero_()
         step.curves["augment_p"] = p.clone()
@@ -231,10 +231,10 @@ def _diagonal(x: Tensor, y: Tensor) -> Tensor:
 
 def _grid(affine: Tensor, images: Tensor) -> Tensor:
     """Return the sampling grid of an ``affine`` [N, 2, 3] map in pixels from the middle."""
-    sides = affine.new_tensor([images.shape[3], images.shape[2]]) / 2
-    relative = torch.cat(
-        [affine[:, :, :2] * sides / sides.view(2, 1), affine[:, :, 2:] / sides.view(2, 1)], 2
-    )
+    wide, high = images.shape[3] / 2, images.shape[2] / 2
+    (a, b, x), (c, d, y) = (row.unbind(1) for row in affine.unbind(1))
+    rows = [a, b * (high / wide), x / wide], [c * (wide / high), d, y / high]
+    relative = torch.stack([torch.stack(row, 1) for row in rows], 1)
     return F.affine_grid(relative, list(images.shape), align_corners=False)
 
 
@@ -255,10 +255,10 @@ def _coloured(images: Tensor, dice: _Dice, p: Tensor) -> Tensor:
 
 def _colour_matrix(hue: Tensor, invert: Tensor, saturation: Tensor) -> Tensor:
     """Return [N, 3, 3]: luma mirrored or not, then hue turned, then saturation scaled."""
-    axis = torch.full((3,), 3**-0.5, device=hue.device)
-    along = torch.outer(axis, axis)  # projection on gray
-    across = torch.eye(3, device=hue.device) - along
-    cross = axis[0] * torch.tensor([[0.0, -1, 1], [1, 0, -1], [-1, 1, 0]], device=hue.device)
+    along = torch.full((3, 3), 1 / 3, device=hue.device)  # projection on gray
+    unit = torch.eye(3, device=hue.device)
+    across = unit - along
+    cross = 3**-0.5 * (unit.roll(1, 0) - unit.roll(-1, 0))
     angle, scale, sign = (t.view(-1, 1, 1) for t in (hue, saturation, 1 - 2 * invert))
     return sign * along + scale * (angle.cos() * across + angle.sin() * cross)
 

@@ -44,8 +44,11 @@ class Loss:
         """Return G's loss, a batch mean."""
         raise NotImplementedError
 
-    def curves(self, real: Logits, fake: Logits, memory: Memory) -> dict[str, Tensor]:
-        """Return what is worth a curve beside the loss, after updating what it remembers."""
+    def curves(self, real: Logits, fake: Logits, memory: Memory, images: int) -> dict[str, Tensor]:
+        """Return what is worth a curve beside the loss, after updating what it remembers.
+
+        ``images`` are those of the whole step, of which these logits may be a share.
+        """
         return {}
 
     def sure(self, real: Logits, fake: Logits) -> Logits:
@@ -149,10 +152,10 @@ class PositiveUnlabelled(Hinge):
         unlabelled = F.relu(1 + fake).mean() - share * F.relu(1 + real).mean()
         return (1 + share) * F.relu(1 - real).mean() + F.relu(unlabelled)
 
-    def curves(self, real: Logits, fake: Logits, memory: Memory) -> dict[str, Tensor]:
+    def curves(self, real: Logits, fake: Logits, memory: Memory, images: int) -> dict[str, Tensor]:
         """Count the images, and return π."""
         share = self.share(real, memory)
-        memory["pu.images"].add_(len(real))
+        memory["pu.images"].add_(images)
         return {"pu_share": share}
 
 
@@ -197,7 +200,7 @@ class Equilibrium(Loss):
     def generator(self, real: Logits | None, fake: Logits, memory: Memory) -> Tensor:
         return fake.mean()
 
-    def curves(self, real: Logits, fake: Logits, memory: Memory) -> dict[str, Tensor]:
+    def curves(self, real: Logits, fake: Logits, memory: Memory, images: int) -> dict[str, Tensor]:
         """Move k, and return it with the measure of convergence E real + |γ E real - E fake|."""
         balance = (self.gamma * real.mean() - fake.mean()).detach()
         k = memory.setdefault("began.k", torch.zeros((), device=real.device))

@@ -30,12 +30,14 @@ class Objective:
         regularisers: by name.
         augmentation: of all that D sees.
         conditioning: what is made of labels.
+        critic_steps: steps of D for one of G.
     """
 
     loss: Loss
     regularisers: Mapping[str, Regulariser] = field(default_factory=dict)
     augmentation: Augmentation = field(default_factory=Augmentation)
     conditioning: Conditioning = field(default_factory=Conditioning)
+    critic_steps: int = 1
 
     @property
     def paired(self) -> bool:
@@ -66,7 +68,7 @@ class Objective:
         terms = {"loss_discriminator": loss, **self.conditioning.discriminator(step)}
         if weight := getattr(self.conditioning, "contrary", 0.0):
             terms["contrary"] = weight * self._contrary(step)
-        for name, each, strength in self._due(step):
+        for name, each, strength in self._due(step, step.index):
             value = each.discriminator(step)
             if value is not None:
                 terms[name] = value * strength
@@ -103,7 +105,7 @@ class Objective:
             real = real[: len(logits)]
         terms = {"loss_generator": self.loss.generator(real, logits, step.memory)}
         terms |= self.conditioning.generator(step)
-        for name, each, strength in self._due(step):
+        for name, each, strength in self._due(step, step.index // self.critic_steps):
             value = each.generator(step)
             if value is not None:
                 terms[f"{name}_generator" if each.both else name] = value * strength
@@ -113,7 +115,8 @@ class Objective:
         """Let everything act on ``player``, which has just moved."""
         if player is step.discriminator:
             logits = step.real_logits.detach(), step.fake_logits.detach()
-            step.curves |= self.loss.curves(*logits, step.memory)
+            images = len(step.real) * step.place[1]
+            step.curves |= self.loss.curves(*logits, step.memory, images)
             if isinstance(self.augmentation, Adaptive):
                 step.sure = self.loss.sure(*logits).mean()
         for each in self._hands():
@@ -123,14 +126,14 @@ class Objective:
         yield from self.regularisers.values()
         yield self.augmentation
 
-    def _due(self, step: Step) -> Iterator[tuple[str, Penalty, float]]:
-        """Yield what acts at this step; a lazy term acts every k-th step, k times as strong.
+    def _due(self, step: Step, turn: int) -> Iterator[tuple[str, Penalty, float]]:
+        """Yield what acts at a player's ``turn``; a lazy term acts every k-th, k times as strong.
 
         Karras et al. 2020, section 4.
         """
         size = (step.real.shape[2], step.real.shape[3])
         for name, each in self.regularisers.items():
-            if isinstance(each, Penalty) and each.weight and step.index % each.every == 0:
+            if isinstance(each, Penalty) and each.weight and turn % each.every == 0:
                 yield name, each, each.strength(size) * each.every
 
 
@@ -163,4 +166,4 @@ def make_objective(settings: Settings) -> Objective:
             f"regulariser 'replay' has no meaning for the conditioning '{settings.conditioning}': "
             "old fakes were made for something else"
         )
-    return Objective(loss, regularisers, augmentation, conditioning)
+    return Objective(loss, regularisers, augmentation, conditioning, settings.critic_steps)

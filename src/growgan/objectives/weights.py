@@ -115,4 +115,4 @@ class HistoricalAveraging(Penalty):
             key = f"historical.{role}.{name}"
             if key not in step.memory or step.memory[key].shape != parameter.shape:
                 step.memory[key] = parameter.detach().clone()  # it has grown: its history is new
-            step.memory[key].lerp_(parameter.detach(), float(1 / seen))
+            step.memory[key].lerp_(parameter.detach(), 1 / seen)

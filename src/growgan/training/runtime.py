@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ctypes
 import os
 import platform
 import sys
@@ -15,6 +14,7 @@ from torch import Tensor, nn
 
 from growgan.errors import UserError, unknown
 from growgan.nets.layers import channels_last
+from growgan.training.memory import keep_freed_memory
 from growgan.training.ranks import Ranks
 
 DEVICES = ("auto", "cpu", "cuda", "mps")
@@ -46,10 +46,14 @@ class Runtime:
 
     def images(self, batch: Tensor) -> Tensor:
         """Return uint8 images as float32 in [-1, 1] on the device, channels-last."""
+        scaled = self.moved(batch).float() / 127.5 - 1
+        return scaled.contiguous(memory_format=torch.channels_last)
+
+    def moved(self, batch: Tensor) -> Tensor:
+        """Return a batch on the device."""
         if self.device.type == "cuda":
             batch = batch.pin_memory()  # else the copy would hold up the host
-        moved = batch.to(self.device, non_blocking=True)
-        return (moved.float() / 127.5 - 1).contiguous(memory_format=torch.channels_last)
+        return batch.to(self.device, non_blocking=True)
 
 
 def make_runtime(device: str = "auto", precision: str = "auto") -> Runtime:
@@ -112,21 +116,6 @@ def _time_convolution(threads: int) -> float:
             layer(images).square().mean().backward()
         times.append(time.perf_counter() - begun)
     return min(times)
-
-
-def keep_freed_memory() -> None:
-    """Tell glibc to keep large freed blocks instead of handing them back to the kernel.
-
-    Activations are allocated anew at each step; without this every one is page-faulted in again,
-    which took up to half of a step. Elsewhere than on glibc it does nothing.
-    """
-    if sys.platform != "linux":
-        return
-    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
-    if mallopt is not None:
-        trim_threshold, mmap_threshold = -1, -3  # M_TRIM_THRESHOLD, M_MMAP_THRESHOLD
-        mallopt(mmap_threshold, 1 << 30)
-        mallopt(trim_threshold, (1 << 31) - 1)
 
 
 def machine() -> str:

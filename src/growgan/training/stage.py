@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from math import isfinite, sqrt
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from growgan.config import Settings
 from growgan.data.batches import Batches
@@ -264,22 +265,31 @@ def _step_generator(
     gan: Gan, views: list[Step], objective: Objective, runtime: Runtime
 ) -> dict[str, Tensor]:
     terms: dict[str, Tensor] = {}
-    gan.discriminator.requires_grad_(False)  # its weights need no gradients here
     gan.generator_optimiser.zero_grad()
-    for view in views:
-        with runtime.autocast():
-            if len(views) > 1:
-                view.fake = gan.generator(view.latents)
-            view.fake_features, view.fake_logits = _looked(view, view.fake)
-            if objective.paired:
-                view.real_logits = view.judge(view.real).detach()
-            losses = objective.generator(view)
-        _descend(losses, len(views), terms)
+    with _frozen(gan.discriminator):
+        for view in views:
+            with runtime.autocast():
+                if len(views) > 1:
+                    view.fake = gan.generator(view.latents)
+                view.fake_features, view.fake_logits = _looked(view, view.fake)
+                if objective.paired:
+                    view.real_logits = view.judge(view.real).detach()
+                losses = objective.generator(view)
+            _descend(losses, len(views), terms)
     runtime.ranks.average_gradients(gan.generator, terms)
     gan.generator_optimiser.step()
-    gan.discriminator.requires_grad_(True)
     objective.after(gan.generator, views[-1])
     return terms
+
+
+@contextmanager
+def _frozen(player: nn.Module) -> Iterator[None]:
+    """Spare a player's weights their gradients, until the end however it comes."""
+    player.requires_grad_(False)
+    try:
+        yield
+    finally:
+        player.requires_grad_(True)
 
 
 def _inputs(
@@ -299,7 +309,7 @@ def _inputs(
     z = torch.randn(len(real), spec.latent, generator=rng, device=runtime.device)
     y = told = z[:, :0]
     if objective.conditioning.labelled and labels is not None:
-        y = one_hot(labels.to(runtime.device), gan.discriminator.spec.classes)
+        y = one_hot(runtime.moved(labels), gan.discriminator.spec.classes)
         told = y if objective.conditioning.told else told
     elif spec.classes:
         drawn = torch.randint(1 << 30, (len(real),), generator=rng, device=runtime.device)
