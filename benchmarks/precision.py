@@ -76,8 +76,8 @@ def table() -> str:
     """Return the table as Markdown: mean ± deviation over seeds."""
     rows = list(finished().values())
     lines = [
-        "| preset | seeds | FD, float32 | FD, bfloat16 | seconds | difference / its error |",
-        "|---|---|---|---|---|---|",
+        "| preset | images | seeds | FD, float32 | FD, bfloat16 | seconds | difference by error |",
+        "|---|---|---|---|---|---|---|",
     ]
     for preset in dict.fromkeys(row["preset"] for row in rows):
         by = [[r for r in rows if (r["preset"], r["precision"]) == (preset, p)] for p in PRECISIONS]
@@ -89,8 +89,8 @@ def table() -> str:
         error = sqrt(sa**2 / len(by[0]) + sb**2 / len(by[1]))
         seconds = " and ".join(f"{statistics.mean(r['seconds'] for r in part):.0f}" for part in by)
         lines.append(
-            f"| {preset} | {len(by[0])} | {a:.2f} ± {sa:.2f} | {b:.2f} ± {sb:.2f} | {seconds} "
-            f"| {(b - a) / error:+.1f} |"
+            f"| {preset} | {by[0][0]['images']:,} | {len(by[0])} | {a:.2f} ± {sa:.2f} "
+            f"| {b:.2f} ± {sb:.2f} | {seconds} | {(b - a) / error:+.1f} |"
         )
     return "\n".join(lines)
 

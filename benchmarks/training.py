@@ -6,16 +6,18 @@
 
 A preset's batch is the published one, up to 64 images and to what a turn can hold; ``--batch`` sets
 another.
-For each preset and each growth stage: growgan's step; ``plain``, the same networks and loss in
-eager float32, NCHW, unfused Adam, with D run on reals and on fakes apart and G run anew for its own
-step; and the step's floating-point operations (counted by torch, lazy penalties included, two to a
-multiplication) as a share of the convolution peak measured in the same process. Both sides run in
-turns, on as many threads, and the medians over the turns are given.
+For each preset and each growth stage: growgan's step; ``plain``, the same networks and loss as
+published code has them (eager float32, NCHW, Adam neither fused nor by lists, the allocator as it
+comes, D run on reals and on fakes apart and frozen in G's step, G run without a graph for D's step
+and anew for its own); and the step's floating-point operations (counted by torch, lazy penalties
+included, two to a multiplication) as a share of the convolution peak measured in the same process.
+Both sides run in turns, on as many threads, and the medians over the turns are given.
 """
 
 from __future__ import annotations
 
 import argparse
+import ctypes
 import json
 import math
 import statistics
@@ -36,12 +38,14 @@ from growgan.config import Settings, make_settings
 from growgan.data import ImageSet
 from growgan.data.batches import Batches
 from growgan.growth.history import Space
-from growgan.nets.layers import channels_last
+from growgan.nets.layers import Conv, channels_last
 from growgan.nets.norms import PixelNorm
 from growgan.nets.players import Generator
 from growgan.nets.presets import PRESETS
+from growgan.nets.strided import StridedConv
 from growgan.objectives import Objective, Step, make_objective
 from growgan.training.gan import Gan
+from growgan.training.memory import keep_freed_memory
 from growgan.training.runtime import Runtime, best_threads, machine, make_runtime
 from growgan.training.stage import step
 
@@ -110,6 +114,35 @@ def convolved(x: Tensor, weight: Tensor, y: Tensor, *, transposed: bool) -> int:
     return 2 * places * weight[0].numel()
 
 
+def as_published(module: nn.Module) -> None:
+    """Let a convolution be just that, where growgan computes it otherwise."""
+
+    def conv(x: Tensor) -> Tensor:
+        return nn.functional.conv2d(x, module.used, module.bias, padding=module.padding)
+
+    def strided(x: Tensor) -> Tensor:
+        how = {"stride": 2, "padding": module.padding}
+        if module.doubles:
+            weight = module.used.transpose(0, 1)
+            return nn.functional.conv_transpose2d(x, weight, module.bias, **how)
+        return nn.functional.conv2d(x, module.used, module.bias, **how)
+
+    if isinstance(module, Conv):
+        module.forward = conv
+    if isinstance(module, StridedConv):
+        module.forward = strided
+
+
+def allocate(*, kept: bool) -> None:
+    """Let freed memory be kept, as growgan does, or given back, as glibc comes to do by itself."""
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
+    if kept:
+        keep_freed_memory()
+    elif mallopt is not None:
+        mallopt(-3, 32 << 20)  # M_MMAP_THRESHOLD, at the most that it rises to
+        mallopt(-1, 64 << 20)  # M_TRIM_THRESHOLD, twice that
+
+
 class PublishedNorm(nn.Module):
     """Pixel norm as it is usually written."""
 
@@ -122,6 +155,7 @@ def plainly(gan: Gan) -> Gan:
     for player in (gan.generator, gan.discriminator, gan.average):
         player.to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]
         for module in list(player.modules()):
+            as_published(module)
             for name, child in module.named_children():
                 if isinstance(child, PixelNorm):
                     setattr(module, name, PublishedNorm())
@@ -149,7 +183,8 @@ def plain_step(
         return torch.randn(len(real), g.spec.latent, generator=rng, device=device)
 
     z = draw()
-    fake = g(z).detach()
+    with torch.no_grad():
+        fake = g(z)
     view = Step(g, d, real, fake, z, rng, d(real), d(fake), index=gan.steps, memory=gan.memory)
     terms = objective.discriminator(view)
     gan.discriminator_optimiser.zero_grad()
@@ -157,12 +192,14 @@ def plain_step(
     gan.discriminator_optimiser.step()
 
     if (gan.steps + 1) % critic_steps == 0:
+        d.requires_grad_(False)
         view.fake = g(draw())
         view.fake_logits = d(view.fake)
         view.real_logits = d(real) if objective.paired else view.real_logits
         terms = objective.generator(view)
         gan.generator_optimiser.zero_grad()
         torch.stack(list(terms.values())).sum().backward()
+        d.requires_grad_(True)
         gan.generator_optimiser.step()
         with torch.no_grad():
             for mean, weight in zip(gan.average.parameters(), g.parameters(), strict=True):
@@ -217,10 +254,12 @@ def measure(case: Case, runtime: Runtime, turns: int, peak: float) -> dict[str, 
     batches = Batches(images, batch, 0)
 
     def run_ours() -> None:
+        allocate(kept=True)
         for _ in range(steps):
             step(ours, batches, objective, case.settings, runtime)
 
     def run_plain() -> None:
+        allocate(kept=False)
         for _ in range(steps):
             plain_step(plain, batches, objective, critic, device)
 
@@ -242,6 +281,7 @@ def measure(case: Case, runtime: Runtime, turns: int, peak: float) -> dict[str, 
         "ratio": statistics.median(b / a for a, b in times),
         "MFLOP an image": operations / 1e6,
         "share of peak": operations * mine / peak,
+        "turns": len(times),
     }
 
 
@@ -252,11 +292,16 @@ def noise(count: int, channels: int, height: int, width: int) -> ImageSet:
     return ImageSet("noise", pixels, None, (), "noise")
 
 
+def rate(images: float) -> str:
+    """Return images a second with two digits at least."""
+    return f"{images:,.0f}" if images >= 10 else f"{images:.2g}"
+
+
 def line(row: dict[str, Any]) -> str:
     """Return a row of the table."""
     return (
         f"| {row['preset']} | {row['resolution']} | {row['parameters'] / 1e6:.2f} | {row['batch']} "
-        f"| {row['images/s']:,.0f} | {row['plain']:,.0f} | {row['ratio']:.2f} "
+        f"| {rate(row['images/s'])} | {rate(row['plain'])} | {row['ratio']:.2f} "
         f"| {row['MFLOP an image']:,.0f} | {row['share of peak']:.0%} |"
     )
 
@@ -290,7 +335,10 @@ def keep(row: dict[str, Any], peaks: dict[str, float]) -> None:
     """Write a row beside those of the same machine, in place of an older one of the same stage."""
     where = {"machine": machine(), "threads": torch.get_num_threads()}
     kept = json.loads(RESULTS.read_text()) if RESULTS.exists() else {}
-    rows = kept["rows"] if where.items() <= kept.items() else []
+    if kept and not where.items() <= kept.items():
+        print(f"not kept: {RESULTS.name} has rows of {kept['machine']}, {kept['threads']} threads")
+        return
+    rows = kept.get("rows", [])
     stage = ("preset", "resolution")
     rows = [each for each in rows if any(each[key] != row[key] for key in stage)] + [row]
     RESULTS.parent.mkdir(exist_ok=True)
