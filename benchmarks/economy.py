@@ -111,9 +111,7 @@ def start() -> Iterator[Line]:
         subprocess.run([*command, "--out", str(out)], capture_output=True, check=True, env=where)
         meter = json.loads((out / "ledger.jsonl").read_text().splitlines()[0])["time"]
         point = json.loads((out / "stats.jsonl").read_text().splitlines()[0])
-        steps = (
-            point["images"] / BATCH
-        )  # until the log's first point, all but one come off
+        steps = point["images"] / BATCH  # until the log's first point, all but one come off
         trained = (steps - 1) / steps * point["images"] / point["images_per_second"]
         seconds = meter + point["elapsed"] - trained - begun
         yield f"to the first step, {name}, s", seconds, "at most 5"
@@ -134,7 +132,7 @@ def memory(presets: list[str]) -> Iterator[Line]:
 
 def _case(preset: str) -> tuple[ImageSet, Settings]:
     images = noise(4096, 3, 32, 32)
-    values = {"preset": preset, "policy": "progressive", "threads": 1}
+    values = {"preset": preset, "policy": "progressive", "threads": 1, "score": {"samples": 1000}}
     return images, make_settings(PRESETS[preset].small, values)
 
 

@@ -229,3 +229,15 @@ def test_translation_needs_two_sets_of_one_form(shades: tuple[ImageSet, ImageSet
     with pytest.raises(UserError, match="knows one kind"):
         prepare("cyclegan:loose", dark, light)
     assert len(prepare("cyclegan", dark, light.subset(np.arange(9)))) == 96
+
+
+@pytest.mark.usefixtures("own_cache")
+def test_genres_are_drawn_and_mixed(sides: ImageSet, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="needs labels"):
+        prepare("style", replace(sides, labels=None, classes=()))
+    settings = {**SMALL, "stack": {**SMALL["stack"], "mapping": 1, "deviation_group": 4}}
+    run = train_task("style", sides, out=tmp_path / "run", images=64, settings=settings)
+    found = json.loads((run.path / "gallery" / "task.json").read_text())
+    assert found["true genre"] > 0.8 and set(found) > {"mixes, of the coarse", "mixes, of the fine"}
+    assert run.best.settings.stack.mixing == 0.9 and run.best.classes == ("above", "below")
+    assert run.best.mix([0, 1], [2]).shape == (2, 8, 8, 1)

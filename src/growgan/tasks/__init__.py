@@ -1,6 +1,6 @@
 """What GANs are used for: each task is one file of data pairing, settings and measures."""
 
-from growgan.tasks import anogan, augment, cyclegan, frames, pix2pix, semi, srgan, text2image
+from growgan.tasks import anogan, augment, cyclegan, frames, pix2pix, semi, srgan, style, text2image
 from growgan.tasks.base import TASKS, Pairing, Task, prepare, train_task
 
 __all__ = [
@@ -15,6 +15,7 @@ __all__ = [
     "prepare",
     "semi",
     "srgan",
+    "style",
     "text2image",
     "train_task",
 ]
