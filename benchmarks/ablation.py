@@ -28,6 +28,7 @@ from training import Case, allocate, noise, timed
 from growgan.config import make_settings
 from growgan.data.batches import Batches
 from growgan.growth.history import Space
+from growgan.nets.layers import downsample
 from growgan.nets.presets import PRESETS
 from growgan.nets.stack import Stack
 from growgan.objectives import make_objective
@@ -58,8 +59,8 @@ def given_back() -> Iterator[None]:
 class Planar(Runtime):
     """Images, and so features, in NCHW."""
 
-    def images(self, batch: Tensor) -> Tensor:
-        return batch.float() / 127.5 - 1
+    def images(self, batch: Tensor, factor: int = 1) -> Tensor:
+        return downsample(batch.float(), factor) / 127.5 - 1
 
 
 def ways(values: dict[str, Any], side: int, batch: int) -> dict[str, Callable[[], None]]:

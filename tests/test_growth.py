@@ -190,6 +190,13 @@ def test_reals_are_blended_while_a_size_fades_in(data: ImageSet) -> None:
     torch.testing.assert_close(seen, expected, rtol=1e-5, atol=1e-6)
 
 
+def test_images_are_made_smaller_by_averages() -> None:
+    pixels = torch.randint(0, 256, (3, 2, 8, 12), dtype=torch.uint8)
+    seen = make_runtime("cpu", "float32").images(pixels, 4)
+    expected = pixels.double().view(3, 2, 2, 4, 3, 4).mean((3, 5)) / 127.5 - 1
+    torch.testing.assert_close(seen.double(), expected, rtol=1e-6, atol=1e-6)
+
+
 def test_k_and_k_steps_across_a_checkpoint_equal_2k_steps_bitwise(
     data: ImageSet, tmp_path: Path
 ) -> None:

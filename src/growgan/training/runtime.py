@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from growgan.errors import UserError, unknown
-from growgan.nets.layers import channels_last
+from growgan.nets.layers import channels_last, downsample
 from growgan.training.memory import keep_freed_memory
 from growgan.training.ranks import Ranks
 
@@ -44,9 +44,13 @@ class Runtime:
         devices = [self.device] if self.device.type == "cuda" else []
         return torch.random.fork_rng(devices, enabled=own)
 
-    def images(self, batch: Tensor) -> Tensor:
-        """Return uint8 images as float32 in [-1, 1] on the device, channels-last."""
-        scaled = self.moved(batch).float() / 127.5 - 1
+    def images(self, batch: Tensor, factor: int = 1) -> Tensor:
+        """Return uint8 images as float32 in [-1, 1] on the device, channels-last.
+
+        With a ``factor`` they are that many times smaller, by averages: what a small pair sees of
+        large images costs less than the pair itself.
+        """
+        scaled = downsample(self.moved(batch).float(), factor) / 127.5 - 1
         return scaled.contiguous(memory_format=torch.channels_last)
 
     def moved(self, batch: Tensor) -> Tensor:

@@ -304,7 +304,8 @@ def _inputs(
     given, spec = batches.given_at(gan.images), gan.generator.spec
     # What is given is blended and flipped as the images are that are to be made of it.
     seen = pixels if given is None else torch.cat([pixels, given], 1)
-    real = _reals(gan, runtime.images(seen), rng, settings.mirror)
+    factor = seen.shape[-1] // gan.resolution[1]
+    real = _reals(gan, runtime.images(seen, factor), rng, settings.mirror)
     real, given = real.split([spec.channels, spec.given], 1)
     z = torch.randn(len(real), spec.latent, generator=rng, device=runtime.device)
     y = told = z[:, :0]
@@ -327,9 +328,8 @@ def _descend(losses: dict[str, Tensor], parts: int, terms: dict[str, Tensor]) ->
         terms[name] = terms.get(name, 0) + value.detach() / parts
 
 
-def _reals(gan: Gan, full: Tensor, rng: torch.Generator, mirror: bool) -> Tensor:
-    """Return reals at the pair's resolution, blended as the fakes are while a size fades in."""
-    real = gan.shown(full)
+def _reals(gan: Gan, real: Tensor, rng: torch.Generator, mirror: bool) -> Tensor:
+    """Return reals of the pair's resolution, blended as the fakes are while a size fades in."""
     factor = max(gan.generator.fade_factor, gan.discriminator.fade_factor)
     if factor > 1:
         real = torch.lerp(upsample(downsample(real, factor), factor), real, gan.generator.alpha)
