@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -18,19 +19,24 @@ from growgan.growth.executor import Trainer, held_out
 from growgan.growth.history import Space
 from growgan.metrics.features import PixelExtractor
 from growgan.metrics.score import Scorer
+from growgan.objectives import make_objective
 from growgan.training import stage
 from growgan.training.doctor import (
     LOOKED_AT,
     SETTLED,
+    STUCK,
     Vitals,
     diagnose,
     examine,
+    is_finite,
     remedy,
     singular_values,
 )
 from growgan.training.gan import Gan
 from growgan.training.runtime import make_runtime
+from growgan.training.stage import step
 
+CPU = make_runtime("cpu", "float32")
 HEALTHY = Vitals(
     images=50_000,
     finite=True,
@@ -78,25 +84,34 @@ def diagnoses(found: Run) -> list[str]:
         ({"singular": 60.0}, "instability"),
         ({"wins_seen": 0.01}, "instability"),
         ({"diversity": 0.1}, "collapse"),
+        ({"diversity": 0.01, "images": 2_000, "score": 0.99}, "collapse"),
         ({"wins_seen": 0.99, "wins_unseen": 0.7}, "memorisation"),
         ({"copies": 0.9}, "memorisation"),
     ],
 )
 def test_each_ailment_is_known_by_its_signs(changes: dict[str, Any], ailment: str) -> None:
     assert diagnose(HEALTHY, HEALTHY) is None
-    found = diagnose(replace(HEALTHY, **changes), HEALTHY)
+    before = HEALTHY if ailment == "instability" else replace(HEALTHY, score=changes.get("score"))
+    found = diagnose(replace(HEALTHY, **changes), before)
     assert found is not None and found.name == ailment
     assert len(found.sentence.split()) > 4
 
 
 def test_a_winning_d_is_one_that_wins_while_g_stands_still() -> None:
-    sure = replace(HEALTHY, wins_seen=0.999, wins_unseen=0.999)
-    better = replace(sure, score=0.05)
-    assert diagnose(better, sure) is None
-    found = diagnose(sure, sure)
+    sure = replace(HEALTHY, wins_seen=0.999, wins_unseen=0.999, error=0.01)
+    line = [sure.after(None)]
+    for score in (0.099, 0.11, 0.101):
+        assert diagnose(line[-1], line[-1]) is None
+        line.append(replace(sure, score=score).after(line[-1]))
+    assert [each.stuck for each in line] == [0, 1, 2, STUCK]
+    found = diagnose(line[-1], line[-2])
     assert found is not None and found.name == "winning D"
-    assert diagnose(replace(sure, images=SETTLED - 1), sure) is None
-    assert diagnose(sure, HEALTHY) is None, "it has only now begun to win"
+    assert diagnose(replace(line[-1], images=SETTLED - 1), line[-2]) is None
+    assert diagnose(line[-1], line[-2], grew=True) is None
+    better = replace(sure, score=0.07).after(line[-1])
+    assert (better.stuck, better.record) == (0, 0.07)
+    beaten = replace(HEALTHY, error=0.01).after(line[-1])
+    assert beaten.stuck == 0, "a D that is fooled has not won"
 
 
 def test_growth_may_shake_the_score() -> None:
@@ -134,6 +149,57 @@ def test_vitals_of_players_that_are_known() -> None:
     assert (flat.wins_seen, flat.wins_unseen, flat.singular) == (0.5, None, 0.0)
     assert flat.diversity == pytest.approx(0, abs=1e-6)
     assert Vitals(**flat.to_json()) == flat
+
+
+def test_what_is_no_number_is_found_wherever_it_is(
+    data: ImageSet,
+) -> None:
+    space = Space("pggan", StackSettings(latent=8, width=8), 1, (8, 8))
+    seen = torch.rand(16, 1, 8, 8, generator=torch.Generator().manual_seed(0)) * 2 - 1
+    for place in ("average", "moments", "weights"):
+        gan = Gan.create(*space.stacks(1), OptimiserSettings(), seed=0)
+        batches = Batches(data, 8, 0)
+        step(gan, batches, make_objective(make_settings({})), make_settings({}), CPU)
+        assert is_finite(gan) and examine(gan, seen, None, 0.3).gradient > 0
+        first = next(gan.generator.parameters())
+        where = {
+            "average": next(gan.average.parameters()).data,
+            "moments": gan.generator_optimiser.state[first]["exp_avg"],
+            "weights": first.data,
+        }
+        where[place][(0,) * where[place].ndim] = float("nan")
+        found = examine(gan, seen, None, None)
+        assert not found.finite and Vitals(**found.to_json()) == found
+        assert json.dumps(found.to_json(), allow_nan=False)
+
+
+def test_huge_weights_are_runaway_and_no_error(data: ImageSet) -> None:
+    space = Space("pggan", StackSettings(latent=8, width=8), 1, (8, 8))
+    gan = Gan.create(*space.stacks(1), OptimiserSettings(), seed=0)
+    with torch.no_grad():
+        for p in gan.discriminator.parameters():
+            p.mul_(1e25)
+    found = examine(gan, torch.linspace(-1, 1, 16).view(-1, 1, 1, 1).repeat(1, 1, 8, 8), None, 0.3)
+    assert found.singular > 1e20
+    ailment = diagnose(found, None)
+    assert ailment is not None and ailment.name == "instability"
+
+
+def test_images_in_the_order_of_their_classes_are_looked_at_as_any_others(
+    make_images: Callable[..., ImageSet],
+) -> None:
+    mixed = make_images(3_000, 1, 8, 8)
+    assert mixed.labels is not None
+    data = mixed.subset(np.argsort(mixed.labels, kind="stable"))
+    batches = Batches(data, 16, 0, held_out(len(data)))
+    known = {i.tobytes(): int(y) for i, y in zip(mixed.images, mixed.labels, strict=True)}
+    for held in (False, True):
+        labels = batches.labels_of_some(200, held_out=held)
+        images = batches.some(200, held_out=held)
+        assert labels is not None and images is not None
+        assert 0.3 < float(labels.float().mean()) < 0.7
+        own = [known[image.numpy().tobytes()] for image in images]
+        assert own == labels.tolist(), "labels are of these very images"
 
 
 def test_singular_values_are_those_of_the_weights_in_use() -> None:
@@ -264,6 +330,17 @@ def test_a_d_twenty_times_too_large_is_caught_and_held(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(900)
+@pytest.mark.parametrize("preset", ["gan", "dcgan", "r3gan", "stylegan2"])
+def test_presets_as_they_begin_raise_no_alarm(preset: str, tmp_path: Path) -> None:
+    data = load_images("digits", resolution=16)
+    own = {"stack": {"width": 16, "latent": 16}, "score": {"kind": "swd", "samples": 256}}
+    settings = {"preset": preset, "policy": "fixed", **own}
+    grow(data, out=tmp_path / "run", images=16_000, settings=settings)
+    assert diagnoses(Run.open(tmp_path / "run")) == []
+
+
+@pytest.mark.slow
 def test_twenty_healthy_runs_raise_no_alarm(tmp_path: Path) -> None:
     sets = [load_images(name, resolution=16) for name in ("digits", "glyphs")]
     for seed in range(20):
@@ -271,3 +348,21 @@ def test_twenty_healthy_runs_raise_no_alarm(tmp_path: Path) -> None:
         found = run(data, tmp_path / str(seed), images=10_000, seed=seed, policy=policy)
         assert diagnoses(found) == [], seed
         assert found.events[-1]["event"] == "end" and "stopped" not in found.events[-1]
+
+
+def test_a_child_is_measured_in_smaller_parts_where_memory_runs_out(
+    data: ImageSet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plain, parts = Trainer.score, list[int]()
+
+    def scarce(trainer: Trainer, *rest: Any) -> Any:
+        parts.append(trainer.parts)
+        if trainer.parts < 2:
+            raise RuntimeError("could not create a primitive")
+        return plain(trainer, *rest)
+
+    monkeypatch.setattr(Trainer, "score", scarce)
+    found = run(data, tmp_path / "run", images=800)
+    assert parts[:2] == [1, 2] and set(parts[2:]) <= {2}
+    assert [e["parts"] for e in found.events if e["event"] == "memory"] == [2]
+    assert all(e["status"] == "scored" for e in found.events if e["event"] == "candidate")

@@ -46,7 +46,7 @@ class Batches:
 
     def labels_of_some(self, count: int, held_out: bool = False) -> Tensor | None:
         """Return the labels of :meth:`some`: int64, -1 for none; None without classes."""
-        rows = (self.held_out if held_out else self._rows)[:count]
+        rows = self._some(count, held_out)
         return None if self._labels is None else torch.from_numpy(self._labels[rows])
 
     def given_at(self, position: int) -> Tensor | None:
@@ -57,7 +57,7 @@ class Batches:
 
     def given_of_some(self, count: int, held_out: bool = False) -> Tensor | None:
         """Return what :meth:`some` are made from: uint8 [n, G, H, W], or None."""
-        rows = (self.held_out if held_out else self._rows)[:count]
+        rows = self._some(count, held_out)
         return None if self._given is None else torch.from_numpy(self._given[rows])
 
     @property
@@ -93,9 +93,14 @@ class Batches:
         return images, torch.from_numpy(self._labels[rows])
 
     def some(self, count: int, held_out: bool = False) -> Tensor | None:
-        """Return the first ``count`` images of those in batches, or of those held out: uint8.
+        """Return ``count`` images in batches, or of those held out: uint8, always the same.
 
         None where none are held out.
         """
-        rows = (self.held_out if held_out else self._rows)[:count]
+        rows = self._some(count, held_out)
         return torch.from_numpy(self._images[rows]) if len(rows) else None
+
+    def _some(self, count: int, held_out: bool) -> NDArray[np.int64]:
+        """Return rows by chance, in their order: images often lie sorted by class."""
+        rows = self.held_out if held_out else self._rows
+        return np.sort(np.random.default_rng((self.seed, len(rows))).permutation(rows)[:count])

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Protocol
 
 import torch
@@ -21,7 +22,7 @@ from growgan.nets.spec import StackSpec
 from growgan.nets.wishes import labelled, one_hot
 from growgan.objectives import make_objective
 from growgan.training.checkpoint import Files, packed
-from growgan.training.doctor import LOOKED_AT, Vitals, examine
+from growgan.training.doctor import LOOKED_AT, Vitals, examine, is_finite
 from growgan.training.gan import Gan, even_latents, to_uint8
 from growgan.training.memory import PeakMemory, out_of_memory, parts_that_fit
 from growgan.training.runtime import Runtime
@@ -168,11 +169,19 @@ class Trainer:
             players = gan.generator, gan.discriminator
             outcome.gan, outcome.specs = gan, (players[0].spec, players[1].spec)
             outcome.sizes = players[0].parameter_count(), players[1].parameter_count()
-            outcome.sheet = gan.generate(SHEET, seed=SHEET_SEED, given=self.given(SHEET))
-            outcome.score = self.score(gan, task.settings.batch)
-            outcome.vitals = self.examine(gan, outcome.score)
+            try:
+                self._in_parts(task, partial(self._measure, outcome, gan))
+            except MemoryError as error:
+                outcome.error = str(error)
         outcome.costs["score"], outcome.memory = clock.lap(), peak.mib
         return outcome
+
+    def _measure(self, outcome: Outcome, gan: Gan) -> None:
+        """Score and examine a child. What is made of weights that are no numbers has no score."""
+        if is_finite(gan):
+            outcome.sheet = gan.generate(SHEET, seed=SHEET_SEED, given=self.given(SHEET))
+            outcome.score = self.score(gan, outcome.task.settings.batch)
+        outcome.vitals = self.examine(gan, outcome.score)
 
     def along(self, task: Task, gan: Gan, first: Mark) -> str:
         """Train ``gan`` for the rest of its slice; return what became of it, "" if all is well."""
@@ -185,30 +194,27 @@ class Trainer:
         return ""
 
     def _train(self, task: Task, gan: Gan, mark: Mark) -> None:
-        """Train a slice; where the memory runs out go on with batches in twice as many parts.
-
-        Raises:
-            MemoryError: not even the smallest part fits.
-        """
-
         def keep(now: Mark) -> None:
             nonlocal mark
             mark = now
             self.keeper.keep(task, gan, now)
 
+        def report(progress: Progress) -> None:
+            self.keeper.report(task, gan, progress)
+
         objective = make_objective(task.settings)
-        fixed = (self.batches, objective, task.settings, self.runtime, task.piece)
+        how = (gan, self.batches, objective, task.settings, self.runtime, task.piece, report, keep)
+        self._in_parts(task, lambda: train(*how, mark, self.parts))
+
+    def _in_parts(self, task: Task, work: Callable[[], None]) -> None:
+        """Work, and where the memory runs out again, with batches in twice as many parts.
+
+        Raises:
+            MemoryError: not even the smallest part fits.
+        """
         while True:
             try:
-                train(
-                    gan,
-                    *fixed,
-                    lambda progress: self.keeper.report(task, gan, progress),
-                    keep,
-                    mark,
-                    self.parts,
-                )
-                return
+                return work()
             except (RuntimeError, MemoryError) as error:
                 if not out_of_memory(error) or self.runtime.ranks.count > 1:
                     raise
@@ -282,7 +288,7 @@ class Trainer:
         some = torch.randint(len(known), (count,), generator=rng)
         return known[some].tolist()
 
-    def examine(self, gan: Gan, score: Score) -> Vitals:
+    def examine(self, gan: Gan, score: Score | None) -> Vitals:
         """Take what the doctor looks at."""
         kinds = [self.batches.some(LOOKED_AT, held_out=held) for held in (False, True)]
         known = [self._wishes(gan, held) for held in (False, True)]
@@ -292,8 +298,16 @@ class Trainer:
         if seen is None:
             raise ValueError("there are no images to train on")
         with self.runtime.autocast():
-            copies = self._copies(gan)
-            return examine(gan, seen, unseen, score.value, copies, (known[0], known[1]))
+            return examine(
+                gan,
+                seen,
+                unseen,
+                score.value if score else None,
+                self._copies(gan) if score else None,
+                (known[0], known[1]),
+                error=score.stderr if score else 0.0,
+                chunk=self.batches.batch // self.parts,
+            )
 
     def _wishes(self, gan: Gan, held_out: bool) -> Tensor | None:
         """Return what the images that the doctor looks at are made for, None if for nothing."""

@@ -222,10 +222,11 @@ class Search:
 
     def _diagnose(self, outcome: Outcome) -> Diagnosis | None:
         """Return what ails a child, which is then a failed one."""
-        proposal, vitals = outcome.task.proposal, outcome.vitals
-        if vitals is None:
+        proposal = outcome.task.proposal
+        if outcome.vitals is None:
             return Diagnosis("divergence", outcome.error)
         before = self._vitals.get(proposal.parent or "")
+        vitals = outcome.vitals = outcome.vitals.after(before)
         diagnosis = diagnose(vitals, before, grew=bool(proposal.growth))
         if diagnosis is None:
             self._vitals[outcome.task.id] = vitals

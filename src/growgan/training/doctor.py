@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import torch
@@ -17,7 +17,10 @@ from growgan.training.gan import Gan
 TREATMENTS = 3  # at most; then the run stops with the diagnosis
 LOOKED_AT = 512  # images of each kind
 RUNAWAY = 30.0  # a singular value; at birth it is below 3, in healthy runs below 10
-SETTLED = 5_000  # images before collapse and a winning D mean anything
+SETTLED = 5_000  # images before few images of G and a winning D mean anything
+BEGUN = 1_000  # images before the same one image, over and over, does
+STUCK = 3  # slices without a better score, while D wins
+WORST = 1e30  # stands for what JSON cannot say
 
 
 @dataclass(frozen=True)
@@ -27,13 +30,17 @@ class Vitals:
     Attributes:
         images: that it has seen.
         finite: whether every weight is a number.
-        score: lower is better; None if it could not be taken.
+        score: lower is better, 1 is one image over and over; None if it could not be taken.
+        error: of the score.
         diversity: deviation of fakes, pixel by pixel, beside that of reals: 1 is as varied.
         variety: the reals' own deviation, of the range of a pixel.
         wins_seen: chance that D puts a real that it trains on above a fake.
         wins_unseen: the same for reals that it has never seen; None where none are held out.
         singular: the largest singular value of D's weights in use.
+        gradient: the larger norm of both players' gradients, averaged as Adam does.
         copies: share of fakes that are as near to a training image as hardly a new real is.
+        record: the best score of its line that was better beyond its error.
+        stuck: slices since then in which D told all apart.
     """
 
     images: int
@@ -45,14 +52,31 @@ class Vitals:
     wins_unseen: float | None
     singular: float
     copies: float | None = None
+    error: float = 0.0
+    gradient: float = 0.0
+    record: float | None = None
+    stuck: int = 0
+
+    @property
+    def wins(self) -> float:
+        """The chance that D puts a real above a fake: one that it has never seen, if there are."""
+        return self.wins_seen if self.wins_unseen is None else self.wins_unseen
+
+    def after(self, before: Vitals | None) -> Vitals:
+        """Return these with ``record`` and ``stuck``, which hang on those of the parent."""
+        record = None
+        if before is not None:
+            record = before.score if before.record is None else before.record
+        if self.score is None or record is None or self.score < record - 2 * self.error:
+            return replace(self, record=self.score, stuck=0)
+        won = before is not None and min(self.wins, before.wins_seen) > 0.995
+        return replace(self, record=record, stuck=before.stuck + 1 if before and won else 0)
 
     def to_json(self) -> dict[str, Any]:
         """Return plain data that ``Vitals(**data)`` reads back; JSON knows no infinity."""
         plain = asdict(self)
-        return {
-            key: min(value, 1e30) if isinstance(value, float) else value
-            for key, value in plain.items()
-        }
+        odd = [key for key, value in plain.items() if isinstance(value, float)]
+        return plain | {key: WORST for key in odd if not abs(plain[key]) <= WORST}
 
 
 @dataclass(frozen=True)
@@ -76,6 +100,9 @@ def examine(
     score: float | None,
     copies: float | None = None,
     wishes: tuple[Tensor | None, Tensor | None] = (None, None),
+    *,
+    error: float = 0.0,
+    chunk: int = LOOKED_AT,
 ) -> Vitals:
     """Measure a pair.
 
@@ -85,36 +112,60 @@ def examine(
         copies: as :class:`Vitals` has it, measured elsewhere.
         wishes: what ``seen`` and ``unseen`` are made for, float [N, wish]: labels, and given
             images; None where there is nothing such.
+        error: of the score.
+        chunk: images that the players see at once.
     """
-    players = (gan.generator, gan.discriminator, gan.average)
-    finite = all(bool(torch.isfinite(p).all()) for each in players for p in each.parameters())
+    variety = float(seen.std(0).mean()) / 2
+    if not is_finite(gan):
+        return Vitals(gan.images, False, None, 0.0, variety, 0.5, None, WORST)
     rng = torch.Generator().manual_seed(0)
     z = torch.randn(len(seen), gan.generator.spec.latent, generator=rng).to(seen.device)
     spec = gan.generator.spec
     z = labelled(spec, z) if wishes[0] is None else torch.cat([z, wishes[0]], 1)
-    fakes = gan.average(z)
-    sign = -1 if gan.discriminator.spec.energy else 1  # a real has the smaller energy
-    judge = gan.discriminator.eval()
-    judged = sign * judge(fakes, z[:, spec.latent :])
+    fakes = torch.cat([gan.average(part) for part in z.split(chunk)])
+    judged = _judged(gan, fakes, z[:, spec.latent :], chunk)
     kinds = [
-        sign * judge(each, wish)
+        _judged(gan, each, wish, chunk)
         for each, wish in zip((seen, unseen), wishes, strict=True)
         if each is not None
     ]
-    judge.train()
     wins = [_wins(real, judged) for real in kinds]
-    variety = float(seen.std(0).mean()) / 2
     return Vitals(
         images=gan.images,
-        finite=finite,
+        finite=True,
         score=score,
         diversity=float(fakes.std(0).mean()) / 2 / max(variety, 1e-6),
         variety=variety,
         wins_seen=wins[0],
         wins_unseen=wins[1] if len(wins) > 1 else None,
-        singular=max(singular_values(gan.discriminator, 1)[0]) if finite else float("inf"),
+        singular=max(singular_values(gan.discriminator, 1)[0]),
         copies=copies,
+        error=error,
+        gradient=max(_norm(state["exp_avg"].values()) for state in gan.moments()),
     )
+
+
+def is_finite(gan: Gan) -> bool:
+    """Return whether all that a pair is made of are numbers: weights, statistics and moments."""
+    players = (gan.generator, gan.discriminator, gan.average)
+    parts = [each for player in players for each in player.state_dict().values()]
+    parts += [each for state in gan.moments() for kind in state.values() for each in kind.values()]
+    return all(bool(torch.isfinite(part).all()) for part in parts)
+
+
+def _norm(parts: Iterable[Tensor]) -> float:
+    """Return the norm of all numbers together."""
+    return sum(float(part.double().square().sum()) for part in parts) ** 0.5
+
+
+def _judged(gan: Gan, images: Tensor, wish: Tensor | None, chunk: int) -> Tensor:
+    """Return how real D finds images, a chunk at a time."""
+    sign = -1 if gan.discriminator.spec.energy else 1  # a real has the smaller energy
+    judge = gan.discriminator.eval()
+    wishes = [None] * len(images) if wish is None else wish.split(chunk)
+    judged = [judge(part, own) for part, own in zip(images.split(chunk), wishes, strict=False)]
+    judge.train()
+    return sign * torch.cat(judged)
 
 
 def _wins(real: Tensor, fake: Tensor) -> float:
@@ -131,7 +182,7 @@ def singular_values(player: torch.nn.Module, count: int = 3) -> list[list[float]
     """
     rows: list[list[float]] = [[] for _ in range(count)]
     for _, weight, scale in matrices(player):
-        used = weight.detach().flatten(1).float() * scale
+        used = weight.detach().flatten(1).double() * scale  # float32 ends at a weight of 1e19
         gram = used @ used.T if used.shape[0] <= used.shape[1] else used.T @ used
         values = torch.linalg.eigvalsh(gram).clamp(min=0).sqrt().flip(0)
         for row, value in zip(rows, [*values[:count].tolist(), *[0.0] * count], strict=False):
@@ -176,19 +227,20 @@ def _diverged(now: Vitals, before: Vitals | None, grew: bool) -> str | None:
 
 
 def _collapsed(now: Vitals, before: Vitals | None, grew: bool) -> str | None:
-    if now.images < SETTLED or now.diversity >= 0.25:
+    one = now.images >= BEGUN and now.diversity < 0.02 and (now.score or 0) > 0.95
+    if not one and (now.images < SETTLED or now.diversity >= 0.25):
         return None
     return f"fakes vary {now.diversity:.0%} as much as reals: G has collapsed to few images"
 
 
 def _outright(now: Vitals, before: Vitals | None, grew: bool) -> str | None:
     """D tells all apart, and G no longer learns from it."""
-    if now.images < SETTLED or before is None or now.score is None or before.score is None:
+    if now.images < SETTLED or now.stuck < STUCK or grew:
         return None
-    wins = now.wins_seen if now.wins_unseen is None else now.wins_unseen
-    if min(wins, before.wins_seen) > 0.995 and now.score >= before.score and not grew:
-        return f"D tells {wins:.1%} of fakes from reals and G no longer gets better: D has won"
-    return None
+    return (
+        f"D tells {now.wins:.1%} of fakes from reals and G has not become better for {now.stuck} "
+        "slices: D has won"
+    )
 
 
 def _memorised(now: Vitals, before: Vitals | None, grew: bool) -> str | None:

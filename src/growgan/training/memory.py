@@ -20,6 +20,7 @@ A_VALUE = 28  # bytes for each feature value that a forward of G or D writes, fo
 A_PARAMETER = 72  # weights, gradients, two moments and the average, once more for the parent
 SHARE = 0.7  # of what is free that a step may be expected to take
 CGROUP = Path("/sys/fs/cgroup")
+ONEDNN = ("could not create a primitive", "could not create a memory")  # of a lack of memory
 
 
 def needed(pair: Iterable[StackSpec], batch: int) -> float:
@@ -140,6 +141,6 @@ def _allocator(name: str) -> Any:
 
 def out_of_memory(error: Exception) -> bool:
     """Return whether ``error`` says that a device, or the machine, has no memory left."""
-    words = ("can't allocate memory", "not enough memory", "out of memory")
+    words = ("can't allocate memory", "not enough memory", "out of memory", *ONEDNN)
     named = isinstance(error, (torch.OutOfMemoryError, MemoryError))
     return named or any(each in str(error).lower() for each in words)
