@@ -7,6 +7,7 @@ that figures compare with their own yardstick and not with published ones.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -83,19 +84,33 @@ def accuracy_of(
 
     Both as for :func:`classification_accuracy_score`, of one size.
     """
-    resolution = domain.training_resolution(*held_out[0].shape[2:])
-    where = torch.device(device)
-    classify = domain.train_classifier(
+    classify = classifier(taught, classes, seed=seed, device=device, progress=progress)
+    return float((classify(held_out[0]) == held_out[1]).mean())
+
+
+def classifier(
+    taught: Labelled,
+    classes: int,
+    *,
+    seed: int = 0,
+    device: torch.device | str = "cpu",
+    progress: Progress = unseen,
+) -> Callable[[NDArray[np.uint8]], NDArray[np.int64]]:
+    """Train a classifier on all of ``taught``; return what names the classes of [N, C, H, W]."""
+    resolution, where = domain.training_resolution(*taught[0].shape[2:]), torch.device(device)
+    network = domain.train_classifier(
         *taught, classes, resolution, seed=seed, device=where, progress=progress
     )
-    right = 0
-    for start in range(0, len(held_out[0]), _CHUNK):
-        part, answers = (x[start : start + _CHUNK] for x in held_out)
-        with torch.inference_mode():
-            batch = domain.prepare(torch.from_numpy(np.array(part)).to(device), resolution)
-            guesses = classify(batch).argmax(1).cpu().numpy()
-        right += int((guesses == answers).sum())
-    return right / len(held_out[0])
+
+    @torch.inference_mode()
+    def classify(images: NDArray[np.uint8]) -> NDArray[np.int64]:
+        found = []
+        for start in range(0, len(images), _CHUNK):
+            part = torch.from_numpy(np.array(images[start : start + _CHUNK])).to(where)
+            found.append(network(domain.prepare(part, resolution)).argmax(1).cpu().numpy())
+        return np.concatenate(found)
+
+    return classify
 
 
 def _check(

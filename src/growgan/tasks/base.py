@@ -25,6 +25,7 @@ from growgan.data.files import combine, replace_file
 from growgan.errors import UserError, unknown
 from growgan.growth.model import Model
 from growgan.growth.run import Run, grow
+from growgan.metrics.accuracy import classifier
 from growgan.metrics.similarity import ssim
 from growgan.registry import Registry
 from growgan.report.sheet import contact_sheet
@@ -32,6 +33,7 @@ from growgan.report.sheet import contact_sheet
 TEST = 0.1  # share of the pairs that is never trained on
 MEASURED = 2_000  # of these that are compared, at most
 SHOWN = 16  # of these on the sheet
+LEAST = 20  # images a class, on average, that a classifier learns from
 BLOCK = 1024  # images derived at once
 PICTURE = "task"  # in the run's gallery: the sheet, and the figures beside it
 
@@ -136,9 +138,13 @@ class Pairs(Task):
         return replace(truth, given=data.images, fingerprint=fingerprint, duplicates=())
 
     def show(self, run: Run, kind: str, seen: ImageSet, new: ImageSet) -> dict[str, float]:
-        """Draw given, made and true images, and return how near the latter two are."""
+        """Draw given, made and true images, and return how near the latter two are.
+
+        Where there are labels, also how often a classifier of true images knows what is shown.
+        """
         rows = new.subset(np.arange(min(MEASURED, len(new))))
         figures, made = self.compared(run.best, rows)
+        figures |= recognised(seen, rows, made)
         assert rows.given is not None
         lines = [np.array(rows.given[:SHOWN]), made[:SHOWN].numpy(), np.array(rows.images[:SHOWN])]
         draw(run, [_visible(line, rows.channels) for line in lines])
@@ -258,6 +264,24 @@ def likeness(made: Images, truth: Images) -> dict[str, float]:
         "l1": float(255 * difference.abs().mean()),
         "psnr": float((-10 * square.log10()).mean()),
         "ssim": float(ssim(made, truth).mean()),
+    }
+
+
+def recognised(seen: ImageSet, rows: ImageSet, made: Images) -> dict[str, float]:
+    """Return the share of made and of true images whose class a classifier knows.
+
+    It has learnt from what is trained on. Nothing is said where there are not enough labels.
+    """
+    if seen.labels is None or rows.labels is None or len(seen.classes) < 2:
+        return {}
+    known, asked = seen.subset(np.flatnonzero(seen.labels >= 0)), rows.labels >= 0
+    if len(known) < LEAST * len(seen.classes) or not asked.any() or known.labels is None:
+        return {}
+    classify = classifier((np.array(known.images), known.labels), len(seen.classes))
+    shown = {"recognised": made.numpy(), "recognised of the true": np.array(rows.images)}
+    return {
+        name: float((classify(images[asked]) == rows.labels[asked]).mean())
+        for name, images in shown.items()
     }
 
 

@@ -9,12 +9,11 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
 from growgan.data import ImageSet
 from growgan.growth.run import Run
-from growgan.metrics import domain
+from growgan.metrics.accuracy import classifier
 from growgan.nets.presets import PRESETS
 from growgan.tasks.base import TASKS, Task, draw, labels_of
 
@@ -41,22 +40,8 @@ class Genres(Task):
         assert seen.labels is not None and new.labels is not None
         known = seen.subset(np.flatnonzero(seen.labels >= 0))
         assert known.labels is not None
-        resolution = domain.training_resolution(*seen.resolution)
-        network = domain.train_classifier(
-            np.array(known.images),
-            known.labels,
-            len(seen.classes),
-            resolution,
-            seed=run.best.settings.seed,
-            device=torch.device("cpu"),
-        )
-
-        @torch.inference_mode()
-        def genre(images: NDArray[np.uint8]) -> NDArray[np.int64]:
-            shown = torch.from_numpy(np.ascontiguousarray(images))
-            found: NDArray[np.int64] = network(domain.prepare(shown, resolution)).argmax(1).numpy()
-            return found
-
+        taught = np.array(known.images), known.labels
+        genre = classifier(taught, len(seen.classes), seed=run.best.settings.seed)
         held = new.subset(np.flatnonzero(new.labels >= 0))
         made, wanted = _channels_first(run.best.sample(SAMPLES)), run.best.labels(SAMPLES)
         picks = range(PICKS), range(PICKS, 2 * PICKS)

@@ -21,7 +21,7 @@ from growgan.data.captioned import slots
 from growgan.data.files import combine
 from growgan.growth.model import Model
 from growgan.growth.run import Run
-from growgan.metrics import domain
+from growgan.metrics.accuracy import classifier
 from growgan.tasks.base import TASKS, TEST, Task, draw, labels_of, made_of
 from growgan.tasks.pix2pix import PUBLISHED as PAIRED
 from growgan.tasks.sketch import CODE, Sketcher, given_for, learn, words_of
@@ -136,7 +136,6 @@ def agreement(
     Captions like those of ``glyphs:captions`` are taken apart; any other is one thing.
     """
     parts = [[slots(caption) or {"caption": caption} for caption in said(x)] for x in (seen, new)]
-    resolution = domain.training_resolution(*seen.resolution)
     figures: dict[str, float] = {}
     right = {name: np.ones(len(new), dtype=bool) for name in sets}
     for slot in parts[0][0]:
@@ -144,18 +143,9 @@ def agreement(
         known, wanted = (
             np.array([values.index(each.get(slot, "")) for each in part]) for part in parts
         )
-        network = domain.train_classifier(
-            np.array(seen.images),
-            known,
-            len(values),
-            resolution,
-            seed=0,
-            device=torch.device("cpu"),
-        )
+        classify = classifier((np.array(seen.images), known), len(values))
         for name, images in sets.items():
-            with torch.inference_mode():
-                found = network(domain.prepare(torch.from_numpy(images), resolution)).argmax(1)
-            hit = found.numpy() == wanted
+            hit = classify(images) == wanted
             right[name] &= hit
             figures[f"{name}{slot}"] = float(hit.mean())
     return figures | {f"{name}everything": float(hit.mean()) for name, hit in right.items()}
