@@ -1,0 +1,161 @@
+"""Every task on data that can be had anywhere, beside the obvious baseline.
+
+    python benchmarks/tasks.py run --jobs 2                # all: some hours
+    python benchmarks/tasks.py run --only semi anogan      # some tasks
+    python benchmarks/tasks.py table                       # the figures so far, as Markdown
+
+Each cell is one run of ``growgan grow --task`` by its small form, on one core, within a budget of
+time; the figures are those that the run itself prints: of images that it never saw. "L1 alone" is
+the same run whose L1 term weighs so much that D has no say. Rows are kept as they come, and a row
+that is there is not run again.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import multiprocessing
+import shutil
+import statistics
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from growgan.config import merged
+from growgan.data import load_images
+from growgan.tasks import prepare, train_task
+from growgan.training.runtime import machine
+
+RESULTS = Path(__file__).parent / "results" / "tasks.jsonl"
+RUNS = Path("runs/tasks")
+COLOURS, GLYPHS, FASHION = "glyphs:rgb", "glyphs", "fashion-mnist"
+ALONE = {"regularisers": {"l1": {"weight": 1e4}}}
+CONTRARY = {"conditioning_options": {"contrary": 1.0}}
+
+# Group: name, task, data (and truth), pixels, minutes, what differs from the task's own, seeds.
+Cell = tuple[str, str, tuple[str, ...], int, float, dict[str, Any], int]
+CELLS: dict[str, list[Cell]] = {
+    "cyclegan": [
+        (
+            "serif and sans",
+            "cyclegan:aligned",
+            ("glyphs:style=serif", "glyphs:style=sans"),
+            32,
+            15,
+            {},
+            1,
+        )
+    ],
+    "pix2pix": [
+        (f"{kind}, {data}{more}", f"pix2pix:{kind}", (data,), 32, 4, changes, 1)
+        for kind, data in (
+            ("colour", COLOURS),
+            ("edges", FASHION),
+            ("mask", COLOURS),
+            ("segment", COLOURS),
+        )
+        for more, changes in (("", {}), (", a contrario", CONTRARY), (", L1 alone", ALONE))
+    ],
+    "srgan": [
+        (f"{data}, {side // 4} to {side}{more}", "srgan:4", (data,), side, minutes, changes, 1)
+        for data, side, minutes in ((FASHION, 32, 5), (GLYPHS, 64, 8))
+        for more, changes in (("", {}), (", L1 alone", ALONE))
+    ],
+    "text2image": [
+        ("two stages", "text2image", ("glyphs:captions",), 32, 20, {}, 1),
+        ("direct", "text2image:direct", ("glyphs:captions",), 32, 20, {}, 1),
+    ],
+    "semi": [(f"{n} labels", f"semi:{n}", (FASHION,), 32, 5, {}, 5) for n in (100, 500, 1000)],
+    "anogan": [(f"class {k}", f"anogan:{k}", (FASHION,), 32, 4, {}, 1) for k in range(10)],
+    "next-frame": [
+        (f"glyphs{more}", "next-frame:moving", (GLYPHS,), 32, 8, changes, 1)
+        for more, changes in (("", {}), (", L1 alone", ALONE))
+    ],
+    "augment": [
+        (f"{n} of each class", f"augment:{n}", (FASHION,), 32, 6, {}, 2) for n in (10, 100, 1000)
+    ],
+    "style": [("garments", "style", (FASHION,), 32, 15, {}, 1)],
+}
+Key = tuple[str, str, int]  # group, name, seed
+
+
+def finished() -> dict[Key, dict[str, Any]]:
+    """Return the rows that are there."""
+    lines = RESULTS.read_text().splitlines() if RESULTS.exists() else []
+    return {(row["group"], row["name"], row["seed"]): row for row in map(json.loads, lines)}
+
+
+def run(group: str, cell: Cell, seed: int) -> dict[str, Any]:
+    """Train one task and return its figures."""
+    name, task, sources, side, minutes, changes, _ = cell
+    torch.set_num_threads(1)
+    out = RUNS / f"{group}-{name}-{seed}".replace(" ", "-").replace(",", "")
+    shutil.rmtree(out, ignore_errors=True)
+    data = prepare(task, *(load_images(source, resolution=side) for source in sources))
+    settings = merged({"seed": seed, "threads": 1}, changes)
+    made = train_task(task, data, out=out, budget=f"{minutes * 60:.0f}s", settings=settings)
+    figures = json.loads((out / "gallery" / "task.json").read_text())
+    row = {"group": group, "name": name, "seed": seed, "minutes": minutes, "figures": figures}
+    return row | {"layers": len(made.best.network().spec.layers), "machine": machine()}
+
+
+def table() -> str:
+    """Return a table for each task: its figures, mean ± deviation where there are seeds."""
+    lines = []
+    for group, cells in CELLS.items():
+        rows = {
+            cell[0]: [r for (g, name, _), r in finished().items() if (g, name) == (group, cell[0])]
+            for cell in cells
+        }
+        rows = {name: each for name, each in rows.items() if each}
+        if not rows:
+            continue
+        keys = list(dict.fromkeys(k for each in rows.values() for r in each for k in r["figures"]))
+        lines += [f"\n### {group}\n", "| | minutes | " + " | ".join(keys) + " |"]
+        lines += ["|---|---|" + "---|" * len(keys)]
+        for name, each in rows.items():
+            cells_ = [_cell([r["figures"][k] for r in each if k in r["figures"]]) for k in keys]
+            lines.append(f"| {name} | {each[0]['minutes']} | " + " | ".join(cells_) + " |")
+    return "\n".join(lines)
+
+
+def _cell(values: list[float]) -> str:
+    if not values:
+        return ""
+    mean = f"{statistics.mean(values):.3g}"
+    return mean if len(values) < 2 else f"{mean} ± {statistics.stdev(values):.2g}"
+
+
+def main() -> None:
+    """Read the command line, run what is missing, and print the table."""
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("command", choices=("run", "table"))
+    parser.add_argument("--only", nargs="*", choices=list(CELLS), default=list(CELLS))
+    parser.add_argument("--jobs", type=int, default=1, help="runs at a time, of one thread each")
+    given = parser.parse_args()
+    if given.command == "run":
+        known = finished()
+        wanted = [
+            (group, cell, seed)
+            for group in given.only
+            for cell in CELLS[group]
+            for seed in range(cell[-1])
+            if (group, cell[0], seed) not in known
+        ]
+        RESULTS.parent.mkdir(exist_ok=True)
+        spawn = multiprocessing.get_context("spawn")
+        with ProcessPoolExecutor(given.jobs, spawn, max_tasks_per_child=1) as pool:
+            for each in as_completed([pool.submit(run, *cell) for cell in wanted]):
+                if error := each.exception():
+                    print(f"failed: {error!r}", flush=True)
+                    continue
+                with RESULTS.open("a") as file:
+                    file.write(json.dumps(each.result()) + "\n")
+                print(each.result(), flush=True)
+    print(f"{machine()}\n{table()}")
+
+
+if __name__ == "__main__":
+    main()
