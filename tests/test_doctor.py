@@ -318,6 +318,7 @@ def test_copies_of_training_images_are_counted(
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(900)
 def test_a_d_twenty_times_too_large_is_caught_and_held(tmp_path: Path) -> None:
     """Nothing holds it, so that it learns the images by heart and G nothing more."""
     data = load_images("digits", resolution=16)
@@ -341,6 +342,7 @@ def test_presets_as_they_begin_raise_no_alarm(preset: str, tmp_path: Path) -> No
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(3600)
 def test_twenty_healthy_runs_raise_no_alarm(tmp_path: Path) -> None:
     sets = [load_images(name, resolution=16) for name in ("digits", "glyphs")]
     for seed in range(20):

@@ -190,6 +190,19 @@ def test_reals_are_blended_while_a_size_fades_in(data: ImageSet) -> None:
     torch.testing.assert_close(seen, expected, rtol=1e-5, atol=1e-6)
 
 
+def test_a_gpu_multiplies_fast_unless_float32_is_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda **how: True)
+    kinds = torch.backends.cuda.matmul, torch.backends.cudnn
+    before = [kind.allow_tf32 for kind in kinds]
+    for precision, fast in (("auto", True), ("bfloat16", True), ("float32", False)):
+        runtime = make_runtime("cuda", precision)
+        assert runtime.bfloat16 == fast and runtime.device.type == "cuda"
+        assert [kind.allow_tf32 for kind in kinds] == [fast, fast]
+    for kind, allowed in zip(kinds, before, strict=True):
+        kind.allow_tf32 = allowed
+
+
 def test_images_are_made_smaller_by_averages() -> None:
     pixels = torch.randint(0, 256, (3, 2, 8, 12), dtype=torch.uint8)
     seen = make_runtime("cpu", "float32").images(pixels, 4)

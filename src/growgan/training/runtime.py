@@ -83,6 +83,9 @@ def make_runtime(device: str = "auto", precision: str = "auto") -> Runtime:
         raise UserError(f"device '{device}' is not present here; it may be: auto, {choices}")
     if kind == "cpu":
         keep_freed_memory()
+    if kind == "cuda":  # metrics compute in float32 itself all the same
+        exact = precision == "float32"
+        torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = not exact
     fast = _multiplies_bfloat16(kind)
     return Runtime(torch.device(device), precision == "bfloat16" or (precision == "auto" and fast))
 
