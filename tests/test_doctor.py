@@ -253,6 +253,30 @@ def test_nan_in_a_weight_is_caught_and_the_run_goes_on_without_it(
     assert statuses.count("failed") == 1 and statuses[-1] == "scored"
 
 
+def test_a_g_that_draws_one_image_is_caught_and_gone_back_on(
+    data: ImageSet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plain, calls = stage.step, 0
+
+    def blind(gan: Gan, *rest: Any) -> dict[str, torch.Tensor]:
+        nonlocal calls
+        calls += 1
+        found = plain(gan, *rest)
+        if 150 < calls <= 250:
+            for player in (gan.generator, gan.average):
+                with torch.no_grad():
+                    for p in player.stem.parameters():
+                        p.zero_()
+        return found
+
+    monkeypatch.setattr(stage, "step", blind)
+    found = run(data, tmp_path / "run", images=8_000)
+    assert set(diagnoses(found)) <= {"collapse", "instability"} and diagnoses(found)
+    assert "stopped" not in found.events[-1] and found.events[-1]["event"] == "end"
+    scores = {e["id"]: e["score"] for e in found.events if e["event"] == "candidate"}
+    assert scores[found.best_id] < 0.9, "the best is none of those"
+
+
 def test_a_treated_run_goes_on_as_treated(
     data: ImageSet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
