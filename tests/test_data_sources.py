@@ -19,7 +19,8 @@ import pytest
 from numpy.typing import NDArray
 from PIL import Image
 
-from growgan.data import ImageSet, load_images
+from growgan.cli.app import main
+from growgan.data import ImageSet, archives, load_images
 from growgan.data import fashion as fashion_module
 from growgan.data.decode import BrokenImage, decode, read_header, sixteen_to_eight, to_uint8
 from growgan.errors import UserError
@@ -239,6 +240,65 @@ def test_damaged_zips_are_user_errors(tmp_path: Path, load: Load) -> None:
         load(make_zip(tmp_path / "text.zip", {"a.txt": b""}))
 
 
+@pytest.mark.parametrize(("side", "good"), [(3500, True), (6000, False)])
+def test_pixels_of_a_zip_are_counted_before_they_are_decoded(
+    tmp_path: Path, load: Load, monkeypatch: pytest.MonkeyPatch, side: int, good: bool
+) -> None:
+    flat = encode(np.zeros((side, side), dtype=np.uint8))  # a thousand pixels a byte
+    path = make_zip(tmp_path / "flat.zip", {f"{i}.png": flat for i in range(2)})
+    monkeypatch.setattr(archives, "PIXELS_FROM", 25_000_000)
+    if good:
+        assert load(path, resolution=8).images.shape == (2, 1, 8, 8)
+        return
+    with pytest.raises(
+        UserError, match=r"flat.zip' states 72,000,000 pixels; .* be 25,000,000: un"
+    ):
+        load(path, resolution=8)
+    put(tmp_path / "flat/0.png", flat)  # in a folder they are the user's own
+    assert load(tmp_path / "flat", resolution=8).images.shape == (1, 1, 8, 8)
+
+
+def test_no_zip_states_more_pixels_than_anyone_has(
+    tmp_path: Path, load: Load, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = make_zip(tmp_path / "set.zip", {f"{i}.png": encode(noise(i, 9, 9)) for i in range(3)})
+    monkeypatch.setattr(archives, "MAX_PIXELS", 242)
+    with pytest.raises(UserError, match="states 243 pixels"):
+        load(path)
+
+
+def test_a_zip_of_too_many_entries_is_refused(
+    tmp_path: Path, load: Load, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = make_zip(tmp_path / "set.zip", {f"{i}.png": encode(noise(i, 4, 4)) for i in range(9)})
+    assert archives.MAX_ENTRIES > 3 * 1_281_167  # ImageNet's
+    monkeypatch.setattr(archives, "MAX_ENTRIES", 8)
+    with pytest.raises(UserError, match="has 9 entries; it may have 8"):
+        load(path)
+
+
+def test_a_zip_that_unpacks_to_far_too_much_in_all_is_refused(tmp_path: Path, load: Load) -> None:
+    entries = {f"{i}.png": bytes(60 << 20) for i in range(2)}  # each below what is suspicious
+    with pytest.raises(UserError, match="unpacks to over 200 times its size: unpack it into a"):
+        load(make_zip(tmp_path / "set.zip", entries))
+
+
+def test_what_could_steer_a_terminal_is_written_out(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("GROWGAN_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setenv("COLUMNS", "200")
+    red, turned = "\x1b[31mred\x07", "\u202egnp"
+    entries = {f"{red}/{i}.png": encode(noise(i, 8, 8)) for i in range(2)}
+    entries |= {f"b/{turned}.png": b"broken", f"b/{red}.png": entries[f"{red}/0.png"]}
+    assert main(["data", str(make_zip(tmp_path / f"{red}.zip", entries)), "--max-broken", "1"]) == 0
+    shown = capsys.readouterr().out
+    assert not set(shown) & {"\x1b", "\x07", "\u202e"}
+    assert "\\x1b[31mred\\x07.zip" in shown  # its name
+    assert "\\x1b[31mred\\x07 " in shown  # a class
+    assert "\\u202egnp.png (not an image)" in shown
+
+
 # ------------------------------------------------------------------ npz
 
 
@@ -270,6 +330,16 @@ def test_npz_labels_may_be_numbers_names_or_one_hot(tmp_path: Path, load: Load) 
     np.savez(tmp_path / "several.npz", images=pixels, labels=np.tri(4, 3))
     with pytest.raises(UserError, match="image 1 has several labels; give one for each image"):
         load(tmp_path / "several.npz")
+    latin = np.array([b"caf\xe9", b"bar", b"bar", "café".encode()])
+    np.savez(tmp_path / "bytes.npz", images=pixels, labels=latin)
+    assert load(tmp_path / "bytes.npz").classes == ("bar", "café", "caf\ufffd")
+    none = np.frombuffer(b"\xff" * 16, "<U1")
+    np.savez(tmp_path / "void.npz", images=pixels, labels=none.view("V4"))
+    with pytest.raises(UserError, match=r"values of type .V4 are no names"):
+        load(tmp_path / "void.npz")
+    np.savez(tmp_path / "none.npz", images=pixels, labels=none)
+    with pytest.raises(UserError, match="names hold what are no characters"):
+        load(tmp_path / "none.npz")
     np.savez(tmp_path / "named.npz", x=pixels, y=[2, 0, 0, 2], classes=["p", "q", "r"])
     named = load(tmp_path / "named.npz")
     assert named.classes == ("p", "q", "r")
@@ -289,6 +359,16 @@ def test_bad_npz_files_are_user_errors(tmp_path: Path, load: Load) -> None:
         load(tmp_path / "shape.npz")
     with pytest.raises(UserError, match=r"cannot be read as an \.npz"):
         load(put(tmp_path / "junk.npz", b"junk"))
+    for labels in (np.array(3), np.zeros((4, 2, 2)), np.zeros((4, 0))):
+        np.savez(tmp_path / "axes.npz", images=noise(0, 4, 8, 8), labels=labels)
+        with pytest.raises(UserError, match=r"has labels of shape \[.*\]; they must be \[N\], "):
+            load(tmp_path / "axes.npz")
+    for key in ("images", "labels"):
+        np.savez(tmp_path / "raw.npz", **{"images": noise(0, 4, 8, 8)} if key == "labels" else {})
+        with zipfile.ZipFile(tmp_path / "raw.npz", "a") as archive:
+            archive.writestr(key, b"no array")
+        with pytest.raises(UserError, match=rf"'{key}' in '.*raw\.npz' is no array"):
+            load(tmp_path / "raw.npz")
     np.savez(tmp_path / "objects.npz", images=np.array([{}, {}], dtype=object))
     with pytest.raises(UserError, match=r"cannot be read as an \.npz"):
         load(tmp_path / "objects.npz")

@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 import torch
 import typer
+from filelock import FileLock
 from numpy.typing import NDArray
 from PIL import Image
 from typer.testing import CliRunner
@@ -223,6 +224,39 @@ def test_nothing_half_written_is_left(tmp_path: Path, monkeypatch: pytest.Monkey
     good = load_images(tmp_path / "set", cache=tmp_path / "c")
     (next(store.iterdir()) / "meta.json").unlink()
     assert load_images(tmp_path / "set", cache=tmp_path / "c").fingerprint == good.fingerprint
+
+
+def flip_a_bit(file: Path) -> None:
+    content = bytearray(file.read_bytes())
+    content[len(content) * 3 // 4] ^= 1
+    file.write_bytes(content)
+
+
+@pytest.mark.parametrize("name", ["images.npy", "labels.npy"])
+def test_a_damaged_store_is_made_again_and_that_is_said(name: str, tmp_path: Path) -> None:
+    for number in range(6):
+        png(tmp_path / f"set/{number % 2}/{number}.png", noise(number, 8, 8))
+    good = load_images(tmp_path / "set", cache=tmp_path / "c")
+    before = np.array(good.images)
+    (store,) = (tmp_path / "c/images").iterdir()
+    flip_a_bit(store / name)
+    with pytest.warns(UserWarning, match=rf"cache '{store}' is damaged; its images are read anew"):
+        again = load_images(tmp_path / "set", cache=tmp_path / "c")
+    assert np.array_equal(again.images, before) and again.fingerprint == good.fingerprint
+    assert load_images(tmp_path / "set", cache=tmp_path / "c").fingerprint == good.fingerprint
+
+
+def test_what_killed_processes_left_is_swept_and_what_is_in_use_is_not(tmp_path: Path) -> None:
+    png(tmp_path / "set/a.png", noise(0, 8, 8))
+    images = tmp_path / "c/images"
+    for name in (".tmp-dead", ".tmp-live"):
+        (images / name).mkdir(parents=True)
+        (images / name / "images.npy").write_text("half")
+    (images / ".tmp-gone.lock").write_text("")
+    with FileLock(images / ".tmp-live.lock"):
+        load_images(tmp_path / "set", cache=tmp_path / "c")
+        left = {path.name for path in images.glob(".*")}
+    assert left == {".tmp-live", ".tmp-live.lock"}
 
 
 def break_some(folder: Path, good: int, broken: int) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import base64
 import io
 import json
@@ -29,10 +30,13 @@ from growgan.nets.presets import PRESETS
 pytest.importorskip("starlette")
 testclient = pytest.importorskip("starlette.testclient")
 
-from growgan.explore.server import application  # noqa: E402
+from starlette.requests import Request  # noqa: E402
+
+from growgan.explore.server import LARGEST, _question, application  # noqa: E402
 from growgan.explore.studio import QUESTIONS, Studio  # noqa: E402
 
 Make = Callable[..., ImageSet]
+HERE = "http://127.0.0.1"
 SHOTS = os.environ.get("GROWGAN_SCREENSHOTS")  # a folder, where pictures of the panels are wanted
 
 
@@ -104,7 +108,8 @@ def test_growth_is_told(studio: Studio, run: gg.Run) -> None:
         ("sampel", {}, "unknown question 'sampel'"),
         ("sample", {"count": 100_000}, "less than or equal to 144"),
         ("sample", {"cuont": 3}, "Extra inputs are not permitted"),
-        ("sample", {"candidate": "../.."}, "has no weights"),
+        ("sample", {"candidate": "9999"}, "has no weights"),
+        ("sample", {"candidate": "../.."}, "an id is a short word, not '../..'"),
         ("sample", {"labels": [7]}, "label 7 is none of the 2 classes"),
         ("candidate", {"candidate": "9999"}, "there is no candidate '9999'"),
         ("walk", {"picks": [0, 99]}, "pick 99 is none of the 36 images"),
@@ -117,14 +122,14 @@ def test_growth_is_told(studio: Studio, run: gg.Run) -> None:
 def test_what_cannot_be_answered_is_said_in_a_line(
     question: str, form: dict[str, Any], words: str, studio: Studio
 ) -> None:
-    client = testclient.TestClient(application(studio))
+    client = testclient.TestClient(application(studio), HERE)
     response = client.post(f"/ask/{question}", json=form)
     assert response.status_code == 400 and words in response.json()["error"]
     assert "\n" not in response.json()["error"]
 
 
 def test_the_page_is_whole_and_only_this_machine_is_answered(studio: Studio) -> None:
-    client = testclient.TestClient(application(studio))
+    client = testclient.TestClient(application(studio), HERE)
     page = client.get("/")
     assert page.status_code == 200 and "http" not in page.text.replace("http-equiv", "")
     assert "--paper" in client.get("/page.css").text
@@ -133,15 +138,30 @@ def test_the_page_is_whole_and_only_this_machine_is_answered(studio: Studio) -> 
     assert "default-src 'self'" in page.headers["content-security-policy"]
     assert client.get("/studio.py").status_code == 404
     assert client.get("/..%2Fstudio.py").status_code == 404
-    assert client.get("/", headers={"host": "evil.example"}).status_code == 400
+    for host in ("evil.example", "testserver"):
+        assert client.get("/", headers={"host": host}).status_code == 400
     assert client.post("/ask/about", content="{}").status_code == 400  # as a foreign form sends it
-    for body in ("[]", "{", " " * 70_000):
+    for body in ("[]", "{", "[" * 60_000, "\x00", " " * 70_000):
         response = client.post(
             "/ask/about", content=body, headers={"content-type": "application/json"}
         )
         assert response.status_code == 400
     told = client.post("/ask/about", json={}).json()
     assert told["best"] == studio.run.best_id
+
+
+def test_a_question_is_read_no_further_than_it_may_be_long() -> None:
+    sent = 0
+
+    async def receive() -> dict[str, Any]:
+        nonlocal sent
+        sent += 1 << 12
+        return {"type": "http.request", "body": bytes(1 << 12), "more_body": sent < 1 << 23}
+
+    scope = {"type": "http", "headers": [(b"content-type", b"application/json")]}
+    with pytest.raises(UserError, match="the question is too long"):
+        asyncio.run(_question(Request(scope, receive)))
+    assert sent <= LARGEST + (1 << 12)
 
 
 def test_every_question_of_the_page_is_known() -> None:
@@ -151,7 +171,7 @@ def test_every_question_of_the_page_is_known() -> None:
 
 
 def test_samples_and_the_generator_are_taken_away(studio: Studio, run: gg.Run) -> None:
-    client = testclient.TestClient(application(studio))
+    client = testclient.TestClient(application(studio), HERE)
     sheet = client.get("/take/png?count=4&seed=1")
     assert sheet.headers["content-disposition"].endswith('-1.png"')
     with Image.open(io.BytesIO(sheet.content)) as picture:
@@ -164,7 +184,21 @@ def test_samples_and_the_generator_are_taken_away(studio: Studio, run: gg.Run) -
         names = archive.namelist()
     assert names == ["README.md", "config.json", "model.safetensors"]
     assert client.get("/take/exe").status_code == 400
-    assert client.get("/take/png?count=x").status_code == 400
+    for asked in ("count=x", "count=-5", "count=4097", "seed=-1", "truncation=nan", "cuont=3"):
+        assert client.get(f"/take/png?{asked}").status_code == 400
+    assert client.get("/take/npz?candidate=&count=1&truncation=").status_code == 200
+
+
+def test_a_candidate_of_another_run_is_not_taken_away(studio: Studio, run: gg.Run) -> None:
+    shutil.copytree(run.path, run.path.parent / "other")
+    client = testclient.TestClient(application(studio), HERE)
+    outside = f"../../other/candidates/{run.best_id}"
+    assert (run.path / "candidates" / outside).is_dir()
+    for kind in ("png", "safetensors"):
+        response = client.get(f"/take/{kind}", params={"candidate": outside})
+        assert response.status_code == 400 and "an id is a short word" in response.text
+    with pytest.raises(UserError, match="an id is a short word"):
+        studio.model(outside)
 
 
 def test_a_run_without_a_candidate_and_a_taken_port_are_refused(

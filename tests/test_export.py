@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
+import resource
+import shutil
 import sys
 import types
 from collections.abc import Callable
@@ -12,6 +15,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 import growgan as gg
@@ -20,10 +24,13 @@ from growgan.config import make_settings
 from growgan.data import ImageSet
 from growgan.errors import UserError
 from growgan.growth.export import EXPORTS, Drawing, export
-from growgan.growth.load import Exported, load
+from growgan.growth.load import Exported, candidate_of, load
 from growgan.growth.model import Model
+from growgan.nets.layers import unset
 from growgan.nets.players import Generator, build
 from growgan.nets.presets import PRESETS
+from growgan.nets.spec import LIMITS, LayerSpec, StackSpec
+from growgan.training.checkpoint import FILES, MANIFEST, load_gan, load_generator, load_mark
 
 Make = Callable[..., ImageSet]
 # TorchScript still is what programs without Python load.
@@ -203,6 +210,106 @@ def test_a_damaged_folder_is_refused(
     assert main(["sample", str(folder), "--out", str(tmp_path / "s.png")]) == 2
 
 
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"latent": 0}, "latent must be 1 to 8192 for a generator, but got 0"),
+        ({"classes": 0, "modifier": 2}, "modifier must be 0 without classes, but got 2"),
+        ({"stem": 8.5}, "stem must be of type int, but got '8.5'"),
+        ({"base": [float("inf"), 4]}, "this is no stack spec"),
+        ({"form": "f" * 9999}, "form must be of type str, but got 'f{64}'$"),
+        ({"layers": [{"id": "g0", "norm": "nrom"}]}, "no stack can be built of its spec: unknown"),
+        ({"stem": 16}, r"weight '.*' must have the shape \(.*16.*\), but has \(.*8.*\)"),
+        ({"classes": 3}, r"weight '.*' must have the shape"),
+        ({"layers": []}, r"weight 'heads\.g1.*' is none of its spec's"),
+    ],
+)
+def test_a_spec_that_its_weights_are_not_of_is_refused(
+    changes: dict[str, Any], message: str, run: gg.Run, tmp_path: Path
+) -> None:
+    folder = export(run.best, "safetensors", tmp_path / "out")
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**config, "spec": config["spec"] | changes}))
+    with pytest.raises(UserError, match=f"'{folder}' holds no model .*{message}"):
+        Generator.from_pretrained(folder)
+
+
+def wide(width: int, layers: int) -> dict[str, Any]:
+    """Return a generator's spec of a few kilobytes, whose weights would fill the memory."""
+    made = tuple(LayerSpec(f"g{i}", width=width) for i in range(layers))
+    return StackSpec("generator", stem=width, layers=made, latent=8).to_json()
+
+
+@pytest.mark.parametrize(
+    ("spec", "message"),
+    [
+        (wide(8192, 512), r"its spec has 309,.* parameters; they may be 1,073,741,824"),
+        (wide(2048, 24), "weight '.*' is none of its spec's"),
+    ],
+)
+def test_a_spec_takes_no_memory_before_its_weights_are_seen(
+    spec: dict[str, Any], message: str, run: gg.Run, tmp_path: Path
+) -> None:
+    folder = export(run.best, "safetensors", tmp_path / "out")
+    (folder / "config.json").write_text(json.dumps({"spec": spec}))
+    drawn = run.path / "candidates" / run.best_id
+    specs = json.loads((drawn / "spec.json").read_text())
+    (drawn / "spec.json").write_text(json.dumps(specs | {"generator": spec}))
+    signed(drawn)
+    for load_it in (Generator.from_pretrained, load_gan, load_generator):
+        where = folder if load_it == Generator.from_pretrained else drawn
+        before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        with pytest.raises(UserError, match=f"'{where}' .*{message}"):
+            load_it(where)
+        assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 100_000  # KB
+
+
+def signed(candidate: Path) -> None:
+    """Write the manifest of a candidate's files as they are now, as whoever made them would."""
+    sums = {name: hashlib.sha256((candidate / name).read_bytes()).hexdigest() for name in FILES}
+    (candidate / MANIFEST).write_text(json.dumps(sums))
+
+
+@pytest.mark.parametrize("name", ["stylegan2", "biggan-deep", "stylegan3", "r3gan"])
+def test_the_largest_published_stacks_are_within_bounds(name: str) -> None:
+    preset = PRESETS[name]
+    shape = make_settings(preset.published, preset.large).stack
+    with torch.device("meta"), unset():
+        network = build(preset.stack("generator", shape, 3, (1024, 1024)))
+    count = sum(tensor.numel() for tensor in network.state_dict().values())
+    assert count < LIMITS["parameters"] / 10
+
+
+@pytest.mark.parametrize(
+    ("changes", "file"),
+    [
+        ({"optimiser": 3}, ""),
+        ({"images": float("inf")}, ""),
+        ({"mark": [1]}, "state.json"),
+        ({"mark": {"images": 1}}, "state.json"),
+    ],
+)
+def test_a_state_of_other_values_is_refused_and_named(
+    changes: dict[str, Any], file: str, run: gg.Run
+) -> None:
+    candidate = run.path / "candidates" / run.best_id
+    counts = json.loads((candidate / "state.json").read_text())
+    (candidate / "state.json").write_text(json.dumps(counts | changes))
+    signed(candidate)
+    with pytest.raises(UserError, match=f"'{candidate / file}' cannot be"):
+        load_gan(candidate)
+        load_mark(candidate)
+
+
+def test_moments_of_another_shape_are_refused(run: gg.Run) -> None:
+    candidate = run.path / "candidates" / run.best_id
+    state = load_file(candidate / "state.safetensors")
+    save_file({name: torch.zeros(3, 3, 3) for name in state}, candidate / "state.safetensors")
+    signed(candidate)
+    with pytest.raises(UserError, match=f"candidate '{candidate}' cannot be loaded"):
+        load_gan(candidate)
+
+
 def test_an_extra_that_is_missing_is_named(
     run: gg.Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -222,3 +329,31 @@ def test_a_model_is_opened_from_wherever_it_lies(run: gg.Run, tmp_path: Path) ->
     assert isinstance(load(run.path, run.best_id), Model)
     with pytest.raises(UserError, match="is no run directory"):
         load(tmp_path)
+
+
+@pytest.mark.parametrize("name", ["../../other", "0000/../0001", "", "a" * 21])
+def test_a_candidate_is_none_outside_of_its_run(name: str, run: gg.Run, tmp_path: Path) -> None:
+    other = shutil.copytree(run.path, tmp_path / "other")
+    assert (run.path / "candidates/../../other/candidates").is_dir()
+    with pytest.raises(UserError, match="has no such candidate: an id is a short word"):
+        candidate_of(run, f"../../other/candidates/{run.best_id}")
+    with pytest.raises(UserError, match="has no such candidate"):
+        candidate_of(run, name)
+    picture = str(other / "s.png")
+    outside = f"../../other/candidates/{run.best_id}"
+    assert main(["sample", str(run.path), "--candidate", outside, "--out", picture]) == 2
+
+
+def test_names_of_classes_that_are_none_are_refused(run: gg.Run, tmp_path: Path) -> None:
+    folder = export(run.best, "safetensors", tmp_path / "out")
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | {"classes": 5}))
+    with pytest.raises(UserError, match="classes must be a list of names, not 5"):
+        _ = load(folder).classes
+    (run.path / "data.json").write_text('{"classes": 5}')
+    with pytest.raises(UserError, match=r"data\.json' cannot be read"):
+        _ = run.best.classes
+    (tmp_path / "pool").mkdir()
+    (tmp_path / "pool/per-label.json").write_text("{}")
+    with pytest.raises(UserError, match=r"per-label\.json' cannot be read"):
+        _ = load(tmp_path / "pool").classes

@@ -8,14 +8,19 @@ import multiprocessing
 import os
 import random
 import resource
+import shutil
 import signal
+import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable
+import zlib
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
@@ -28,15 +33,24 @@ from growgan.config import (
     make_settings,
 )
 from growgan.data import ImageSet
+from growgan.data.files import replace_file
 from growgan.errors import UserError
-from growgan.growth import Run, grow, keeper
+from growgan.growth import Run, grow, keeper, place
+from growgan.growth import ledger as ledger_module
+from growgan.growth import run as run_module
 from growgan.growth.actions import player_edits
-from growgan.growth.history import Space
+from growgan.growth.executor import Outcome
+from growgan.growth.history import Candidate, History, Proposal, Space
+from growgan.growth.ledger import Ledger
+from growgan.growth.policies.base import Selection
+from growgan.growth.search import Search
 from growgan.objectives.objective import Objective
 from growgan.objectives.step import Step
 from growgan.plain import copy_of
+from growgan.report.files import replacing
 from growgan.training import checkpoint, memory, stage
 from growgan.training.checkpoint import load_gan, save_gan
+from growgan.training.doctor import Diagnosis
 from growgan.training.gan import Gan
 from growgan.training.progress import SilentDisplay
 
@@ -456,3 +470,463 @@ def test_a_clock_that_jumps_changes_nothing(
     assert story(out) == story(whole) and weights(out) == weights(whole)
     elapsed = [e["elapsed"] for e in Run.open(out).events if "elapsed" in e]
     assert elapsed == sorted(elapsed) and elapsed[-1] < 600
+
+
+# --- a ledger that is damaged
+
+
+@pytest.fixture(scope="module")
+def plain(data: ImageSet, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return the directory of a short run that trains one pair on and on."""
+    settings = searching().model_copy(update={"policy": "fixed", "growth": {}})
+    return grow(
+        data, out=tmp_path_factory.mktemp("plain") / "run", images=160, settings=settings
+    ).path
+
+
+@pytest.fixture
+def copied(plain: Path, tmp_path: Path) -> Path:
+    """Return a copy of that directory."""
+    return Path(shutil.copytree(plain, tmp_path / "run"))
+
+
+def lines_of(file: Path) -> list[bytes]:
+    return file.read_bytes().splitlines(keepends=True)
+
+
+def rewritten(out: Path, change: Callable[[list[dict[str, Any]]], None]) -> None:
+    """Write a run's ledger anew, in two copies that are whole, with a change."""
+    events = list(Ledger(out / "ledger.jsonl").read())
+    change(events)
+    Ledger(out / "ledger.jsonl").clear()
+    for event in events:
+        Ledger(out / "ledger.jsonl").append(event)
+
+
+@pytest.mark.parametrize(
+    "harm",
+    [
+        lambda lines: lines[:3],
+        lambda lines: [*lines[:3], lines[3][:100]],
+        lambda lines: [],
+        lambda lines: lines[:2] + lines[3:],
+        lambda lines: [*lines[:2], lines[3], lines[2], *lines[4:]],
+        lambda lines: lines[1:],
+    ],
+)
+@pytest.mark.parametrize("which", [lambda file: file, copy_of])
+def test_lines_that_are_missing_or_moved_are_read_from_the_copy(
+    harm: Callable[[list[bytes]], list[bytes]], which: Callable[[Path], Path], copied: Path
+) -> None:
+    ledger = Ledger(copied / "ledger.jsonl")
+    whole, before = ledger.path.read_bytes(), list(ledger.read())
+    which(ledger.path).write_bytes(b"".join(harm(lines_of(ledger.path))))
+    assert list(ledger.read()) == before
+    ledger.mend()
+    assert ledger.path.read_bytes() == copy_of(ledger.path).read_bytes() == whole
+
+
+def test_a_truncated_ledger_costs_no_candidate(copied: Path, data: ImageSet) -> None:
+    ledger, kept, story_ = copied / "ledger.jsonl", weights(copied), story(copied)
+    ledger.write_bytes(ledger.read_bytes()[: ledger.stat().st_size // 3])
+    grow(data, out=copied, resume=True)
+    assert (weights(copied), story(copied)) == (kept, story_)
+
+
+def test_candidates_that_the_ledger_does_not_know_are_not_deleted(
+    copied: Path, data: ImageSet
+) -> None:
+    kept = weights(copied)
+    for file in (copied / "ledger.jsonl", copy_of(copied / "ledger.jsonl")):
+        file.write_bytes(b"".join(lines_of(file)[:5]))
+    with pytest.raises(UserError, match=r"' lacks lines: it does not know candidates 0"):
+        grow(data, out=copied, resume=True)
+    assert weights(copied) == kept
+
+
+def test_a_line_that_is_missing_in_both_is_named(copied: Path, data: ImageSet) -> None:
+    for file in (copied / "ledger.jsonl", copy_of(copied / "ledger.jsonl")):
+        lines = lines_of(file)
+        file.write_bytes(b"".join(lines[:3] + lines[4:]))
+    with pytest.raises(UserError, match=r"line 4: its checksum is another, or a line is missing"):
+        grow(data, out=copied, resume=True)
+
+
+def test_the_ledger_of_another_run_is_refused(copied: Path, data: ImageSet, tmp_path: Path) -> None:
+    settings = searching().model_copy(update={"policy": "fixed", "growth": {}, "seed": 7})
+    other = grow(data, out=tmp_path / "other", images=160, settings=settings).path
+    shutil.copy(other / "ledger.jsonl", copied)
+    with pytest.raises(UserError, match=r"and its copy '.ledger.jsonl.copy' differ from line 1 on"):
+        grow(data, out=copied, resume=True)
+    shutil.copy(other / ".ledger.jsonl.copy", copied)
+    with pytest.raises(UserError, match=r"config.yaml' is not as the run began with it"):
+        grow(data, out=copied, resume=True)
+
+
+def test_a_ledger_without_a_chain_goes_on(tmp_path: Path) -> None:
+    ledger = Ledger(tmp_path / "ledger.jsonl")
+    text = b'{"event": "start", "seed": 1}'
+    ledger.path.write_bytes(text[:-1] + b', "crc": %d}\n' % zlib.crc32(text))
+    ledger.mend()
+    ledger.append({"event": "end"})
+    assert list(ledger.read()) == [{"event": "start", "seed": 1}, {"event": "end"}]
+    ledger.path.write_bytes(ledger.path.read_bytes().replace(b'"seed": 1', b'"seed": 2'))
+    assert next(ledger.read())["seed"] == 1
+
+
+@pytest.mark.parametrize(
+    ("kind", "key", "value"),
+    [
+        ("start", "budget", None),
+        ("start", "budget", {"images": -1}),
+        ("start", "budget", {"images": 1, "seconds": 1}),
+        ("start", "data", {}),
+        ("start", "data", "blobs"),
+        ("start", "event", "begin"),
+        ("start", "elapsed", "long"),
+        ("candidate", "id", "one"),
+        ("candidate", "parent", "0099"),
+        ("candidate", "parts", []),
+        ("candidate", "score", "good"),
+        ("candidate", "images", 10**400),
+        ("candidate", "generator", {}),
+        ("candidate", "vitals", {"images": 1}),
+        ("select", "alive", ["0099"]),
+        ("select", "alive", None),
+        ("select", "event", "candidate"),
+        ("candidate", "event", "select"),
+        ("candidate", "event", "doctor"),
+        ("candidate", "event", "memory"),
+        ("candidate", "event", "damage"),
+        ("protocol", "protocol", []),
+        ("end", "best", "0099"),
+    ],
+)
+def test_an_event_of_another_form_is_named(
+    kind: str, key: str, value: object, copied: Path, data: ImageSet
+) -> None:
+    number = 0
+
+    def change(events: list[dict[str, Any]]) -> None:
+        nonlocal number
+        number = next(i for i, event in enumerate(events) if event["event"] == kind)
+        events[number][key] = value
+
+    rewritten(copied, change)
+    message = rf"ledger.jsonl' makes no sense in line {number + 1}: "
+    with pytest.raises(UserError, match=message):
+        grow(data, out=copied, resume=True)
+
+
+def test_settings_of_the_doctor_that_do_not_exist_are_named(copied: Path, data: ImageSet) -> None:
+    event = {"event": "doctor", "remedy": "rest", "diagnosis": "", "settings": {"rest": 1}}
+    rewritten(copied, lambda events: events.append(event))
+    with pytest.raises(UserError, match=r"makes no sense in line \d+: unknown setting 'rest'"):
+        grow(data, out=copied, resume=True)
+
+
+# --- what else lies in a run's directory
+
+
+def test_settings_that_were_edited_are_refused(copied: Path, data: ImageSet) -> None:
+    file = copied / "config.yaml"
+    before = file.read_text()
+    file.write_text(before.replace("beta2: 0.99", "beta2: 0.9"))
+    assert file.read_text() != before
+    with pytest.raises(UserError, match=r"config.yaml' is not as .* settings cannot change within"):
+        grow(data, out=copied, resume=True)
+    file.write_text(before)
+    (copied / "data.json").write_text("{}")
+    with pytest.raises(UserError, match=r"data.json' is damaged: it is not what the run began"):
+        grow(data, out=copied, resume=True)
+
+
+def test_a_candidate_in_the_place_of_another_is_done_without(copied: Path, data: ImageSet) -> None:
+    last = Run.open(copied).best_id
+    before = next(e["parent"] for e in Run.open(copied).events if e.get("id") == last)
+    shutil.rmtree(copied / "candidates" / last)
+    shutil.copytree(copied / "candidates" / before, copied / "candidates" / last)
+    again = grow(data, out=copied, images=240, resume=True)
+    (event,) = (e for e in again.events if e["event"] == "damage")
+    assert last in event["lost"] and f"{last}/' is damaged: what it holds" in event["reason"]
+
+
+def test_what_is_named_as_a_candidate_and_is_none_is_named(copied: Path, data: ImageSet) -> None:
+    (copied / "candidates" / "0099").symlink_to(copied / "candidates" / "0000")
+    with pytest.raises(UserError, match="0099' has a candidate's name, and is no folder"):
+        grow(data, out=copied, resume=True)
+    assert (copied / "candidates" / "0099").is_symlink()
+    shutil.rmtree(copied / "candidates")
+    with pytest.raises(UserError, match=r"the run cannot go on: .*manifest.json' cannot be read"):
+        grow(data, out=copied, resume=True)
+
+
+def test_temporary_files_of_killed_processes_are_swept_up(copied: Path, data: ImageSet) -> None:
+    names = (".tmp-a", ".report.1.part.html", "candidates/0000/.samples.1.part.png")
+    stale, fresh = [copied / name for name in names], copied / ".tmp-fresh"
+    for path in (*stale, fresh):
+        path.write_text("")
+    for path in stale:
+        os.utime(path, (1e9, 1e9))
+    grow(data, out=copied, resume=True)
+    assert not any(path.exists() for path in stale) and fresh.exists()
+
+
+# --- a start, a treatment and an end that are cut short
+
+
+@pytest.mark.parametrize("writes", [0, 1, 2])
+def test_a_start_that_was_cut_short_is_in_nobodys_way(
+    writes: int, data: ImageSet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out, done, write = tmp_path / "run", 0, place.replace_file
+
+    def killed(path: Path, content: bytes) -> None:
+        nonlocal done
+        if done == writes:
+            (path.parent / ".tmp-1").write_bytes(content[:10])
+            raise KeyboardInterrupt
+        done += 1
+        write(path, content)
+
+    settings = searching().model_copy(update={"policy": "fixed", "growth": {}})
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(place, "replace_file", killed)
+        if writes == 2:
+            patch.setattr(Ledger, "append", lambda self, _: killed(self.path, b""))
+        grow(data, out=out, images=80, settings=settings)
+    if writes == 2:
+        (out / "ledger.jsonl").write_bytes(b'{"event": "sta')
+    with pytest.raises(UserError, match=r"no run to resume in .*; leave out --resume to "):
+        grow(data, out=out, resume=True)
+    run = grow(data, out=out, images=80, settings=settings)
+    assert (run.events[0]["event"], run.events[-1]["event"]) == ("start", "end")
+
+
+def test_files_like_those_of_a_start_are_somebodys_own(data: ImageSet, tmp_path: Path) -> None:
+    (tmp_path / "config.yaml").write_text("mine: 1")
+    with pytest.raises(UserError, match="is not an empty folder"):
+        grow(data, out=tmp_path, images=80, settings=searching())
+    assert (tmp_path / "config.yaml").read_text() == "mine: 1"
+
+
+class Twins:
+    """Two children of the best, again and again."""
+
+    def propose(self, alive: Sequence[Candidate], history: History) -> list[Proposal]:
+        if not alive:
+            return [Proposal(None, 0.2, stacks=history.space.stacks(history.space.levels))]
+        return [Proposal(alive[0].id, 0.2)] * 2
+
+    def select(self, children: Sequence[Candidate], history: History) -> Selection:
+        return Selection(("0000",), "")
+
+
+@pytest.mark.parametrize("when", ["before", "after"])
+def test_a_treatment_is_not_lost(
+    when: str, data: ImageSet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    diagnose, treat = Search._diagnose, Search._treat
+
+    def ails(self: Search, outcome: Outcome) -> Diagnosis | None:
+        if outcome.task.id != "0001":
+            return diagnose(self, outcome)
+        outcome.error, outcome.score = "it ails", None
+        return Diagnosis("instability", "it ails")
+
+    def killed(self: Search, *arguments: Any) -> None:
+        if when == "after":
+            treat(self, *arguments)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Search, "_diagnose", ails)
+    given: dict[str, Any] = {"policy": Twins(), "images": 160, "settings": searching()}
+    one = grow(data, out=tmp_path / "one", **given)
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(Search, "_treat", killed)
+        grow(data, out=tmp_path / "two", **given)
+    two = grow(data, out=tmp_path / "two", **given, resume=True)
+    assert [e["candidate"] for e in two.events if e["event"] == "doctor"] == ["0001"]
+    assert story(two.path) == story(one.path) and weights(two.path) == weights(one.path)
+
+
+def test_a_report_that_cannot_be_written_hides_no_cause(
+    copied: Path, data: ImageSet, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(_: Path) -> None:
+        raise UserError("report cannot be written: No space left on device")
+
+    def stopped(*_: Any) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(run_module, "write_report", full)
+    with pytest.raises(UserError, match="No space left"):
+        grow(data, out=copied, resume=True)
+    monkeypatch.setattr(stage, "step", stopped)
+    with pytest.raises(KeyboardInterrupt):
+        grow(data, out=copied, images=240, resume=True)
+
+
+# --- saves of what is in training
+
+
+@pytest.fixture(scope="module")
+def longer(data: ImageSet, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return the directory of a run of slices of six steps."""
+    settings = searching().model_copy(update={"policy": "fixed", "growth": {}})
+    out = tmp_path_factory.mktemp("longer") / "run"
+    return grow(data, out=out, images=480, settings=settings).path
+
+
+@pytest.mark.parametrize(("damaged", "steps"), [(0, 1), (1, 2), (9, 6)])
+def test_the_newest_whole_save_is_gone_on_from(
+    damaged: int,
+    steps: int,
+    longer: Path,
+    data: ImageSet,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Stopped before the last of six steps, with a save after each, one is to be taken again."""
+    settings = searching().model_copy(update={"policy": "fixed", "growth": {}})
+    taken, one = 0, stage.step
+
+    def counted(*arguments: Any) -> dict[str, Tensor]:
+        nonlocal taken
+        taken += 1
+        if taken == 12:
+            raise KeyboardInterrupt
+        return one(*arguments)
+
+    out = tmp_path / "run"
+    monkeypatch.setattr(stage, "step", counted)
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(keeper, "KEEP_EVERY", 0.0)
+        patch.setattr(keeper, "KEEP_SHARE", 1e9)
+        patch.setattr(keeper.RunKeeper, "drop", lambda *_, **__: None)
+        grow(data, out=out, images=480, settings=settings)
+    saves = sorted((out / "candidates").glob(".0001.at-*"), reverse=True)
+    assert len(saves) == 5
+    for folder in saves[:damaged]:
+        flip(folder / "weights.safetensors")
+    grow(data, out=out, resume=True)
+    assert taken - 12 == steps + 8 * 6
+    assert story(out) == story(longer) and weights(out) == weights(longer)
+
+
+# --- the order of what goes to the disk
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="the system tells what is synced")
+@pytest.mark.parametrize("kind", ["replace_file", "replacing", "save_gan"])
+def test_what_is_written_is_on_the_disk_before_it_gets_its_name(
+    kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    told: list[tuple[str, str]] = []
+    sync, names = os.fsync, {"replace": os.replace, "rename": os.rename}
+
+    def synced(descriptor: int) -> None:
+        told.append(("sync", os.readlink(f"/proc/self/fd/{descriptor}")))
+        sync(descriptor)
+
+    def renamed(name: str, old: Any, new: Any) -> None:
+        told.append(("rename", f"{old}"))
+        names[name](old, new)
+
+    monkeypatch.setattr(os, "fsync", synced)
+    for name in names:
+        monkeypatch.setattr(os, name, partial(renamed, name))
+    if kind == "replace_file":
+        replace_file(tmp_path / "file", b"data")
+    elif kind == "replacing":
+        with replacing(tmp_path / "file") as part:
+            part.write_bytes(b"data")
+    else:
+        space = Space("pggan", StackSettings(latent=8, width=4), 1, (8, 8))
+        save_gan(Gan.create(*space.stacks(0), OptimiserSettings(), seed=1), tmp_path / "file")
+    ((at, temporary),) = ((i, path) for i, (what, path) in enumerate(told) if what == "rename")
+    before, after = ({path for _, path in part} for part in (told[:at], told[at + 1 :]))
+    files = {"", *(p.name for p in (tmp_path / "file").glob("*"))}
+    assert before >= {str(Path(temporary) / name) for name in files}
+    assert after == {str(tmp_path)}
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="the system tells what is synced")
+def test_a_line_of_the_ledger_is_on_the_disk_before_work_goes_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    told: list[str] = []
+    monkeypatch.setattr(os, "fsync", lambda each: told.append(os.readlink(f"/proc/self/fd/{each}")))
+    ledger = Ledger(tmp_path / "ledger.jsonl")
+    files = [str(ledger.path), str(copy_of(ledger.path))]
+    ledger.append({"event": "start"})
+    assert told == [files[0], str(tmp_path), files[1], str(tmp_path)]
+    told.clear()
+    ledger.append({"event": "end"})
+    assert told == files
+
+
+@pytest.mark.parametrize("call", [2, 5, 6, 7])
+def test_a_ledger_that_turns_read_only_costs_nothing_that_was_written(
+    call: int, data: ImageSet, whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls, append = 0, ledger_module._append
+
+    def refuse(path: Path, line: bytes) -> None:
+        nonlocal calls
+        calls += 1
+        if calls == call:
+            raise OSError(errno.EROFS, os.strerror(errno.EROFS))
+        append(path, line)
+
+    out = tmp_path / "locked"
+    monkeypatch.setattr(ledger_module, "_append", refuse)
+    with pytest.raises((OSError, UserError), match="Read-only"):
+        run_to_the_end(data, out)
+    run_to_the_end(data, out)
+    assert story(out) == story(whole) and weights(out) == weights(whole)
+
+
+# --- the command line
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_the_command_that_is_interrupted_ends_with_130_and_says_how_to_go_on(
+    number: signal.Signals, data: ImageSet, tmp_path: Path
+) -> None:
+    pixels = np.asarray(data.images).transpose(0, 2, 3, 1)
+    np.savez(tmp_path / "data.npz", images=pixels)
+    out = tmp_path / "run"
+    small = "batch=8 stack.latent=16 stack.width=8 score.kind=swd score.samples=64 threads=1"
+    words = ["grow", str(tmp_path / "data.npz"), "--out", str(out), "--images", "100k"]
+    words += [word for each in small.split() for word in ("--set", each)]
+    with subprocess.Popen(
+        [sys.executable, "-m", "growgan", *words], stderr=subprocess.PIPE, text=True
+    ) as child:
+        while not list(out.glob("stats.jsonl")) and child.poll() is None:
+            time.sleep(0.01)
+        child.send_signal(number)
+        said = child.communicate()[1]
+    assert child.returncode == 130
+    assert f"go on with: growgan grow {tmp_path / 'data.npz'}" in said and "--resume" in said
+    assert len(list((out / "candidates").glob(".*.at-*"))) == 1
+
+
+def test_sigterm_while_images_are_read_ends_with_130(tmp_path: Path) -> None:
+    program = (
+        "import sys, time\n"
+        "import growgan.data\n"
+        "from growgan.cli import main\n"
+        "def slow(*_, **__):\n"
+        "    print('reading', flush=True)\n"
+        "    time.sleep(60)\n"
+        "growgan.data.load_images = slow\n"
+        f"sys.exit(main(['grow', 'digits', '--out', {str(tmp_path / 'run')!r}]))\n"
+    )
+    with subprocess.Popen(
+        [sys.executable, "-c", program], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    ) as child:
+        assert child.stdout is not None and child.stdout.readline() == "reading\n"
+        child.terminate()
+        said = child.communicate()[1]
+    assert child.returncode == 130 and "nothing had begun; give the same command again" in said

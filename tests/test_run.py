@@ -22,6 +22,7 @@ from growgan.growth.actions import Growth, legal_growths
 from growgan.growth.budget import Budget
 from growgan.growth.executor import Outcome, Task, Trainer
 from growgan.growth.history import Candidate, History, Proposal, Space
+from growgan.growth.lock import OWNER, held
 from growgan.growth.policies import Dynamic, Fixed, Progressive, RandomGrowth
 from growgan.growth.policies.base import Selection, go_on
 from growgan.nets.cost import parameters
@@ -139,6 +140,14 @@ with held(Path(sys.argv[1])):
     # What a killed process leaves behind is in nobody's way.
     grow(data, out=out, images=80, settings=tiny(policy="fixed"))
     assert not [p for p in out.glob(".*") if p.name in (".lock", ".owner")]
+
+
+@pytest.mark.parametrize("owner", ["", "[]", '{"process": 1, "host": "x", "since": 1e30}'])
+def test_an_owner_that_cannot_be_read_is_another_process(owner: str, tmp_path: Path) -> None:
+    with held(tmp_path):
+        (tmp_path / OWNER).write_text(owner)
+        with pytest.raises(UserError, match="is in use by another process; wait for it"):
+            held(tmp_path).__enter__()
 
 
 @pytest.mark.parametrize("seed", [2**24, 2**32 - 1])

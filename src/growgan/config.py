@@ -37,7 +37,10 @@ OddKernel = Annotated[int, Field(ge=1, le=15), AfterValidator(_odd)]
 class Group(BaseModel):
     """A frozen group of settings; unknown keys are refused."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+    # Defaults are made of their type, too: 1 for 1.0 would not look the same once read back.
+    model_config = ConfigDict(
+        frozen=True, extra="forbid", allow_inf_nan=False, validate_default=True
+    )
 
 
 class OptimiserSettings(Group):
@@ -214,7 +217,9 @@ class Settings(Group):
         """Accept ``r1,drift`` and ``[r1, drift]`` for regularisers at their own strength."""
         if isinstance(value, str):
             value = [name for name in value.split(",") if name and name != "none"]
-        return {name: {} for name in value} if isinstance(value, list) else value
+        if isinstance(value, list) and all(isinstance(name, str) for name in value):
+            return {name: {} for name in value}
+        return value
 
     def to_yaml(self) -> str:
         """Return the settings as YAML that :meth:`from_yaml` reads back."""

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import re
 import zlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
 from growgan.errors import UserError
 
-SUM = re.compile(rb', "crc": (\d{1,10})}$')
+SUM = re.compile(rb', "(chain|crc)": (\d{1,10})}$')  # at the end of a line: its checksum
 
 
 def parse(data: bytes | str) -> Any:
@@ -29,22 +31,42 @@ def folder_name(value: object) -> str:
     return str(value)
 
 
-def to_line(event: Mapping[str, Any]) -> bytes:
-    """Return ``event`` as one line of JSON that ends with the checksum of what is before it."""
+def to_line(event: Mapping[str, Any], before: int = 0) -> bytes:
+    """Return ``event`` as one line of JSON that ends with a checksum, its link in a chain.
+
+    It covers what is before it in the line, and the checksum ``before`` it, of the last line.
+    """
     text = json.dumps(event, allow_nan=False).encode()
-    return text[:-1] + b', "crc": %d}\n' % zlib.crc32(text)
+    return text[:-1] + b', "chain": %d}\n' % zlib.crc32(text, before)
 
 
-def from_line(line: bytes) -> dict[str, Any]:
-    """Return the object of a line; raise ValueError for one that is damaged, or no object."""
+def from_line(line: bytes, before: int = 0) -> dict[str, Any]:
+    """Return the object of a line; raise ValueError for one that is damaged, or no object.
+
+    Lines of earlier versions end with a checksum of their own ("crc"), or with none.
+    """
     found = SUM.search(line)
-    if found and zlib.crc32(line[: found.start()] + b"}") != int(found[1]):
-        raise ValueError("its checksum is another")
+    if found:
+        text, chained = line[: found.start()] + b"}", found[1] == b"chain"
+        if zlib.crc32(text, before if chained else 0) != int(found[2]):
+            raise ValueError("its checksum is another" + ", or a line is missing" * chained)
     event = parse(line)
     if not isinstance(event, dict):
         raise ValueError("it is no object")
-    event.pop("crc", None)
+    for key in ("chain", "crc"):
+        event.pop(key, None)
     return event
+
+
+def last_sum(lines: Sequence[bytes]) -> int:
+    """Return the checksum of the last of ``lines`` that ends with one, 0 if none does."""
+    return next((int(found[2]) for line in lines[::-1] if (found := SUM.search(line))), 0)
+
+
+def digest(path: Path) -> str:
+    """Return the SHA-256 of a file's content."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def copy_of(path: Path) -> Path:
@@ -55,24 +77,46 @@ def copy_of(path: Path) -> Path:
 def read_lines(path: Path, *, strict: bool = True) -> Iterator[dict[str, Any]]:
     """Yield the objects of a file of lines; a torn last line is passed over.
 
-    A line that is damaged is read from the file's copy, if there is one.
+    A line that is damaged or missing is read from the file's copy, if there is one.
 
     Raises:
-        UserError: if ``strict``, a line before the last is damaged in both; it is named.
+        UserError: if ``strict``, a line before the last is damaged in both, and it is named; or
+            file and copy go on differently.
     """
-    lines = path.read_bytes().split(b"\n") if path.is_file() else []
-    copies: list[bytes] | None = None
-    for number, line in enumerate(lines):
-        if not line.strip():
-            continue
+    return (event for _, event in whole_lines(path, strict=strict))
+
+
+def whole_lines(path: Path, *, strict: bool = True) -> Iterator[tuple[bytes, dict[str, Any]]]:
+    """Yield the lines of :func:`read_lines` as they are written, each with its object."""
+    both = [
+        file.read_bytes().split(b"\n") if file.is_file() else [] for file in (path, copy_of(path))
+    ]
+    before = 0
+    for number, lines in enumerate(zip_longest(*both, fillvalue=b""), 1):
+        whole, problems = _whole(lines, before)
+        if len(whole) > 1:
+            raise UserError(
+                f"'{path}' and its copy '{copy_of(path).name}' differ from line {number} on; "
+                "remove the one that is of another run"
+            )
+        for line, event in whole.items():
+            before = last_sum([line]) or before
+            yield line, event
+        if strict and problems and not whole and any(_left(text, number) for text in both):
+            raise UserError(f"'{path}' is damaged in line {number}: {problems[0]}")
+
+
+def _whole(lines: Iterable[bytes], before: int) -> tuple[dict[bytes, dict[str, Any]], list[str]]:
+    """Return the objects of those ``lines`` that are whole, and what is wrong with the others."""
+    whole, problems = {}, []
+    for line in filter(bytes.strip, lines):
         try:
-            yield from_line(line)
+            whole[line] = from_line(line, before)
         except ValueError as error:
-            if copies is None:
-                copy = copy_of(path)
-                copies = copy.read_bytes().split(b"\n") if copy.is_file() else []
-            try:
-                yield from_line(copies[number])
-            except (IndexError, ValueError):
-                if strict and any(rest.strip() for rest in lines[number + 1 :]):
-                    raise UserError(f"'{path}' is damaged in line {number + 1}: {error}") from error
+            problems.append(str(error))
+    return whole, problems
+
+
+def _left(lines: Sequence[bytes], number: int) -> bool:
+    """Return whether anything follows line ``number``."""
+    return any(line.strip() for line in lines[number:])

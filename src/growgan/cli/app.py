@@ -8,9 +8,12 @@ from __future__ import annotations
 
 import os
 import shlex
+import signal
 import sys
+import threading
 import traceback
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib import import_module
 from typing import Annotated, Any
@@ -96,7 +99,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     try:
-        _run(arguments)
+        with _stoppable():
+            _run(arguments)
         sys.stdout.flush()  # a closed pipe shows here, not at exit
     except typer.Exit as exit_:
         return exit_.exit_code
@@ -110,6 +114,19 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except Exception as error:
         return _failed(error)
     return 0
+
+
+@contextmanager
+def _stoppable() -> Iterator[None]:
+    """While it is entered, SIGTERM interrupts a verb as Ctrl-C does, whatever it is doing."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def _run(arguments: list[str]) -> None:

@@ -109,8 +109,13 @@ def _table(
     for number, column in enumerate(columns):
         table.add_column(column, justify="right" if number and header else "left", overflow="fold")
     for row in rows[:ROWS]:
-        table.add_row(*(Text(f"{cell:,}" if isinstance(cell, int) else cell) for cell in row))
+        table.add_row(*(Text(f"{c:,}" if isinstance(c, int) else _written_out(c)) for c in row))
     if len(rows) > ROWS:
         table.caption = Text(f"and {len(rows) - ROWS:,} more (--json lists all)")
-    console.print(Text(title, "bold"))
+    console.print(Text(_written_out(title), "bold"))
     console.print(table)
+
+
+def _written_out(name: str) -> str:
+    """Return a name with what could steer a terminal written out: an escape as "\\x1b"."""
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in name)

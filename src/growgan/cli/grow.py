@@ -47,6 +47,8 @@ Truth = Annotated[
 ]
 Broken = Annotated[float, typer.Option(help="share of broken files that is tolerated")]
 
+NOTHING = "nothing had begun; give the same command again"
+
 
 def grow(
     data: Data,
@@ -251,7 +253,7 @@ def loaded(source: str, max_broken: float, **how: Any) -> ImageSet:
     try:
         return load_images(source, max_broken=max_broken, **how)
     except KeyboardInterrupt:
-        raise KeyboardInterrupt("nothing had begun; give the same command again") from None
+        raise KeyboardInterrupt(NOTHING) from None
 
 
 def loading(source: str, max_broken: float) -> list[str]:
@@ -305,6 +307,7 @@ def carry_out(
     from safetensors import SafetensorError
 
     from growgan.cli.display import make_display
+    from growgan.growth.place import begun
     from growgan.training.ranks import join
 
     size = "x".join(str(side) for side in data.resolution)
@@ -313,7 +316,7 @@ def carry_out(
     try:
         made = make(data, out=out, display=make_display(quiet=not join().first), **how)
     except KeyboardInterrupt:
-        raise KeyboardInterrupt(again) from None
+        raise KeyboardInterrupt(again if begun(out) else NOTHING) from None
     except (OSError, SafetensorError) as error:
         raise RuntimeError(f"{error}; once '{out}' can be written, {again}") from error
     if not join().first:

@@ -16,6 +16,7 @@ from growgan.errors import UserError
 
 RACY_NS: Final = 1_000_000_000  # a file this young may change again within its time stamp
 CHUNK: Final = 1 << 20
+STALE: Final = 60.0  # seconds since a temporary file was last written to
 
 
 def default_cache() -> Path:
@@ -39,6 +40,12 @@ def cache_error(path: Path, error: OSError) -> UserError:
     return UserError(f"cache '{path}' cannot be written ({why}); set GROWGAN_CACHE to another")
 
 
+def sync_file(path: Path) -> None:
+    """Wait until what was written to ``path`` is on the disk."""
+    with path.open("rb+") as file:
+        os.fsync(file.fileno())
+
+
 def sync_folder(path: Path) -> None:
     """Make renames within ``path`` durable, where the system lets folders be synced."""
     with contextlib.suppress(OSError):
@@ -52,6 +59,7 @@ def sync_folder(path: Path) -> None:
 def write_atomic(path: Path, data: bytes) -> None:
     """Write ``data`` into the cache; raises UserError where it cannot be written."""
     make_folder(path.parent)
+    sweep(path.parent, ".tmp-*")
     try:
         replace_file(path, data)
     except OSError as error:
@@ -72,6 +80,17 @@ def replace_file(path: Path, data: bytes) -> None:
         Path(temporary).unlink(missing_ok=True)
         raise
     sync_folder(path.parent)
+
+
+def sweep(folder: Path, *patterns: str) -> None:
+    """Delete what processes that were killed have left of the small files they were writing.
+
+    Whatever is older than :data:`STALE` seconds is such a file: a live process is done by then.
+    """
+    for path in (path for pattern in patterns for path in folder.glob(pattern)):
+        with contextlib.suppress(OSError):
+            if path.is_file() and time.time() - path.stat().st_mtime > STALE:
+                path.unlink()
 
 
 def stamp(status: os.stat_result) -> list[int]:

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from growgan.data.archives import is_bomb
 from growgan.data.decode import BrokenImage, Pixels, to_uint8
 from growgan.data.files import combine, file_digest
-from growgan.data.sources import Arrays, ArraySource, name_classes
+from growgan.data.sources import Arrays, ArraySource, as_names, name_classes
 from growgan.errors import UserError
 
 IMAGE_KEYS: Final = ("images", "x", "x_train", "data", "samples", "arr_0")
@@ -29,21 +29,11 @@ def open_npz(path: Path, cache: Path) -> ArraySource:
 
 
 def read_npz(path: Path) -> Arrays:
-    """Read images, labels and class names by their usual keys; no pickled objects are loaded.
+    """Read images, labels and class names by their usual keys.
 
     Raises UserError for a file that is no ``.npz``, lacks images, or whose arrays do not fit.
     """
-    try:
-        with zipfile.ZipFile(path) as archive:
-            entries = archive.infolist()
-        if is_bomb(sum(e.file_size for e in entries), path.stat().st_size):
-            raise UserError(f"'{path}' unpacks to over 200 times its size; it is not trusted")
-        with np.load(path, allow_pickle=False) as file:
-            picked = {key: file[key] for key in _wanted(file.files)}
-    except UserError:
-        raise
-    except Exception as error:  # zipfile, zlib and numpy raise many kinds for damaged data
-        raise UserError(f"'{path}' cannot be read as an .npz ({error})") from error
+    picked = read_arrays(path, (IMAGE_KEYS, LABEL_KEYS, CLASS_KEYS))
     keys = list(picked)
     image_key = _first(keys, IMAGE_KEYS)
     if image_key is None:
@@ -54,13 +44,31 @@ def read_npz(path: Path) -> Arrays:
     label_key, class_key = _first(keys, LABEL_KEYS), _first(keys, CLASS_KEYS)
     if label_key is None:
         return Arrays(images)
-    names = tuple(str(name) for name in picked[class_key].reshape(-1)) if class_key else ()
+    names = tuple(as_names(picked[class_key].reshape(-1)).tolist()) if class_key else ()
     return with_labels(images, picked[label_key], names, f"'{path}'")
 
 
-def _wanted(files: Sequence[str]) -> list[str]:
-    groups = (IMAGE_KEYS, LABEL_KEYS, CLASS_KEYS)
-    return [key for group in groups if (key := _first(files, group)) is not None]
+def read_arrays(path: Path, groups: Sequence[Sequence[str]]) -> dict[str, NDArray[Any]]:
+    """Read the first array of each group of keys that the file has; no pickled objects are loaded.
+
+    Raises UserError for a file that is no ``.npz``, and for an entry that is no array.
+    """
+    try:
+        with zipfile.ZipFile(path) as archive:
+            entries = archive.infolist()
+        if is_bomb(sum(e.file_size for e in entries), path.stat().st_size):
+            raise UserError(f"'{path}' unpacks to over 200 times its size; it is not trusted")
+        with np.load(path, allow_pickle=False) as file:
+            keys = [key for group in groups if (key := _first(file.files, group)) is not None]
+            picked = {key: file[key] for key in keys}
+    except UserError:
+        raise
+    except Exception as error:  # zipfile, zlib and numpy raise many kinds for damaged data
+        raise UserError(f"'{path}' cannot be read as an .npz ({error})") from error
+    for key, value in picked.items():
+        if not isinstance(value, np.ndarray):  # numpy gives an entry of another kind as its bytes
+            raise UserError(f"'{key}' in '{path}' is no array")
+    return picked
 
 
 def _first(have: Sequence[str], wanted: Sequence[str]) -> str | None:
@@ -69,6 +77,9 @@ def _first(have: Sequence[str], wanted: Sequence[str]) -> str | None:
 
 def with_labels(images: Pixels, labels: NDArray[Any], names: tuple[str, ...], where: str) -> Arrays:
     """Join images and labels; raises UserError when their numbers differ."""
+    if labels.ndim not in (1, 2) or labels.shape[1:] == (0,):
+        shape = f"{where} has labels of shape {list(labels.shape)}"
+        raise UserError(f"{shape}; they must be [N], [N,1] or one-hot [N,C]")
     if len(labels) != len(images):
         raise UserError(f"{where} has {len(images):,} images but {len(labels):,} labels")
     indices, classes = name_classes(labels, names)

@@ -4,6 +4,11 @@ Decoding small images is mostly interpreter work, so threads are slower than one
 PNGs of 32x32 on 2 cores: 0.85 s serial, 1.1 s threads, 0.5 s processes) while for photographs
 they equal processes. Forking is unsafe beside torch's threads, and multiprocessing's spawn runs
 the caller's script again; so the workers are plain interpreters fed through their pipes.
+
+What goes through these pipes is pickled, but is no file, and no stranger's: this process makes
+them, without a name, and its own worker alone has the other end. Whoever could write into them can
+run code here already. What a stranger did write, an image, is bytes to decode there, and comes back
+as pixels.
 """
 
 from __future__ import annotations

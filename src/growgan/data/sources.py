@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -178,7 +179,7 @@ def name_classes(
         values = np.where((values != 0).any(1), (values != 0).argmax(1), -1)
     values = values.reshape(-1)
     if values.dtype.kind not in "iub":
-        found, indices = np.unique(values.astype(str), return_inverse=True)
+        found, indices = np.unique(as_names(values), return_inverse=True)
         return indices.astype(np.int64), tuple(str(name) for name in found)
     numbers = values.astype(np.int64)
     missing = numbers < 0
@@ -187,6 +188,19 @@ def name_classes(
     found = np.unique(numbers[~missing])
     indices = np.searchsorted(found, numbers)
     return np.where(missing, -1, indices), tuple(str(value) for value in found)
+
+
+def as_names(values: NDArray[Any]) -> NDArray[np.str_]:
+    """Turn an array of any type into text; raises UserError for one that has none."""
+    if values.dtype.kind == "V":
+        raise UserError(f"values of type {values.dtype} are no names")
+    is_bytes = values.dtype.kind == "S"
+    names = np.char.decode(values, "utf-8", "replace") if is_bytes else values.astype(str)
+    # Each character has four bytes, which numpy takes from a file as they are.
+    codes = np.frombuffer(names.tobytes(), np.uint32)
+    if codes.max(initial=0) > sys.maxunicode:
+        raise UserError("names hold what are no characters")
+    return names
 
 
 @dataclass(frozen=True)

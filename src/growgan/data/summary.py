@@ -99,6 +99,7 @@ def summarise(
     size = parse_resolution(resolution)
     cache = default_cache() if cache is None else cache
     opened = open_source(source, Request(cache, seed))
+    opened.survey()  # refuses an archive of more pixels than anybody's images have
     survey, broken, good = Survey(), [], []
     repeats = Repeats(opened)
     blocks = run_blocks(partial(scan_block, opened), len(opened), 32)

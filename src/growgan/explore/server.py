@@ -7,7 +7,6 @@ reach it by a name of its own), and needs no network.
 from __future__ import annotations
 
 import io
-import json
 import tempfile
 import zipfile
 from collections.abc import Mapping
@@ -17,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import uvicorn
+from pydantic import Field
 from starlette.applications import Starlette
 from starlette.concurrency import run_in_threadpool
 from starlette.middleware import Middleware
@@ -26,12 +26,13 @@ from starlette.responses import JSONResponse, PlainTextResponse, Response
 from starlette.routing import Route
 
 from growgan.errors import UserError
-from growgan.explore.studio import Studio
+from growgan.explore.studio import SampleForm, Studio
 from growgan.growth.export import export
+from growgan.plain import parse
 from growgan.report.sheet import write_images
 from growgan.report.style import PALETTE
 
-HOSTS = ["127.0.0.1", "localhost", "[::1]", "testserver"]
+HOSTS = ["127.0.0.1", "localhost", "[::1]"]
 STATIC = {"": ("page.html", "text/html"), "page.css": ("page.css", "text/css")}
 STATIC["page.js"] = ("page.js", "text/javascript")
 HEADERS = {
@@ -42,6 +43,12 @@ HEADERS = {
 }
 TYPES = {"png": "image/png", "npz": "application/octet-stream", "zip": "application/zip"}
 LARGEST = 1 << 16  # bytes of a question
+
+
+class TakenForm(SampleForm):
+    """Samples to take away, more of them than a page shows."""
+
+    count: int = Field(36, ge=1, le=4096)
 
 
 def application(studio: Studio) -> Starlette:
@@ -84,10 +91,12 @@ async def _question(request: Request) -> dict[str, Any]:
     # A form of another site cannot send this type without asking first.
     if request.headers.get("content-type", "").partition(";")[0] != "application/json":
         raise UserError("a question is JSON")
-    body = await request.body()
-    if len(body) > LARGEST:
-        raise UserError("the question is too long")
-    given = json.loads(body or b"{}")
+    body = b""
+    async for part in request.stream():
+        body += part
+        if len(body) > LARGEST:
+            raise UserError("the question is too long")
+    given = parse(body or b"{}")
     if not isinstance(given, dict):
         raise UserError("a question is an object")
     return given
@@ -101,17 +110,16 @@ def taken(studio: Studio, kind: str, asked: Mapping[str, str]) -> tuple[str, byt
 
     Raises:
         UserError: an unknown kind, or what cannot be made.
-        ValueError: a number that is none.
+        ValueError: ``asked`` does not fit :class:`TakenForm`.
     """
-    model = studio.model(asked.get("candidate") or None)
+    form = TakenForm.model_validate({key: value for key, value in asked.items() if value})
+    model = studio.model(form.candidate)
     stem = f"{studio.path.resolve().name}-{model.folder.name}"
     if kind in ("png", "npz"):
-        cut = asked.get("truncation")
-        amount, seed = min(4096, int(asked.get("count", "36"))), int(asked.get("seed", "0"))
-        images = model.sample(amount, seed=seed, truncation=float(cut) if cut else None)
-        name = f"{stem}-{seed}.{kind}"
+        images = model.sample(form.count, seed=form.seed, truncation=form.truncation)
+        name = f"{stem}-{form.seed}.{kind}"
         with tempfile.TemporaryDirectory() as made:
-            labels = model.labels(amount)
+            labels = model.labels(form.count)
             path = write_images(images.transpose(0, 3, 1, 2), labels, Path(made) / name)
             return name, path.read_bytes()
     with tempfile.TemporaryDirectory() as made:

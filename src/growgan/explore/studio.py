@@ -15,16 +15,18 @@ from typing import Annotated, Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 from torch import Tensor
 
 from growgan.data import ImageSet
 from growgan.errors import UserError
 from growgan.growth.gallery import extractor_of, real_features
+from growgan.growth.load import candidate_of
 from growgan.growth.model import Images, Model
 from growgan.growth.run import Run
 from growgan.metrics.features import Extractor
 from growgan.nets.spec import LayerSpec, StackSpec
+from growgan.plain import folder_name
 from growgan.registry import Registry
 from growgan.report.branches import Branch, branches
 from growgan.report.pictures import data_uri, evenly, sample_picture
@@ -43,7 +45,7 @@ class Form(BaseModel):
 
     model_config = ConfigDict(extra="forbid")
 
-    candidate: str | None = None
+    candidate: Annotated[str, AfterValidator(folder_name)] | None = None
     seed: int = Field(0, ge=0, lt=2**32)
     count: int = Field(36, ge=1, le=144)
 
@@ -165,7 +167,7 @@ class Studio:
         """Return a candidate's generator, the best one's for None, kept from call to call."""
         name = candidate or self.run.best_id
         if name not in self._models:
-            self._models[name] = self.run.candidate(name)
+            self._models[name] = candidate_of(self.run, name)
         return self._models[name]
 
     @question(Form, "what the run is, and what its generator can do")
@@ -266,7 +268,8 @@ class Studio:
             form.count, seed=form.seed, truncation=form.truncation, labels=form.labels or None
         )
         labels = model.labels(form.count, form.labels or None)
-        names = [] if labels is None else [model.classes[label] for label in labels]
+        known = dict(enumerate(model.classes))
+        names = [] if labels is None else [known.get(label, str(label)) for label in labels]
         return {"images": pictures(images), "labels": names}
 
     @question(VaryForm, "one sample, moved along directions and latents")

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from pathlib import Path
 
 from growgan.errors import UserError
@@ -15,7 +16,8 @@ from growgan.growth.history import History
 from growgan.growth.ledger import Ledger
 from growgan.growth.stop import Stop
 from growgan.nets.spec import without_fade
-from growgan.training.checkpoint import load_gan, load_mark, save_gan
+from growgan.plain import digest
+from growgan.training.checkpoint import MANIFEST, check_files, load_gan, load_mark, save_gan
 from growgan.training.gan import Gan
 from growgan.training.progress import Display, Status
 from growgan.training.stage import Mark, Progress
@@ -128,6 +130,47 @@ class RunKeeper:
     def drop(self, candidate_id: str, but: int = 0) -> None:
         """Delete what is saved of a child in training, ``but`` the newest so many."""
         for folder in self._kept(candidate_id)[but:]:
+            shutil.rmtree(folder)
+
+    def seal(self, candidate_id: str) -> str | None:
+        """Return the digest of a finished child's manifest, None if it left no files."""
+        manifest = self.out / "candidates" / candidate_id / MANIFEST
+        return digest(manifest) if manifest.exists() else None
+
+    def check(self, candidate_id: str, seal: str | None) -> None:
+        """Raise a :class:`UserError` unless a child's files are whole, and those with its seal."""
+        folder = self.out / "candidates" / candidate_id
+        check_files(folder)
+        if seal is not None and self.seal(candidate_id) != seal:
+            raise UserError(f"'{folder}/' is damaged: what it holds is another candidate's")
+
+    def sweep(self, tried: Collection[str]) -> None:
+        """Delete what never was finished, and saves of who was; ``tried`` are in the ledger.
+
+        Raises:
+            UserError: there are candidates that the ledger should know, or something else under
+                such a name; nothing is deleted then.
+        """
+        places, useless, unknown = self.out / "candidates", [], []
+        places.mkdir(exist_ok=True)
+        for folder in sorted(places.iterdir()):
+            ours = re.fullmatch(r"\.*(\d{4,})(\.at-\d+)?(\.partial)?", folder.name)
+            if ours and (folder.is_symlink() or not folder.is_dir()):
+                raise UserError(
+                    f"'{folder}' has a candidate's name, and is no folder; move it away"
+                )
+            # Only a finished child's folder and an unfinished one's saves are of use.
+            if ours and (ours[3] or (ours[2] and ours[1] in tried)):
+                useless.append(folder)
+            elif ours and not ours[2] and ours[1] not in tried:
+                unknown.append(folder)
+        if len(unknown) > 1:  # a crash comes between one child's folder and its line, at most
+            raise UserError(
+                f"'{self.ledger.path}' lacks lines: it does not know candidates "
+                f"{', '.join(folder.name for folder in unknown)}; put it back as it was, or move "
+                "their folders away to go on without them"
+            )
+        for folder in (*useless, *unknown):
             shutil.rmtree(folder)
 
     def _kept(self, candidate_id: str) -> list[Path]:

@@ -14,6 +14,7 @@ from growgan.growth.pool import Pool
 from growgan.growth.run import Run
 from growgan.nets.players import Generator
 from growgan.nets.pretrained import WEIGHTS, fetched, read_config
+from growgan.plain import folder_name
 
 HUB = "hub:"
 
@@ -34,7 +35,10 @@ class Exported(Model):
     @cached_property
     def classes(self) -> tuple[str, ...]:
         """Names of the classes that it draws; none if it is unconditional."""
-        return tuple(map(str, self.config.get("classes", ())))
+        named = self.config.get("classes", [])
+        if not isinstance(named, list):
+            raise UserError(f"'{self.folder}': classes must be a list of names, not {named!r:.40}")
+        return tuple(map(str, named))
 
     @property
     def settings(self) -> Settings:
@@ -71,4 +75,16 @@ def load(source: str | Path, candidate: str | None = None) -> Model | Pool:
             raise UserError(f"a candidate is of one run, and '{path}' pools several")
         return Pool(path)
     run = Run.open(path)
-    return run.candidate(candidate) if candidate else run.best
+    return candidate_of(run, candidate or run.best_id)
+
+
+def candidate_of(run: Run, name: str) -> Model:
+    """Return a run's candidate by its id, which leads nowhere outside of the run.
+
+    Raises:
+        UserError: it is no id, or the candidate's weights are gone.
+    """
+    try:
+        return run.candidate(folder_name(name))
+    except ValueError as error:
+        raise UserError(f"'{run.path}' has no such candidate: {error}") from error

@@ -51,5 +51,5 @@ def _owner(out: Path) -> str:
         owner = parse((out / OWNER).read_bytes())
         since = time.strftime("%Y-%m-%d %H:%M", time.localtime(owner["since"]))
         return f"process {owner['process']} on {owner['host']} since {since}"
-    except (OSError, ValueError, KeyError, TypeError):
+    except (OSError, ValueError, KeyError, TypeError, OverflowError):
         return "another process"

@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from growgan.config import Settings
+from growgan.data.npz import read_arrays
 from growgan.errors import UserError
 from growgan.growth.directions import Directions, principal
 from growgan.nets.players import Generator
@@ -50,7 +51,11 @@ class Model:
         conditioning = make_objective(self.settings).conditioning
         if not (conditioning.labelled and conditioning.told):
             return ()
-        return tuple(parse((self._run / "data.json").read_bytes())["classes"])
+        path = self._run / "data.json"
+        try:
+            return tuple(map(str, parse(path.read_bytes())["classes"]))
+        except (OSError, ValueError, TypeError, KeyError) as error:
+            raise UserError(f"'{path}' cannot be read: {error}") from error
 
     @property
     def settings(self) -> Settings:
@@ -207,8 +212,15 @@ class Model:
     @cached_property
     def _kept(self) -> dict[str, NDArray[Any]]:
         """The images kept with the run to make others from, and what these are to be."""
-        with np.load(self._run / GIVEN) as kept:
-            return dict(kept)
+        path = self._run / GIVEN
+        kept = read_arrays(path, (("given",), ("labels",)))
+        shapes = {"given": (np.uint8, 4), "labels": (np.integer, 1)}
+        for key, (kind, axes) in shapes.items():
+            if key not in kept or not kept[key].size or kept[key].ndim != axes:
+                raise UserError(f"'{path}' has no '{key}' of {axes} axes")
+            if not np.issubdtype(kept[key].dtype, kind):
+                raise UserError(f"'{key}' in '{path}' must be {kind.__name__}")
+        return kept
 
     @property
     def _examples_labels(self) -> list[int] | None:

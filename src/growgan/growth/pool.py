@@ -42,14 +42,17 @@ class Pool:
     def asked(self) -> dict[str, Any]:
         """What the runs were asked for; ``classes`` are the names of the labels."""
         try:
-            return dict(parse((self.path / FILE).read_bytes()))
-        except (OSError, ValueError, TypeError) as error:
+            asked = dict(parse((self.path / FILE).read_bytes()))
+            if not isinstance(asked["classes"], list):
+                raise ValueError("its classes are no list of names")
+        except (OSError, ValueError, TypeError, KeyError) as error:
             raise UserError(f"'{self.path / FILE}' cannot be read: {error}") from error
+        return asked
 
     @property
     def classes(self) -> tuple[str, ...]:
         """Names of the classes, in the order of the labels."""
-        return tuple(self.asked["classes"])
+        return tuple(map(str, self.asked["classes"]))
 
     def folder(self, label: int) -> Path:
         """Return where the run of a label is."""

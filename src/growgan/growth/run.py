@@ -2,34 +2,30 @@
 
 from __future__ import annotations
 
-import io
-import json
-import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 
 from growgan.config import Settings, make_settings
 from growgan.data import ImageSet
-from growgan.data.files import replace_file
 from growgan.errors import UserError
 from growgan.growth.budget import Budget, Meter
 from growgan.growth.cluster import Cluster, search_on
-from growgan.growth.executor import SHEET, Clock, SerialExecutor, batches_of
+from growgan.growth.executor import Clock, SerialExecutor
 from growgan.growth.history import History, Space
 from growgan.growth.ledger import Ledger
-from growgan.growth.lock import LOCK, OWNER, held
-from growgan.growth.model import GIVEN, Model
-from growgan.growth.origin import ORIGIN, keep_origin, origin_stacks
+from growgan.growth.lock import held
+from growgan.growth.model import Model
+from growgan.growth.origin import ORIGIN, origin_stacks
+from growgan.growth.place import begun, check_begun, is_free, prepare
 from growgan.growth.policies import POLICIES, GrowthPolicy, make_policy
 from growgan.growth.ranked import check_ranks, follow
 from growgan.growth.scoring import trainer_of
-from growgan.growth.search import Search, start_event
+from growgan.growth.search import Search
 from growgan.growth.stop import Stop
 from growgan.growth.tracking import check_trackers, trackers
 from growgan.metrics.domain import LEAST_IMAGES
@@ -42,7 +38,7 @@ from growgan.registry import Registry
 from growgan.report.page import write_report
 from growgan.training.progress import Display, SilentDisplay, Together
 from growgan.training.ranks import join
-from growgan.training.runtime import best_threads, machine, make_runtime
+from growgan.training.runtime import best_threads, make_runtime
 
 
 @dataclass(frozen=True)
@@ -144,9 +140,7 @@ def grow(
     chosen = _settled(chosen, limit, data)
     with held(out), Stop() as stop:
         began = check_out(out, data, resume=resume)  # another process may just have left it
-        if origin is not None and not resume:
-            keep_origin(origin, out)
-        prepare(out, chosen, limit, data, began)
+        prepare(out, chosen, limit, data, began, origin)
         how = (display, clock, stop, cluster)
         return _search(out, chosen, space, decided, limit, data, *how)
 
@@ -170,7 +164,7 @@ def _limit(budget: str | Budget | None, images: int | None, ledger: Ledger) -> B
         budget = Budget.parse(budget)
     if budget is not None and images is not None:
         raise UserError("give either a budget of time or one of images, not both")
-    past = [event["budget"] for event in ledger.read() if "budget" in event]
+    past = [e["budget"] for e in ledger.read() if e["event"] in ("start", "resume")]
     if budget is None and images is None and past:
         return Budget(**past[-1])
     return budget or Budget(images=images)
@@ -277,17 +271,21 @@ def check_out(out: Path, data: ImageSet | None, *, resume: bool) -> dict[str, An
     Without ``data``, which may not have been read yet, a run's own are not compared with them.
 
     Raises:
-        UserError: it holds a run (or none, for ``resume``), a run on other data, or other files.
+        UserError: it holds a run (or none, for ``resume``), a damaged run, a run on other data,
+            or other files.
     """
-    began = next(Ledger(out / "ledger.jsonl").read(), None)
+    began = begun(out)
     if began is None:
+        free = is_free(out)
         if resume:
-            raise UserError(f"there is no run to resume in '{out}'")
-        if out.exists() and (not out.is_dir() or {p.name for p in out.iterdir()} - {LOCK, OWNER}):
+            hint = "; leave out --resume to start one" if free else ""
+            raise UserError(f"there is no run to resume in '{out}'{hint}")
+        if not free:
             raise UserError(f"'{out}' is not an empty folder; choose another --out")
         return None
     if not resume:
         raise UserError(f"'{out}' already holds a run; add --resume, or choose another --out")
+    check_begun(out, began)
     if data is not None and began["data"]["fingerprint"] != data.fingerprint:
         size = tuple(began.get("resolution") or ())
         if size != data.resolution:
@@ -298,43 +296,6 @@ def check_out(out: Path, data: ImageSet | None, *, resume: bool) -> dict[str, An
             f"'{data.name}' as it is now"
         )
     return began
-
-
-def prepare(
-    out: Path, settings: Settings, budget: Budget, data: ImageSet, began: dict[str, Any] | None
-) -> None:
-    """Write what a new run begins with, or that it goes on.
-
-    Raises:
-        UserError: ``out`` cannot be written.
-    """
-    ledger = Ledger(out / "ledger.jsonl")
-    try:
-        if began is not None:
-            ledger.mend()
-            ledger.append({"event": "resume", "time": time.time(), "budget": budget.to_json()})
-            return
-        facts = data.describe()
-        event = start_event(settings, budget, facts, machine(), version("growgan"))
-        (out / "candidates").mkdir(parents=True, exist_ok=True)
-        if data.given is not None:
-            replace_file(out / GIVEN, _examples(data, settings))
-        replace_file(out / "config.yaml", settings.to_yaml().encode())
-        replace_file(out / "data.json", json.dumps(facts, indent=1).encode())
-        ledger.append(event)
-    except OSError as error:
-        raise UserError(f"cannot write to '{out}': {error.strerror or error}") from error
-
-
-def _examples(data: ImageSet, settings: Settings) -> bytes:
-    """Return a file of images that samples are made from: new ones where some are held out."""
-    batches, file = batches_of(data, settings), io.BytesIO()
-    rows = batches.held_out if len(batches.held_out) else np.arange(len(data))
-    assert data.given is not None
-    given, truth = (each[rows[:SHEET]].transpose(0, 2, 3, 1) for each in (data.given, data.images))
-    labels = np.full(len(data), -1) if data.labels is None else data.labels
-    np.savez_compressed(file, given=given, truth=truth, labels=labels[rows[:SHEET]])
-    return file.getvalue()
 
 
 def _search(
@@ -356,12 +317,8 @@ def _search(
     meter = Meter(budget, elapsed + clock.lap())
     runtime = replace(make_runtime(settings.device, settings.precision), ranks=join())
     search = Search(out, settings, space, policy, budget, meter, shown, str(runtime.device), stop)
-    threads = torch.get_num_threads()
-    # A resumed run keeps its number of threads, or its sums would round differently.
-    torch.set_num_threads(settings.threads or 1)
-    shown.start(events[0])
-    runtime.ranks.tell(settings)
-    try:
+    with _shown(out, search, events[0]), _threads(settings.threads or 1):
+        runtime.ranks.tell(settings)
         trainer = trainer_of(out, settings, search, data, runtime)
         meter.charge("data", clock.lap())
         if cluster is None:
@@ -372,12 +329,41 @@ def _search(
             tried = search.history.candidates
             raise RuntimeError(f"no candidate could be trained: {tried[-1].error if tried else ''}")
         runtime.ranks.tell(None)
-    finally:
-        torch.set_num_threads(threads)
-        shown.stop(_summary(out, search.history))
-        if search.history.best:
-            write_report(out)
     return Run(out)
+
+
+@contextmanager
+def _threads(number: int) -> Iterator[None]:
+    """Compute by so many threads: a resumed run keeps them, or its sums would round differently."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(number)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+@contextmanager
+def _shown(out: Path, search: Search, start: dict[str, Any]) -> Iterator[None]:
+    """Show how a run begins and ends, and write its report, whatever happens in between.
+
+    What ends the run is raised, and not what the report says of a disk that is full.
+    """
+    search.display.start(start)
+    try:
+        yield
+    except BaseException:
+        with suppress(Exception):
+            _close(out, search)
+        raise
+    _close(out, search)
+
+
+def _close(out: Path, search: Search) -> None:
+    """Show how a run ended, and write its report."""
+    search.display.stop(_summary(out, search.history))
+    if search.history.best:
+        write_report(out)
 
 
 def _summary(out: Path, history: History) -> dict[str, Any]:

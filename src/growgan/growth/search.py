@@ -6,9 +6,6 @@ reading them. Each policy, fixed stacks included, goes through here.
 
 from __future__ import annotations
 
-import re
-import shutil
-import time
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -21,7 +18,7 @@ from growgan.growth.desk import Desk, planned
 from growgan.growth.executor import Clock, Crew, Executor, Outcome, Task
 from growgan.growth.history import Candidate, History, Proposal, Space
 from growgan.growth.keeper import RunKeeper
-from growgan.growth.ledger import Ledger, candidate_from_event, candidate_to_event
+from growgan.growth.ledger import Ledger, candidate_from_event, candidate_to_event, in_line
 from growgan.growth.policies import GrowthPolicy
 from growgan.growth.stop import Stop
 from growgan.report.sheet import save_sheet
@@ -29,7 +26,6 @@ from growgan.training.checkpoint import (
     FILES,
     MANIFEST,
     Files,
-    check_files,
     load_gan,
     read_files,
     save_files,
@@ -80,6 +76,8 @@ class Search:
         self._vitals: dict[str, Vitals] = {}  # of those that are healthy
         self._treatments, self._given_up = 0, ""
         self._ended = False  # the ledger says so already
+        self._seals: dict[str, str | None] = {}  # digests of the candidates' manifests
+        self._of_round = settings  # what the children of a round are trained by
         self._replay()
 
     def run(self, executor: Executor) -> Candidate | None:
@@ -184,7 +182,7 @@ class Search:
         known = [each.id for each in tried] + [task.id for task in flying]
         last = max(map(int, known), default=-1)
         return self.desk.tasks(
-            proposals, self.history, self.settings, last + 1, self._overhead, planned(flying)
+            proposals, self.history, self._of_round, last + 1, self._overhead, planned(flying)
         )
 
     def _record(self, outcome: Outcome) -> Candidate:
@@ -200,13 +198,15 @@ class Search:
         self._overhead = 0.5 * (self._overhead + candidate.seconds - candidate.trained)
         event = candidate_to_event(candidate, outcome.sizes)
         vitals = outcome.vitals and outcome.vitals.to_json()
-        self.ledger.append({**event, "vitals": vitals, "memory": outcome.memory})
+        # A growth that ails was a bad one; if the pair itself ails, its training must change.
+        treated = diagnosis if not task.proposal.growth else None
+        told = {"vitals": vitals, "memory": outcome.memory, "manifest": self.keeper.seal(task.id)}
+        self.ledger.append({**event, **told, "ailment": treated and treated.name})
         self.keeper.drop(task.id)
         self.display.candidate(event)
         self._unselected.append(candidate)
-        # A growth that ails was a bad one; if the pair itself ails, its training must change.
-        if diagnosis is not None and not task.proposal.growth:
-            self._treat(candidate, diagnosis)
+        if treated is not None:
+            self._treat(candidate, treated)
         return candidate
 
     def _save(self, outcome: Outcome, folder: Path) -> None:
@@ -284,7 +284,7 @@ class Search:
         known = self.history.with_round(tuple(children), self.history.alive)
         choice = self.policy.select([*children, *rivals], known)
         self.history = replace(known, alive=choice.alive)
-        self._unselected = []
+        self._unselected, self._of_round = [], self.settings
         best = self.history.best
         event = {
             "event": "select",
@@ -307,33 +307,49 @@ class Search:
     def _replay(self) -> None:
         """Rebuild the history from the ledger, and forget what was never written down."""
         tried: dict[str, Candidate] = {}
-        for event in self.ledger.read():
-            if event["event"] in ("candidate", "damage", "end"):
-                self._ended = event["event"] == "end"
-            if event["event"] == "candidate":
-                candidate = self._counted(candidate_from_event(event), tried)
-                tried[candidate.id] = candidate
-                self._unselected.append(candidate)
-                self._whole.add(candidate.id)
-                self._overhead = candidate.seconds - candidate.trained
-                if event.get("vitals") and not candidate.error:
-                    self._vitals[candidate.id] = Vitals(**event["vitals"])
-            elif event["event"] == "select":
-                known = self.history.with_round(tuple(self._unselected), tuple(event["alive"]))
-                self.history, self._unselected = known, []
-            elif event["event"] == "doctor":
-                self._follow(event)
-            elif event["event"] == "memory":
-                self.parts = event["parts"]
-            elif event["event"] == "damage":
-                lost, alive = frozenset(event["lost"]), tuple(event["alive"])
-                self.history = replace(self.history, lost=lost, alive=alive)
-        for folder in (self.out / "candidates").iterdir():
-            ours = re.fullmatch(r"\.*(\d{4,})(\.at-\d+)?(\.partial)?", folder.name)
-            # Only a finished child's folder and an unfinished one's saves are of use.
-            if ours and (ours[3] or (ours[1] in tried) == bool(ours[2])):
-                shutil.rmtree(folder)
+        ailing: tuple[Candidate, Diagnosis] | None = None  # who has not been treated
+        for number, event in enumerate(self.ledger.read(), 1):
+            kind = event["event"]
+            if kind in ("candidate", "damage", "end"):
+                self._ended = kind == "end"
+            with in_line(self.ledger.path, number):
+                if kind == "candidate":
+                    ailing = self._relive(event, tried)
+                else:
+                    ailing = None if kind == "doctor" else ailing
+                    self._repeat(event)
+        self.keeper.sweep(tried)
+        if ailing is not None:
+            self._treat(*ailing)
         self._go_back()
+
+    def _relive(
+        self, event: Mapping[str, Any], tried: dict[str, Candidate]
+    ) -> tuple[Candidate, Diagnosis] | None:
+        """Take in a candidate of the ledger; return it with its ailment, if that is treated."""
+        candidate = self._counted(candidate_from_event(event), tried)
+        tried[candidate.id] = candidate
+        self._unselected.append(candidate)
+        self._whole.add(candidate.id)
+        self._seals[candidate.id] = event.get("manifest")
+        self._overhead = candidate.seconds - candidate.trained
+        if event.get("vitals") and not candidate.error:
+            self._vitals[candidate.id] = Vitals(**event["vitals"])
+        ailment = event.get("ailment")
+        return (candidate, Diagnosis(ailment, candidate.error)) if ailment else None
+
+    def _repeat(self, event: Mapping[str, Any]) -> None:
+        """Take in what else the ledger says."""
+        if event["event"] == "select":
+            known = self.history.with_round(tuple(self._unselected), tuple(event["alive"]))
+            self.history, self._unselected, self._of_round = known, [], self.settings
+        elif event["event"] == "doctor":
+            self._follow(event)
+        elif event["event"] == "memory":
+            self.parts = event["parts"]
+        elif event["event"] == "damage":
+            lost, alive = frozenset(event["lost"]), tuple(event["alive"])
+            self.history = replace(self.history, lost=lost, alive=alive)
 
     def _go_back(self) -> None:
         """Where the files of a living candidate are damaged, go on with its nearest whole ancestor.
@@ -344,7 +360,7 @@ class Search:
         problems: dict[str, str] = {}
         for candidate in (*self.history.candidates, *self._unselected):
             try:
-                check_files(self.folder(candidate.id))
+                self.keeper.check(candidate.id, self._seals.get(candidate.id))
             except UserError as error:
                 problems[candidate.id] = str(error)
         self._unselected = [
@@ -377,21 +393,3 @@ class Search:
         if budget.images is not None:
             return replace(candidate, spent=self.meter.images / budget.images)
         return replace(candidate, spent=candidate.elapsed / (budget.seconds or 1))
-
-
-def start_event(
-    settings: Settings, budget: Budget, data: dict[str, Any], machine: str, version: str
-) -> dict[str, Any]:
-    """Return the ledger's first line."""
-    return {
-        "event": "start",
-        "time": time.time(),
-        "version": version,
-        "policy": settings.policy,
-        "preset": settings.preset,
-        "budget": budget.to_json(),
-        "seed": settings.seed,
-        "resolution": list(settings.resolution or ()),
-        "data": {key: data.get(key) for key in ("name", "fingerprint", "count", "channels")},
-        "machine": machine,
-    }

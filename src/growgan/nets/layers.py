@@ -55,6 +55,8 @@ class Scaled(nn.Module):
 
     def __init__(self, shape: tuple[int, ...], fan_in: int, gain: float, rate: Rate) -> None:
         super().__init__()
+        if fan_in < 1:
+            raise UserError("a map needs an input, and one of this stack's has none")
         self.fan_in, self.gain, self.rate = fan_in, gain, rate
         self.weight = nn.Parameter(torch.empty(shape))
         if rate == "spectral":
@@ -89,7 +91,10 @@ class Scaled(nn.Module):
 
         With ``follow`` that step is kept.
         """
-        matrix = self.matrix()
+        with torch.autocast(self.weight.device.type, enabled=False):
+            return self._singular(self.matrix(), follow)
+
+    def _singular(self, matrix: Tensor, follow: bool) -> Float[Tensor, ""]:
         with torch.no_grad():
             v = F.normalize(torch.mv(matrix.T, self.u), dim=0, eps=1e-12)
             u = F.normalize(torch.mv(matrix, v), dim=0, eps=1e-12)

@@ -10,18 +10,22 @@ from __future__ import annotations
 import json
 import tempfile
 from collections.abc import Mapping
+from math import prod
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self, cast
 
+import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
+from torch import Tensor
 
 from growgan.errors import UserError, require
-from growgan.nets.spec import StackSpec
+from growgan.nets.layers import unset
+from growgan.nets.spec import LIMITS, StackSpec
 from growgan.plain import parse
 
 if TYPE_CHECKING:
-    from growgan.nets.players import Generator
+    from growgan.nets.players import Discriminator, Generator
 
 CONFIG, WEIGHTS, CARD = "config.json", "model.safetensors", "README.md"
 HUB = ("huggingface_hub", "the hub", "'growgan[hub]'")
@@ -43,15 +47,12 @@ class Pretrained:
         Raises:
             UserError: there is none, it is damaged, or it is no generator.
         """
-        from growgan.nets.players import build
-
         folder = fetched(source, **hub)
         try:
             spec = StackSpec.from_json(read_config(folder)["spec"])
             if spec.role != "generator":
                 raise UserError("it is no generator")
-            network = build(spec)
-            network.load_state_dict(load_file(folder / WEIGHTS))
+            network = restored(spec, load_file(folder / WEIGHTS))
         except (OSError, KeyError, TypeError, RuntimeError, SafetensorError, UserError) as error:
             raise UserError(f"'{folder}' holds no model that can be loaded: {error}") from error
         return cast(Self, network.eval())
@@ -86,6 +87,38 @@ class Pretrained:
             return push(folder, repository, **hub)
         with tempfile.TemporaryDirectory() as made:
             return push(self.save_pretrained(made), repository, **hub)
+
+
+def restored(spec: StackSpec, weights: Mapping[str, Tensor]) -> Generator | Discriminator:
+    """Return the stack of ``spec`` with ``weights``, which must be all of its own.
+
+    A stranger's spec may ask for any amount of memory beside next to no weights. So the stack is
+    built without memory first, and compared with them.
+
+    Raises:
+        UserError: no stack can be built of this spec, or its weights are others.
+    """
+    from growgan.nets.players import build
+
+    try:
+        with torch.device("meta"), unset():
+            outline = {name: tuple(t.shape) for name, t in build(spec).state_dict().items()}
+    except Exception as error:  # torch and the layers raise many kinds for sizes that do not fit
+        raise UserError(f"no stack can be built of its spec: {error}") from error
+    count, most = sum(map(prod, outline.values())), LIMITS["parameters"]
+    if count > most:
+        raise UserError(f"its spec has {count:,} parameters; they may be {most:,}")
+    shapes = {name: tuple(tensor.shape) for name, tensor in weights.items()}
+    for name in sorted(outline.keys() ^ shapes.keys()):
+        missing = "is missing" if name in outline else "is none of its spec's"
+        raise UserError(f"weight '{name[:99]}' {missing}")
+    for name, shape in outline.items():
+        if shapes[name] != shape:
+            raise UserError(f"weight '{name}' must have the shape {shape}, but has {shapes[name]}")
+    with unset():
+        network = build(spec)
+    network.load_state_dict(dict(weights))
+    return network
 
 
 def push(folder: str | Path, repository: str, *, private: bool = True, **hub: Any) -> str:

@@ -26,6 +26,9 @@ HEAD_FACTORS: dict[tuple[str, Role], int] = {
     ("resnet", "discriminator"): 2,
 }
 LIMITS = {"width": 8192, "kernel": 15, "latent": 8192, "base": 1024, "side": 8192, "layers": 512}
+LIMITS |= {"parameters": 1 << 30}  # 4 GiB; of those published here the largest has a tenth
+TYPES = {"int": (int,), "float": (int, float), "bool": (bool,), "str": (str,)}
+WORD = 64  # characters of a name, at most
 
 
 @dataclass(frozen=True)
@@ -246,17 +249,33 @@ class StackSpec:
         try:
             unknown = set(data) - {field.name for field in fields(cls)}
             _check("spec keys", not unknown, sorted(unknown), "those of StackSpec")
+            for each in (data, *data["layers"]):
+                _check_types(cls if each is data else LayerSpec, each)
             layers = tuple(LayerSpec(**layer) for layer in data["layers"])
             base = (int(data["base"][0]), int(data["base"][1]))
             readouts = tuple((str(name), int(size)) for name, size in data.get("readouts", ()))
-            return cls(**{**data, "layers": layers, "base": base, "readouts": readouts})
-        except (TypeError, KeyError, IndexError, ValueError) as error:
+            spec = cls(**{**data, "layers": layers, "base": base, "readouts": readouts})
+        except (TypeError, KeyError, IndexError, ValueError, OverflowError) as error:
             raise UserError(f"this is no stack spec: {error}") from error
+        draws = spec.role == "generator"
+        _check("latent", spec.latent or not draws, spec.latent, "1 to 8192 for a generator")
+        _check("modifier", spec.classes or not spec.modifier, spec.modifier, "0 without classes")
+        return spec
 
 
 def without_fade(spec: StackSpec) -> StackSpec:
     """Return ``spec`` as it is once its fade-in has ended."""
     return replace(spec, fading=0)
+
+
+def _check_types(cls: type[Any], data: Mapping[str, Any]) -> None:
+    """Raise a :class:`UserError` for a value of another type than its field's: half a channel."""
+    for field in fields(cls):
+        if field.name in data and field.type in TYPES:
+            value = data[field.name]
+            short = not isinstance(value, str) or len(value) <= WORD
+            good = type(value) in TYPES[field.type] and short
+            _check(field.name, good, str(value)[:WORD], f"of type {field.type}")
 
 
 def _check(what: str, good: object, value: object, may_be: str) -> None:

@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from growgan.data.files import sync_file, sync_folder
+
 
 @contextmanager
 def replacing(path: Path, *, folder: bool = False) -> Iterator[Path]:
     """Yield a temporary sibling of ``path``; it takes that name if the block succeeds.
+
+    It is on the disk before it does.
 
     Args:
         path: where the result goes; a file there is replaced, a folder there must be empty.
@@ -27,7 +32,12 @@ def replacing(path: Path, *, folder: bool = False) -> Iterator[Path]:
         if folder:
             part.mkdir()
         yield part
+        if not folder:
+            sync_file(part)
+        elif hasattr(os, "sync"):
+            os.sync()  # in one go: file by file, thousands of images would take minutes
         part.replace(path)
+        sync_folder(path.parent)
     except BaseException:
         if folder:
             shutil.rmtree(part, ignore_errors=True)

@@ -28,8 +28,8 @@ from torch import Tensor
 from growgan.config import OptimiserSettings
 from growgan.errors import UserError
 from growgan.nets.edits import under
-from growgan.nets.layers import unset
-from growgan.nets.players import Discriminator, Generator, build
+from growgan.nets.players import Discriminator, Generator
+from growgan.nets.pretrained import restored
 from growgan.nets.spec import StackSpec
 from growgan.plain import parse
 from growgan.training.gan import Gan
@@ -39,6 +39,17 @@ PLAYERS = ("generator", "discriminator", "average")
 FILES = ("spec.json", "weights.safetensors", "state.safetensors", "state.json")
 MANIFEST = "manifest.json"  # written last
 Files = Mapping[str, bytes]
+# What reading a stranger's files raises.
+BAD = (
+    OSError,
+    ValueError,
+    KeyError,
+    TypeError,
+    OverflowError,
+    RuntimeError,
+    SafetensorError,
+    UserError,
+)
 
 
 def save_gan(gan: Gan, folder: Path, mark: Mark | None = None) -> None:
@@ -64,7 +75,7 @@ def _appearing(folder: Path) -> Iterator[Path]:
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)
     yield partial
-    for path in partial.iterdir():
+    for path in (*partial.iterdir(), partial):
         _flush(path)
     shutil.rmtree(folder, ignore_errors=True)
     partial.rename(folder)
@@ -151,19 +162,16 @@ def load_gan(folder: Path, device: str = "cpu") -> Gan:
         counts = parse((folder / "state.json").read_bytes())
         weights = load_file(folder / "weights.safetensors")
         state = load_file(folder / "state.safetensors")
-        with unset():
-            stacks = [build(spec) for spec in (*specs, specs[0])]
-        for player, stack in zip(PLAYERS, stacks, strict=True):
-            stack.load_state_dict(under(weights, player))
-            stack.to(device)
-        g, d, average = stacks
+        players = zip(PLAYERS, (*specs, specs[0]), strict=True)
+        stacks = [restored(spec, under(weights, player)) for player, spec in players]
+        g, d, average = (stack.to(device) for stack in stacks)
         optimiser = OptimiserSettings(**counts["optimiser"])
         gan = Gan(cast(Generator, g), cast(Discriminator, d), optimiser, cast(Generator, average))
         gan.images, gan.steps = int(counts["images"]), int(counts["steps"])
         gan.memory = {name: value.to(device) for name, value in under(state, "memory").items()}
-    except (OSError, ValueError, KeyError, TypeError, RuntimeError, SafetensorError) as error:
+        gan.restore_moments(*(_by_key(under(state, player)) for player in PLAYERS[:2]))
+    except BAD as error:
         raise UserError(f"candidate '{folder}' cannot be loaded: {error}") from error
-    gan.restore_moments(*(_by_key(under(state, player)) for player in PLAYERS[:2]))
     return gan
 
 
@@ -193,20 +201,27 @@ def unpacked(files: Files, device: torch.device | str = "cpu") -> Gan:
 
 
 def load_mark(folder: Path) -> Mark | None:
-    """Return where in its slice the pair in ``folder`` was saved, None for a finished one."""
-    mark = parse((folder / "state.json").read_bytes())["mark"]
-    return Mark(**mark) if mark else None
+    """Return where in its slice the pair in ``folder`` was saved, None for a finished one.
+
+    Raises:
+        UserError: the file that says so is damaged; it is named.
+    """
+    try:
+        mark = parse((folder / "state.json").read_bytes())["mark"]
+        if not mark:
+            return None
+        return Mark(int(mark["images"]), float(mark["alpha"]), float(mark["seconds"]))
+    except BAD as error:
+        raise UserError(f"'{folder / 'state.json'}' cannot be read: {error}") from error
 
 
 def load_generator(folder: Path, device: str = "cpu") -> Generator:
     """Read the running average of G alone."""
     check_files(folder, FILES[:2])
     try:
-        with unset():
-            generator = build(load_specs(folder)[0])
         weights = load_file(folder / "weights.safetensors")
-        generator.load_state_dict(under(weights, "average"))
-    except (OSError, RuntimeError, SafetensorError) as error:
+        generator = restored(load_specs(folder)[0], under(weights, "average"))
+    except BAD as error:
         raise UserError(f"candidate '{folder}' cannot be loaded: {error}") from error
     return cast(Generator, generator.to(device).eval())
 

@@ -19,7 +19,8 @@ LOOKED_AT = 512  # images of each kind
 RUNAWAY = 30.0  # a singular value; at birth it is below 3, in healthy runs below 10
 SETTLED = 5_000  # images before few images of G and a winning D mean anything
 BEGUN = 1_000  # images before the same one image, over and over, does
-STUCK = 3  # slices without a better score, while D wins
+WON = 0.97  # of fakes that D tells from reals
+STUCK = 3  # slices without a better score, while it does
 WORST = 1e30  # stands for what JSON cannot say
 
 
@@ -69,7 +70,7 @@ class Vitals:
             record = before.score if before.record is None else before.record
         if self.score is None or record is None or self.score < record - 2 * self.error:
             return replace(self, record=self.score, stuck=0)
-        won = before is not None and min(self.wins, before.wins_seen) > 0.995
+        won = before is not None and min(self.wins, before.wins_seen) > WON
         return replace(self, record=record, stuck=before.stuck + 1 if before and won else 0)
 
     def to_json(self) -> dict[str, Any]:
