@@ -47,7 +47,7 @@ test: $(READY)  ## Lint, types and the quick tests
 
 test-slow: $(READY)  ## The tests that take longer
 	-$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[slow,fuzz]'
-	$(BIN)/pytest -m slow
+	$(BIN)/pytest -m slow --timeout 3600
 
 format: $(READY)  ## Put the code into the project's format
 	$(BIN)/ruff check --fix .

@@ -91,7 +91,8 @@ class Scaled(nn.Module):
 
         With ``follow`` that step is kept.
         """
-        with torch.autocast(self.weight.device.type, enabled=False):
+        device = self.weight.device.type
+        with torch.autocast("cpu" if device == "meta" else device, enabled=False):
             return self._singular(self.matrix(), follow)
 
     def _singular(self, matrix: Tensor, follow: bool) -> Float[Tensor, ""]:
