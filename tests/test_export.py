@@ -24,7 +24,7 @@ from growgan.config import make_settings
 from growgan.data import ImageSet
 from growgan.errors import UserError
 from growgan.growth.export import EXPORTS, Drawing, export
-from growgan.growth.load import Exported, candidate_of, load
+from growgan.growth.load import Exported, load
 from growgan.growth.model import Model
 from growgan.nets.layers import unset
 from growgan.nets.players import Generator, build
@@ -336,9 +336,9 @@ def test_a_candidate_is_none_outside_of_its_run(name: str, run: gg.Run, tmp_path
     other = shutil.copytree(run.path, tmp_path / "other")
     assert (run.path / "candidates/../../other/candidates").is_dir()
     with pytest.raises(UserError, match="has no such candidate: an id is a short word"):
-        candidate_of(run, f"../../other/candidates/{run.best_id}")
+        run.candidate(f"../../other/candidates/{run.best_id}")
     with pytest.raises(UserError, match="has no such candidate"):
-        candidate_of(run, name)
+        run.candidate(name)
     picture = str(other / "s.png")
     outside = f"../../other/candidates/{run.best_id}"
     assert main(["sample", str(run.path), "--candidate", outside, "--out", picture]) == 2

@@ -21,7 +21,6 @@ from torch import Tensor
 from growgan.data import ImageSet
 from growgan.errors import UserError
 from growgan.growth.gallery import extractor_of, real_features
-from growgan.growth.load import candidate_of
 from growgan.growth.model import Images, Model
 from growgan.growth.run import Run
 from growgan.metrics.features import Extractor
@@ -167,7 +166,7 @@ class Studio:
         """Return a candidate's generator, the best one's for None, kept from call to call."""
         name = candidate or self.run.best_id
         if name not in self._models:
-            self._models[name] = candidate_of(self.run, name)
+            self._models[name] = self.run.candidate(name)
         return self._models[name]
 
     @question(Form, "what the run is, and what its generator can do")

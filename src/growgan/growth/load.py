@@ -14,7 +14,6 @@ from growgan.growth.pool import Pool
 from growgan.growth.run import Run
 from growgan.nets.players import Generator
 from growgan.nets.pretrained import WEIGHTS, fetched, read_config
-from growgan.plain import folder_name
 
 HUB = "hub:"
 
@@ -75,16 +74,4 @@ def load(source: str | Path, candidate: str | None = None) -> Model | Pool:
             raise UserError(f"a candidate is of one run, and '{path}' pools several")
         return Pool(path)
     run = Run.open(path)
-    return candidate_of(run, candidate or run.best_id)
-
-
-def candidate_of(run: Run, name: str) -> Model:
-    """Return a run's candidate by its id, which leads nowhere outside of the run.
-
-    Raises:
-        UserError: it is no id, or the candidate's weights are gone.
-    """
-    try:
-        return run.candidate(folder_name(name))
-    except ValueError as error:
-        raise UserError(f"'{run.path}' has no such candidate: {error}") from error
+    return run.candidate(candidate or run.best_id)

@@ -34,6 +34,7 @@ from growgan.nets.norms import NORMS
 from growgan.nets.presets import PRESETS
 from growgan.objectives import make_objective
 from growgan.objectives.conditioning import Conditioning
+from growgan.plain import folder_name
 from growgan.registry import Registry
 from growgan.report.page import write_report
 from growgan.training.progress import Display, SilentDisplay, Together
@@ -73,8 +74,15 @@ class Run:
         return self.candidate(self.best_id)
 
     def candidate(self, candidate_id: str) -> Model:
-        """Return a candidate's generator; raise a :class:`UserError` if its weights are gone."""
-        folder = self.path / "candidates" / candidate_id
+        """Return a candidate's generator by its id, which leads nowhere outside of the run.
+
+        Raises:
+            UserError: it is no id, or the candidate's weights are gone.
+        """
+        try:
+            folder = self.path / "candidates" / folder_name(candidate_id)
+        except ValueError as error:
+            raise UserError(f"'{self.path}' has no such candidate: {error}") from error
         if not (folder / "weights.safetensors").is_file():
             kept = sorted(p.parent.name for p in self.path.glob("candidates/*/weights.safetensors"))
             raise UserError(
