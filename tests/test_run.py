@@ -305,6 +305,14 @@ def test_a_dry_run_shows_the_pair_that_the_policy_would_begin_with(
         assert ("widths up to 64 in G and 64 in D" in shown) == (images > 100)
 
 
+@pytest.mark.skipif(torch.backends.mps.is_available(), reason="needs a device that is not there")
+def test_a_run_may_go_on_elsewhere(data: ImageSet, tmp_path: Path) -> None:
+    run = grow(data, out=tmp_path / "run", images=80, settings=tiny(policy="fixed"))
+    grow(data, out=run.path, images=160, settings={"device": "cpu"}, resume=True)
+    with pytest.raises(UserError, match="device 'mps' is not present"):
+        grow(data, out=run.path, images=240, settings={"device": "mps"}, resume=True)
+
+
 def test_a_wall_clock_budget_is_kept(data: ImageSet, tmp_path: Path) -> None:
     run = grow(data, out=tmp_path / "run", budget="6s", settings=tiny())
     end = run.events[-1]

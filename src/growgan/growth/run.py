@@ -115,8 +115,8 @@ def grow(
         images: instead: number of images trained on, for exact repetition.
         settings: a :class:`Settings`, or nested values that differ from the defaults and from
             what the preset that they name is grown with.
-        resume: go on with the run in ``out``, by its own settings, and within its own budget
-            unless another one is given.
+        resume: go on with the run in ``out``, by its own settings but for the device, and within
+            its own budget unless another one is given.
         origin: folder of another run's candidate, which ``settings.origin`` says to go on from;
             see :func:`growgan.condition`.
         cluster: workers that train the children; None: one after another in this process.
@@ -132,7 +132,7 @@ def grow(
         return Run(out)
     check_out(out, None, resume=resume)
     if resume:
-        settings = Settings.from_yaml(out / "config.yaml")
+        settings = _again(Settings.from_yaml(out / "config.yaml"), settings)
     chosen = settings if isinstance(settings, Settings) else _grown(settings or {})
     if chosen.labels.only is not None:
         data = data.only(chosen.labels.only)
@@ -151,6 +151,12 @@ def grow(
         prepare(out, chosen, limit, data, began, origin)
         how = (display, clock, stop, cluster)
         return _search(out, chosen, space, decided, limit, data, *how)
+
+
+def _again(own: Settings, given: Settings | Mapping[str, Any] | None) -> Settings:
+    """Return a run's own settings, on the device that is named now, if one is."""
+    device = given.device if isinstance(given, Settings) else (given or {}).get("device")
+    return own if device in (None, "auto") else own.model_copy(update={"device": device})
 
 
 def _grown(values: Mapping[str, Any]) -> Settings:
