@@ -108,6 +108,9 @@ def test_a_winning_d_is_one_that_wins_while_g_stands_still() -> None:
     assert found is not None and found.name == "winning D"
     assert diagnose(replace(line[-1], images=SETTLED - 1), line[-2]) is None
     assert diagnose(line[-1], line[-2], grew=True) is None
+    ahead = replace(sure, wins_seen=0.98, wins_unseen=0.98)
+    assert ahead.after(line[-2]).stuck == 0, "it tells nearly all apart, and G stands still"
+    assert replace(ahead, score=0.2).after(line[-2]).stuck == STUCK, "G gets worse"
     better = replace(sure, score=0.07).after(line[-1])
     assert (better.stuck, better.record) == (0, 0.07)
     beaten = replace(HEALTHY, error=0.01).after(line[-1])

@@ -19,8 +19,8 @@ LOOKED_AT = 512  # images of each kind
 RUNAWAY = 30.0  # a singular value; at birth it is below 3, in healthy runs below 10
 SETTLED = 5_000  # images before few images of G and a winning D mean anything
 BEGUN = 1_000  # images before the same one image, over and over, does
-WON = 0.97  # of fakes that D tells from reals
-STUCK = 3  # slices without a better score, while it does
+WON, AHEAD = 0.995, 0.97  # of fakes that D tells from reals: all, and nearly all
+STUCK = 3  # slices in which it does, and the score gets no better, or worse
 WORST = 1e30  # stands for what JSON cannot say
 
 
@@ -41,7 +41,7 @@ class Vitals:
         gradient: the larger norm of both players' gradients, averaged as Adam does.
         copies: share of fakes that are as near to a training image as hardly a new real is.
         record: the best score of its line that was better beyond its error.
-        stuck: slices since then in which D told all apart.
+        stuck: slices since then in which D told all apart, or nearly all and the score got worse.
     """
 
     images: int
@@ -70,7 +70,8 @@ class Vitals:
             record = before.score if before.record is None else before.record
         if self.score is None or record is None or self.score < record - 2 * self.error:
             return replace(self, record=self.score, stuck=0)
-        won = before is not None and min(self.wins, before.wins_seen) > WON
+        worse = self.score > 1.5 * record + 2 * self.error
+        won = before is not None and min(self.wins, before.wins_seen) > (AHEAD if worse else WON)
         return replace(self, record=record, stuck=before.stuck + 1 if before and won else 0)
 
     def to_json(self) -> dict[str, Any]:
