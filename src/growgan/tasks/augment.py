@@ -15,7 +15,7 @@ from growgan.data.files import combine
 from growgan.errors import UserError
 from growgan.growth.run import Run
 from growgan.metrics.accuracy import accuracy_of
-from growgan.tasks.base import TASKS, Task, draw, labels_of, some_of_each
+from growgan.tasks.base import TASKS, Task, channels_first, draw, labels_of, some_of_each
 
 FAKES = 2_000  # generated images a class, at most as many as twenty times the real ones
 TIMES = 20
@@ -46,7 +46,7 @@ class Augmentation(Task):
         classes = len(seen.classes)
         count = classes * min(FAKES, TIMES * len(seen) // classes)
         drawn = run.best.sample(count, seed=1)
-        fakes = np.ascontiguousarray(np.moveaxis(drawn, 3, 1))
+        fakes = channels_first(drawn)
         labels = run.best.labels(count)
         assert labels is not None
         known = new.subset(np.flatnonzero(new.labels >= 0))

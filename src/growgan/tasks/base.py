@@ -230,7 +230,12 @@ def draw(run: Run, rows: list[np.ndarray[Any, Any]]) -> None:
 def made_of(model: Model, given: Images, labels: Sequence[int] | None = None) -> Images:
     """Return what a model makes of given images."""
     drawn = model.sample(len(given), labels=labels, given=given.movedim(1, 3).numpy())
-    return torch.from_numpy(np.ascontiguousarray(np.moveaxis(drawn, 3, 1)))
+    return torch.from_numpy(channels_first(drawn))
+
+
+def channels_first(images: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    """Return a model's images, uint8 [N, H, W, C], as all others here are: [N, C, H, W]."""
+    return np.ascontiguousarray(np.moveaxis(images, 3, 1))
 
 
 def labels_of(task: str, data: ImageSet) -> tuple[NDArray[np.int64], int]:

@@ -243,10 +243,10 @@ def learn(data: ImageSet, text: str, seed: int) -> Sketcher:
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimiser, steps)
     rng, order = torch.Generator().manual_seed(seed), np.random.default_rng(seed)
     for _ in range(steps):
-        some = order.choice(rows, BATCH)
-        x = coarse(torch.from_numpy(np.array(data.images[np.sort(some)])), made.size)
+        some = np.sort(order.choice(rows, BATCH))
+        x = coarse(torch.from_numpy(np.array(data.images[some])), made.size)
         optimiser.zero_grad()
-        made.loss(x, read[data.labels[np.sort(some)]], rng).backward()
+        made.loss(x, read[data.labels[some]], rng).backward()
         optimiser.step()
         schedule.step()
     return made.eval()

@@ -15,7 +15,7 @@ from growgan.data import ImageSet
 from growgan.growth.run import Run
 from growgan.metrics.accuracy import classifier
 from growgan.nets.presets import PRESETS
-from growgan.tasks.base import TASKS, Task, draw, labels_of
+from growgan.tasks.base import TASKS, Task, channels_first, draw, labels_of
 
 PICKS = 10  # images of each side of a table of mixes
 TABLES = 8
@@ -43,10 +43,10 @@ class Genres(Task):
         taught = np.array(known.images), known.labels
         genre = classifier(taught, len(seen.classes), seed=run.best.settings.seed)
         held = new.subset(np.flatnonzero(new.labels >= 0))
-        made, wanted = _channels_first(run.best.sample(SAMPLES)), run.best.labels(SAMPLES)
+        made, wanted = channels_first(run.best.sample(SAMPLES)), run.best.labels(SAMPLES)
         picks = range(PICKS), range(PICKS, 2 * PICKS)
         tables = [run.best.mix(*picks, count=2 * PICKS, seed=seed) for seed in range(TABLES)]
-        mixed, labels = _channels_first(np.concatenate(tables)), run.best.labels(2 * PICKS)
+        mixed, labels = channels_first(np.concatenate(tables)), run.best.labels(2 * PICKS)
         assert labels is not None
         coarse = np.tile(np.repeat(labels[:PICKS], PICKS), TABLES)
         fine = np.tile(labels[PICKS:], PICKS * TABLES)
@@ -58,10 +58,6 @@ class Genres(Task):
             "mixes, of the coarse": float((seen_in == coarse)[across].mean()),
             "mixes, of the fine": float((seen_in == fine)[across].mean()),
         }
-
-
-def _channels_first(images: NDArray[np.uint8]) -> NDArray[np.uint8]:
-    return np.ascontiguousarray(np.moveaxis(images, 3, 1))
 
 
 def _draw(run: Run, made: NDArray[np.uint8], table: NDArray[np.uint8]) -> None:
