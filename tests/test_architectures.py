@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 
 import pytest
@@ -263,6 +264,35 @@ def test_smooth_resampling_is_filtering_and_taking_each_second_pixel() -> None:
     flat = torch.ones(1, 1, 8, 8)
     assert torch.allclose(smooth_upsample(flat)[..., 2:-2, 2:-2], torch.ones(12, 12))
     assert torch.allclose(smooth_downsample(flat)[..., 1:-1, 1:-1], torch.ones(2, 2))
+
+
+@pytest.mark.parametrize(
+    "resample",
+    [
+        smooth_downsample,
+        smooth_upsample,
+        lambda x: stretch(x, 2),
+        lambda x: stretch(x, 4),
+        lambda x: shrink(x, 2, radial=False),
+        lambda x: shrink(x, 2, radial=True),
+    ],
+)
+@pytest.mark.parametrize("shape", [(6, 8), (18, 10)])
+def test_filters_in_bfloat16_are_the_same_forwards_and_backwards(
+    resample: Callable[[Tensor], Tensor], shape: tuple[int, int]
+) -> None:
+    x = noise(2, 3, *shape).bfloat16().float().requires_grad_()
+    exact = resample(x)
+    slope = noise(*exact.shape, seed=2).bfloat16().float()
+    (expected,) = torch.autograd.grad(exact, x, slope)
+    with torch.autocast("cpu", torch.bfloat16):
+        y = resample(x)
+        low = resample(x.bfloat16())
+        assert low.dtype == torch.bfloat16
+    (found,) = torch.autograd.grad(y, x, slope.to(y.dtype))
+    for value, truth in ((y, exact), (low, exact), (found, expected)):
+        assert value.shape == truth.shape
+        torch.testing.assert_close(value.float(), truth, rtol=0.02, atol=0.05)
 
 
 def test_images_of_stylegan2_are_sums_over_all_sizes() -> None:
