@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 from torch import Tensor
+from torch._dynamo.utils import counters
 
 from growgan.config import ActionSettings, OptimiserSettings, Settings, StackSettings, make_settings
 from growgan.data import Batches, ImageSet
@@ -201,6 +202,36 @@ def test_a_gpu_multiplies_fast_unless_float32_is_asked_for(monkeypatch: pytest.M
         assert [kind.allow_tf32 for kind in kinds] == [fast, fast]
     for kind, allowed in zip(kinds, before, strict=True):
         kind.allow_tf32 = allowed
+
+
+@pytest.mark.filterwarnings("ignore")  # of the compiler, about itself
+@pytest.mark.parametrize("preset", ["pggan", "stylegan2"])
+def test_compiled_layers_train_alike_and_growth_compiles_what_is_new(
+    data: ImageSet, preset: str
+) -> None:
+    penalties = {"r1": {}, "path-length": {"every": 1}}
+    settings = make_settings(
+        PRESETS[preset].small,
+        {"preset": preset, "batch": 8, "stack": {"width": 8}, "regularisers": penalties},
+    )
+    space = Space(preset, settings.stack, 1, (16, 16))
+    objective, batches, graphs = make_objective(settings), Batches(data, 8, 0), counters["stats"]
+
+    def compiled(gan: Gan, compiler: str = "aot_eager") -> int:
+        before, runtime = graphs["unique_graphs"], replace(RUNTIME, compiler=compiler)
+        train(gan, batches, objective, settings, runtime, Slice(images=24))
+        return int(graphs["unique_graphs"] - before)
+
+    one, other = (Gan.create(*space.stacks(1), settings.optimiser, seed=0) for _ in range(2))
+    assert compiled(one, "") == 0
+    first = compiled(other)
+    assert first > 0
+    for a, b in zip(one.generator.parameters(), other.generator.parameters(), strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-3, atol=1e-4)
+    assert compiled(other.branch()) == 0
+    kind = "conv" if preset == "pggan" else "modulated"
+    layer = LayerSpec("x", kind, 6, 3, 1, "pixel" if preset == "pggan" else "none")
+    assert 0 < compiled(other.branch([Append((layer,))])) <= first
 
 
 def test_images_are_made_smaller_by_averages() -> None:

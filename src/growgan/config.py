@@ -174,6 +174,7 @@ class Settings(Group):
     seed: int = Field(0, ge=0, lt=2**32)
     device: str = "auto"
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
+    compile: bool = Field(False, description="each layer by itself, by torch.compile; for GPUs")
     threads: int | None = Field(
         None, ge=1, le=1024, description="None: measured; torch's own for --images"
     )

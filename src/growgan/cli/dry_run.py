@@ -21,7 +21,7 @@ from growgan.metrics.features import untrained
 from growgan.objectives import make_objective
 from growgan.training.gan import Gan
 from growgan.training.memory import PeakMemory, hand_back_freed_memory
-from growgan.training.runtime import Runtime, best_threads, machine, make_runtime
+from growgan.training.runtime import Runtime, best_threads, machine, runtime_of
 from growgan.training.stage import step
 
 STEPS = 16  # each lazy penalty acts once
@@ -78,7 +78,7 @@ def stage_cost(
     end: by a network that has learnt nothing, of the same few samples over and over. The memory is
     None where the system does not tell.
     """
-    runtime = make_runtime(settings.device, settings.precision)
+    runtime = runtime_of(settings)
     hand_back_freed_memory()
     peak = PeakMemory(runtime.device)
     stacks = space.stacks(level)

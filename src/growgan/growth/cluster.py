@@ -26,7 +26,7 @@ from growgan.growth.search import Search
 from growgan.growth.stop import Stop
 from growgan.metrics.features import Extractor
 from growgan.training.checkpoint import Files, packed, unpacked
-from growgan.training.runtime import make_runtime
+from growgan.training.runtime import runtime_of
 from growgan.training.stage import Progress
 
 RETRIES = 3  # of a task whose worker died
@@ -133,7 +133,7 @@ def _trainer(common: Common) -> Trainer:
     """Return what makes a run's children, in this process."""
     data, settings = common.data, common.settings
     scorer = scorer_of(data, settings, common.extractor)
-    runtime = make_runtime(settings.device, settings.precision)
+    runtime = runtime_of(settings)
     trainer = Trainer(batches_of(data, settings), runtime, scorer, Silent())
     if common.origin:
         trainer.origin = unpacked(common.origin, runtime.device)

@@ -12,7 +12,7 @@ from growgan.errors import UserError
 from growgan.growth.executor import Silent, Trainer, batches_of
 from growgan.training.checkpoint import unpacked
 from growgan.training.ranks import Ranks
-from growgan.training.runtime import make_runtime
+from growgan.training.runtime import runtime_of
 
 
 def check_ranks(ranks: Ranks, settings: Settings) -> None:
@@ -35,7 +35,7 @@ def follow(ranks: Ranks, data: ImageSet) -> None:
     if settings.labels.only is not None:
         data = data.only(settings.labels.only)
     torch.set_num_threads(settings.threads or 1)
-    runtime = replace(make_runtime(settings.device, settings.precision), ranks=ranks)
+    runtime = replace(runtime_of(settings), ranks=ranks)
     trainer = Trainer(batches_of(data, settings), runtime, None, Silent())
     while (told := ranks.tell()) is not None:
         task, files, mark = told

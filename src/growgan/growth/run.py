@@ -39,7 +39,7 @@ from growgan.registry import Registry
 from growgan.report.page import write_report
 from growgan.training.progress import Display, SilentDisplay, Together
 from growgan.training.ranks import join
-from growgan.training.runtime import best_threads, make_runtime
+from growgan.training.runtime import best_threads, runtime_of
 
 
 @dataclass(frozen=True)
@@ -219,7 +219,7 @@ def check_names(settings: Settings) -> Settings:
     energy = make_objective(settings).loss.energies
     if energy and settings.stack.kernels:
         raise UserError(f"stack.kernels has no meaning for the loss '{settings.loss}'")
-    make_runtime(settings.device, settings.precision)
+    runtime_of(settings)
     group = settings.stack.deviation_group
     if group and settings.batch % group:
         raise UserError(
@@ -329,7 +329,7 @@ def _search(
     events = list(Ledger(out / "ledger.jsonl").read())
     elapsed = max((event.get("elapsed", 0.0) for event in events), default=0.0)
     meter = Meter(budget, elapsed + clock.lap())
-    runtime = replace(make_runtime(settings.device, settings.precision), ranks=join())
+    runtime = replace(runtime_of(settings), ranks=join())
     search = Search(out, settings, space, policy, budget, meter, shown, str(runtime.device), stop)
     with _shown(out, search, events[0]), _threads(settings.threads or 1):
         runtime.ranks.tell(settings)

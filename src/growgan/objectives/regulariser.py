@@ -6,7 +6,9 @@ then listed, configured, combined with every loss and covered by the matrix test
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, fields, replace
 from math import prod
 from typing import Any, ClassVar, TypeVar
@@ -157,6 +159,13 @@ def with_options(usual: Options, options: Mapping[str, float], key: str) -> Opti
     return replace(usual, **given)  # type: ignore[type-var]
 
 
+def as_written() -> AbstractContextManager[object]:
+    """Return a context in which no layer runs compiled: what is, can be differentiated but once."""
+    # Nothing is compiled before torch's compiler was loaded, which takes a second.
+    loaded = "torch._dynamo" in sys.modules
+    return torch.compiler.set_stance("force_eager") if loaded else nullcontext()
+
+
 def gradient_square(judge: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
     """Return ||∇_x D(x)||² for each image, float32 ``[N]``, differentiable again.
 
@@ -165,6 +174,7 @@ def gradient_square(judge: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
     in float32: they must.
     """
     x = x.detach().float().requires_grad_()
-    (gradient,) = torch.autograd.grad(judge(x).float().sum(), x, create_graph=True)
+    with as_written():
+        (gradient,) = torch.autograd.grad(judge(x).float().sum(), x, create_graph=True)
     with torch.autocast(x.device.type, enabled=False):
         return gradient.float().square().sum((1, 2, 3))

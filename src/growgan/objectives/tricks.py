@@ -9,7 +9,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from growgan.objectives.regulariser import Penalty, Regulariser, regulariser, term
+from growgan.objectives.regulariser import (
+    Penalty,
+    Regulariser,
+    as_written,
+    regulariser,
+    term,
+)
 from growgan.objectives.step import Step
 
 
@@ -78,7 +84,7 @@ class PathLength(Penalty):
 
     def generator(self, step: Step) -> Tensor:
         z = step.latents[: max(1, round(self.share * len(step.latents)))]
-        with torch.autocast(z.device.type, enabled=False):
+        with as_written(), torch.autocast(z.device.type, enabled=False):
             w = step.generator.embed(z.float())
             w = w if w.requires_grad else w.requires_grad_()
             images = step.generator.synthesise(w)

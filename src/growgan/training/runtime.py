@@ -6,18 +6,21 @@ import os
 import platform
 import sys
 import time
+from collections.abc import Iterable
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
+from growgan.config import Settings
 from growgan.errors import UserError, unknown
 from growgan.nets.layers import channels_last, downsample
 from growgan.training.memory import keep_freed_memory
 from growgan.training.ranks import Ranks
 
 DEVICES = ("auto", "cpu", "cuda", "mps")
+COMPILED = 256  # forms of layers that are kept compiled
 PRECISIONS = ("auto", "float32", "bfloat16")
 
 
@@ -29,15 +32,31 @@ class Runtime:
         device: where players and batches live.
         bfloat16: whether forwards run under autocast to bfloat16.
         ranks: the processes that train one pair together.
+        compiler: what torch compiles layers with, "" for none.
     """
 
     device: torch.device
     bfloat16: bool
     ranks: Ranks = Ranks()
+    compiler: str = ""
 
     def autocast(self) -> AbstractContextManager[object]:
         """Return the context in which forwards run."""
         return torch.autocast(self.device.type, torch.bfloat16, enabled=self.bfloat16)
+
+    def compile(self, blocks: Iterable[nn.Module]) -> None:
+        """Let layers be compiled when they are first called, if layers are to be compiled.
+
+        Each by itself: layers of one kind and form share their code, and a pair that has grown is
+        compiled where it is new.
+        """
+        if not self.compiler:
+            return
+        torch._dynamo.config.recompile_limit = COMPILED
+        torch._functorch.config.donated_buffer = False  # penalties keep graphs
+        for block in blocks:
+            if block._compiled_call_impl is None:
+                block.compile(backend=self.compiler)
 
     def randomness(self, own: bool) -> AbstractContextManager[object]:
         """Return a context that gives torch's own random numbers back as they were, if ``own``."""
@@ -60,7 +79,9 @@ class Runtime:
         return batch.to(self.device, non_blocking=True)
 
 
-def make_runtime(device: str = "auto", precision: str = "auto") -> Runtime:
+def make_runtime(
+    device: str = "auto", precision: str = "auto", *, compiled: bool = False
+) -> Runtime:
     """Choose the best device there is, and bfloat16 where the hardware multiplies it.
 
     Raises:
@@ -87,7 +108,13 @@ def make_runtime(device: str = "auto", precision: str = "auto") -> Runtime:
         exact = precision == "float32"
         torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = not exact
     fast = _multiplies_bfloat16(kind)
-    return Runtime(torch.device(device), precision == "bfloat16" or (precision == "auto" and fast))
+    bfloat16 = precision == "bfloat16" or (precision == "auto" and fast)
+    return Runtime(torch.device(device), bfloat16, compiler="inductor" if compiled else "")
+
+
+def runtime_of(settings: Settings) -> Runtime:
+    """Return the runtime that settings ask for; raise as :func:`make_runtime` does."""
+    return make_runtime(settings.device, settings.precision, compiled=settings.compile)
 
 
 def _multiplies_bfloat16(kind: str) -> bool:

@@ -105,6 +105,7 @@ def train(
         Diverged: a loss became NaN or infinite; it is noticed at the next point of the log, or,
             so that a run counted in images repeats exactly, at the next 64th step.
     """
+    runtime.compile([*gan.generator.blocks(), *gan.discriminator.blocks()])
     first = mark or Mark(gan.images, gan.alpha)
     logged = time.perf_counter()
     begun = logged - first.seconds
