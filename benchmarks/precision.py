@@ -18,6 +18,7 @@ import json
 import multiprocessing
 import shutil
 import statistics
+from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from itertools import product
 from math import sqrt
@@ -26,6 +27,7 @@ from typing import Any
 
 import torch
 from growth import judge, load
+from torch import Tensor
 
 import growgan as gg
 from growgan.config import make_settings
@@ -34,7 +36,9 @@ from growgan.growth.history import Space
 from growgan.nets.presets import PRESETS
 from growgan.objectives import make_objective
 from growgan.objectives.regulariser import gradient_square
-from growgan.training.gan import Gan
+from growgan.objectives.step import Step
+from growgan.objectives.tricks import PathLength
+from growgan.training.gan import Gan, latents
 from growgan.training.runtime import machine, make_runtime
 from growgan.training.stage import step
 
@@ -96,12 +100,14 @@ def table() -> str:
 
 
 def penalties(presets: list[str]) -> None:
-    """Print how far what D learns from a gradient penalty is turned and stretched by bfloat16.
+    """Print how far what is learnt from a penalty is turned and stretched by bfloat16.
 
-    After 200 steps, on one batch: R1 and the penalty of WGAN-GP, taken at reals.
+    After 200 steps, on one batch: by D from R1 and from the penalty of WGAN-GP, taken at reals; by
+    G from its path lengths.
     """
     runtime, data = make_runtime("cpu", "bfloat16"), load(DATA)
-    print("| preset | R1: cosine | norm | WGAN-GP: cosine | norm |\n|---|---|---|---|---|")
+    print("| preset | R1: cosine | norm | WGAN-GP: cosine | norm | path length: cosine | norm |")
+    print("|---|" + "---|" * 6)
     for preset in presets:
         settings = make_settings(PRESETS[preset].small, {"preset": preset, "batch": 32})
         space = Space(settings.preset, settings.stack, data.channels, data.resolution)
@@ -109,22 +115,37 @@ def penalties(presets: list[str]) -> None:
         objective, batches = make_objective(settings), Batches(data, settings.batch, 0)
         for _ in range(200):
             step(gan, batches, objective, settings, runtime)
-        player = gan.discriminator
-        if player.spec.energy:
+        if gan.discriminator.spec.energy:
             continue
         reals = gan.shown(runtime.images(batches.batch_at(gan.images)[0]))
-        cells = []
-        for shape in (lambda square: square.mean() / 2, lambda square: (square.sqrt() - 1) ** 2):
-            learnt = []
-            for low in (False, True):
-                with torch.autocast("cpu", torch.bfloat16, enabled=low):
-                    value = shape(gradient_square(player, reals)).mean()
-                parts = torch.autograd.grad(value, list(player.parameters()), allow_unused=True)
-                learnt.append(torch.cat([part.flatten() for part in parts if part is not None]))
-            exact, rough = learnt
-            cosine = float(torch.cosine_similarity(exact, rough, 0))
-            cells += [f"{cosine:.5f}", f"{float(rough.norm() / exact.norm()):.3f}"]
-        print(f"| {preset} | " + " | ".join(cells) + " |", flush=True)
+        print(f"| {preset} | " + " | ".join(turned(gan, reals)) + " |", flush=True)
+
+
+def turned(gan: Gan, reals: Tensor) -> Iterator[str]:
+    """Yield the cosine and the ratio of lengths of what both precisions teach, for each penalty."""
+    d, z = gan.discriminator, latents(len(reals), gan.generator.spec.latent, seed=1)
+
+    def lengths() -> Tensor:
+        rng, nothing = torch.Generator().manual_seed(2), z.new_empty(0)
+        torch.manual_seed(3)  # of the noise of some stacks
+        memory = {"path.mean": torch.ones(())}
+        view = Step(gan.generator, d, reals, reals, z, rng, nothing, nothing, memory=memory)
+        return PathLength().generator(view)
+
+    for player, penalty in (
+        (d, lambda: gradient_square(d, reals).mean() / 2),
+        (d, lambda: (gradient_square(d, reals).sqrt() - 1).square().mean()),
+        (gan.generator, lengths),
+    ):
+        learnt = []
+        for low in (False, True):
+            with torch.autocast("cpu", torch.bfloat16, enabled=low):
+                value = penalty()
+            parts = torch.autograd.grad(value, list(player.parameters()), allow_unused=True)
+            learnt.append(torch.cat([part.flatten() for part in parts if part is not None]))
+        exact, rough = learnt
+        yield f"{float(torch.cosine_similarity(exact, rough, 0)):.5f}"
+        yield f"{float(rough.norm() / exact.norm()):.3f}"
 
 
 def main() -> None:

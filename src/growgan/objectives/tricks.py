@@ -84,14 +84,15 @@ class PathLength(Penalty):
 
     def generator(self, step: Step) -> Tensor:
         z = step.latents[: max(1, round(self.share * len(step.latents)))]
-        with as_written(), torch.autocast(z.device.type, enabled=False):
+        with torch.autocast(z.device.type, enabled=False):
             w = step.generator.embed(z.float())
-            w = w if w.requires_grad else w.requires_grad_()
-            images = step.generator.synthesise(w)
+        w = w if w.requires_grad else w.requires_grad_()
+        with as_written():
+            images = step.generator.synthesise(w).float()
             y = step.chance.normal(*images.shape)
             y = y / prod(images.shape[2:]) ** 0.5
             (slope,) = torch.autograd.grad((images * y).sum(), w, create_graph=True)
-            lengths = slope.square().flatten(1).sum(1).sqrt()
+        lengths = slope.float().square().flatten(1).sum(1).sqrt()
         mean = step.average("path.mean", lengths.mean(), self.decay)
         step.curves["path_length"] = mean.clone()
         return (lengths - mean).square().mean()
