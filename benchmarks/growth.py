@@ -6,9 +6,9 @@
 A cell is one run: a method, a dataset, a budget, a seed. Its figures go into
 ``benchmarks/results/growth.jsonl`` as soon as it is done; a cell that is there is not run again.
 ``--group`` picks the policies, shapes known before, the random stacks, the search's single
-ideas, the recipes (loss, penalties, rate and layers of a fixed stack), or the conditionings, for
-which the mean distance within classes is taken, too. With ``--jobs`` several
-cells run side by side, each on its share of the cores: every method alike.
+ideas, the recipes (loss, penalties, rate and layers of a fixed stack), the presets, each grown from
+its small form, or the conditionings, for which the mean distance within classes is taken, too. With
+``--jobs`` several cells run side by side, each on its share of the cores: every method alike.
 
 Distances are taken by a judge that the search never sees: a classifier of its own seed, trained
 on the labels. Both networks are trained before the clock starts (some 20 s a dataset, once) and
@@ -26,7 +26,7 @@ import re
 import shutil
 import statistics
 import subprocess
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -47,6 +47,7 @@ from growgan.metrics.distances import Moments, frechet
 from growgan.metrics.features import domain_extractor
 from growgan.metrics.side import Stored
 from growgan.metrics.sliced import sliced_wasserstein
+from growgan.nets.presets import PRESETS
 from growgan.objectives.conditioning import CONDITIONINGS
 from growgan.training.runtime import machine
 
@@ -105,6 +106,7 @@ CONDITIONED = {
     "p2gan, adaptive": ("conditioning=p2gan", "conditioning_options.adaptive=1"),
     "projection, a contrario": ("conditioning=projection", "conditioning_options.contrary=1"),
 }
+NAMES = tuple(entry.name for entry in PRESETS)
 GROUPS: dict[str, tuple[str, ...]] = {
     "policies": POLICIES,
     "shapes": tuple(SHAPES),
@@ -112,6 +114,7 @@ GROUPS: dict[str, tuple[str, ...]] = {
     "ideas": tuple(IDEAS),
     "recipes": tuple(RECIPES),
     "conditionings": tuple(CONDITIONED),
+    "presets": NAMES,
 }
 
 
@@ -156,7 +159,14 @@ def settings_of(cell: Cell, threads: int) -> Settings:
         values |= {"policy": "dynamic", "growth": IDEAS[cell.method]}
     elif cell.method in POLICIES:
         values["policy"] = cell.method
-    return make_settings(values, overrides=(RECIPES | CONDITIONED).get(cell.method, ()))
+    small: Mapping[str, Any] = {}
+    if cell.method in NAMES:
+        small, values["preset"], values["policy"] = (
+            PRESETS[cell.method].small,
+            cell.method,
+            "dynamic",
+        )
+    return make_settings(small, values, overrides=(RECIPES | CONDITIONED).get(cell.method, ()))
 
 
 def run_cell(cell: Cell, threads: int) -> dict[str, Any]:
@@ -304,7 +314,7 @@ def table() -> str:
             "| method | seeds | FD | SWD | images | candidates |",
             "|---|---|---|---|---|---|",
         ]
-        for method in (*POLICIES, *SHAPES, *IDEAS, *RECIPES, *CONDITIONED):
+        for method in (*POLICIES, *SHAPES, *IDEAS, *RECIPES, *CONDITIONED, *NAMES):
             own = [r for r in part if r["method"] == method]
             if own:
                 lines.append(_line(method, own))
