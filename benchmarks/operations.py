@@ -15,17 +15,21 @@ import argparse
 import statistics
 import time
 from collections.abc import Callable, Iterator, Mapping
+from dataclasses import replace
 from functools import partial
 from typing import Any
+from unittest.mock import patch
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 from training import Case, PublishedNorm, noise, timed
 
+from growgan import nets
 from growgan.config import make_settings
 from growgan.data.batches import Batches
 from growgan.growth.history import Space
+from growgan.nets.filters import shrink, smooth_downsample, smooth_upsample, stretch
 from growgan.nets.norms import PixelNorm
 from growgan.nets.strided import LATTICE, FewPixels, StridedConv
 from growgan.objectives import make_objective
@@ -155,6 +159,32 @@ def one_place() -> Part:
         yield f"{channels} to {outside} channels, 4×4", ways, (x, weight)
 
 
+def filters() -> Part:
+    """Resampling filters of StyleGAN2, R3GAN and StyleGAN3, on 16 images."""
+    for name, resample, sizes in (
+        ("up", smooth_upsample, ((64, 32), (256, 16), (512, 8))),
+        ("down", smooth_downsample, ((64, 32), (256, 16), (512, 8))),
+        ("StyleGAN3's, up", partial(stretch, factor=2), ((16, 36), (64, 36), (64, 84))),
+        ("StyleGAN3's, down", partial(shrink, factor=2, radial=False), ((64, 40), (64, 72))),
+    ):
+        for channels, side in sizes:
+            x = features(channels, side, batch=16)
+
+            def convolved(x: Tensor = x, resample: Any = resample) -> Tensor:
+                with patch.object(nets.filters, "_convolves_slowly", lambda x: False):
+                    return resample(x)
+
+            def exactly(x: Tensor = x, resample: Any = resample) -> Tensor:
+                return resample(x.float()).to(x.dtype)
+
+            ways = {
+                "growgan": partial(resample, x),
+                "convolutions": convolved,
+                "convolutions in float32": exactly,
+            }
+            yield f"{name}, {channels} channels, {side}×{side}", ways, (x,)
+
+
 def grouped() -> Part:
     """Convolutions of groups of 16 channels: as they are, and two or four groups as one."""
     for channels, side in ((256, 16), (768, 8)):
@@ -205,6 +235,7 @@ PARTS = {
     "from-image": from_image,
     "few-pixels": few_pixels,
     "one-place": one_place,
+    "filters": filters,
     "grouped": grouped,
     "together": together,
 }
@@ -229,7 +260,7 @@ def differentiate(way: Way, by: tuple[Tensor, ...], gradient: Tensor) -> None:
 
 
 def compiled() -> None:
-    """Print the times of a whole step, eager and compiled; no penalties, which it cannot take."""
+    """Print the times of a whole step, eager and with each layer compiled; without penalties."""
     runtime = make_runtime("cpu")
     print("| width | eager, ms | compiled, ms | compiling, s |\n|---|---|---|---|")
     for width in (32, 128):
@@ -243,8 +274,9 @@ def compiled() -> None:
 
         eager = microseconds(run) / 1e3
         begun = time.perf_counter()
-        for player, name in ((gan.generator, "forward"), (gan.discriminator, "features")):
-            setattr(player, name, torch.compile(getattr(player, name), dynamic=False))
+        replace(runtime, compiler="inductor").compile(
+            [*gan.generator.blocks(), *gan.discriminator.blocks()]
+        )
         run()
         seconds = time.perf_counter() - begun
         fast = microseconds(run) / 1e3
