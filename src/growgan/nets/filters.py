@@ -15,6 +15,8 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 
+from growgan.nets.strided import strided
+
 SHORT = (1 / 8, 3 / 8, 3 / 8, 1 / 8)  # in one direction
 
 
@@ -44,15 +46,15 @@ def smooth_double(
     kernel = weight.shape[-1]
     if kernel == 1:
         return smooth_upsample(F.conv2d(x, weight))
-    spread = F.conv_transpose2d(x, weight.transpose(0, 1), stride=2, padding=(kernel - 3) // 2)
-    return 4 * smooth(spread, 1)
+    return 4 * smooth(strided(x, weight, None, (kernel - 3) // 2, doubles=True), 1)
 
 
 def smooth_halve(
     x: Float[Tensor, "n c h2 w2"], weight: Float[Tensor, "d c k k"]
 ) -> Float[Tensor, "n d h w"]:
     """Filter with [1 3 3 1] / 8 in both directions, convolve, and keep each second pixel."""
-    return F.conv2d(smooth(x, (weight.shape[-1] + 1) // 2), weight, stride=2)
+    smoothed = smooth(x, (weight.shape[-1] + 1) // 2)
+    return strided(smoothed, weight, None, 0, doubles=False)
 
 
 def _taps(x: Tensor, scale: float) -> Tensor:

@@ -70,19 +70,32 @@ class StridedConv(Scaled):
 
     def forward(self, x: Float[Tensor, "n c h w"]) -> Float[Tensor, "n d h2 w2"]:
         weight, bias = self.used, cast(Tensor, self.bias)
-        pixels = math.prod(x.shape[2:]) // (1 if self.doubles else 4)
-        few = pixels <= FEW and weight.numel() >= MANY and x.device.type == "cpu"
-        few = few and torch.is_grad_enabled()
-        if few and torch.is_autocast_enabled("cpu"):
-            dtype = torch.get_autocast_dtype("cpu")
-            x, weight, bias = x.to(dtype), weight.to(dtype), bias.to(dtype)
-        weight = weight.transpose(0, 1) if self.doubles else weight
-        if few:
-            how = (self.padding, self.doubles)
-            y = FewPixels.apply(x, weight, bias, *how)  # type: ignore[no-untyped-call]
-            return cast(Tensor, y)
-        call = F.conv_transpose2d if self.doubles else F.conv2d
-        return call(x, weight, bias, stride=2, padding=self.padding)
+        return strided(x, weight, bias, self.padding, doubles=self.doubles)
+
+
+def strided(
+    x: Float[Tensor, "n c h w"],
+    weight: Float[Tensor, "d c k k"],
+    bias: Float[Tensor, " d"] | None,
+    padding: int,
+    *,
+    doubles: bool,
+) -> Float[Tensor, "n d h2 w2"]:
+    """Convolve with stride 2, or transposed if it ``doubles``."""
+    halved = [(side + 2 * padding - weight.shape[-1]) // 2 + 1 for side in x.shape[2:]]
+    pixels = math.prod(x.shape[2:] if doubles else halved)
+    few = pixels <= FEW and weight.numel() >= MANY and x.device.type == "cpu"
+    few = few and torch.is_grad_enabled()
+    if few and torch.is_autocast_enabled("cpu"):
+        dtype = torch.get_autocast_dtype("cpu")
+        x, weight = x.to(dtype), weight.to(dtype)
+        bias = bias if bias is None else bias.to(dtype)
+    weight = weight.transpose(0, 1) if doubles else weight
+    if few:
+        y = FewPixels.apply(x, weight, bias, padding, doubles)  # type: ignore[no-untyped-call]
+        return cast(Tensor, y)
+    call = F.conv_transpose2d if doubles else F.conv2d
+    return call(x, weight, bias, stride=2, padding=padding)
 
 
 class FewPixels(torch.autograd.Function):
@@ -94,7 +107,7 @@ class FewPixels(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, x: Tensor, weight: Tensor, bias: Tensor, padding: int, doubles: bool
+        ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, padding: int, doubles: bool
     ) -> Tensor:
         ctx.save_for_backward(x, weight)
         ctx.padding, ctx.doubles = padding, doubles
@@ -126,7 +139,7 @@ def _correlation(
     padding: int,
     doubles: bool,
 ) -> Float[Tensor, "s c k k"]:
-    """Return the gradient of the weight between two grids, the larger one of twice the sides.
+    """Return the gradient of the weight between two grids, the larger one of about twice the sides.
 
     Its memory runs along the inputs, as that of the stored weight does.
     """
