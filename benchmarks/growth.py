@@ -99,6 +99,8 @@ RECIPES: dict[str, tuple[str, ...]] = {
     "residual layers": ("stack.kind=residual",),
     "twice the width": ("stack.width=64",),
     "float32": ("precision=float32",),
+    "batches of 64": ("batch=64",),
+    "batches of 128": ("batch=128",),
 }
 CONDITIONED = {
     entry.name: (f"conditioning={entry.name}",) for entry in CONDITIONINGS if entry.value.labelled
