@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any, cast
 
 import torch
-from mixture import Plane, figure, study
+from mixture import Plane, Points, figure, study
 from torch import Tensor
 
 from growgan.config import Settings, make_settings
@@ -39,7 +39,9 @@ CENTRE, SCALE = 3.0, 6.0  # points are (x - 3) / 6
 CLASSES = len(MEANS)
 SAMPLES = 2_000  # of each class
 METHODS: dict[str, dict[str, Any]] = {
-    entry.name: {"conditioning": entry.name} for entry in CONDITIONINGS if entry.value.labelled
+    entry.name: {"conditioning": entry.name}
+    for entry in CONDITIONINGS
+    if entry.value.labelled and entry.value.told and not entry.value.given
 } | {
     "p2gan, adaptive": {"conditioning": "p2gan", "conditioning_options": {"adaptive": 1}},
     "projection, a contrario": {
@@ -49,11 +51,8 @@ METHODS: dict[str, dict[str, Any]] = {
 }
 
 
-class Points:
-    """Stands in for the batches of a dataset: fresh points, a function of seed and position."""
-
-    def __init__(self, batch: int, seed: int) -> None:
-        self.batch, self.seed = batch, seed
+class LabelledPoints(Points):
+    """Points of three classes, and their labels."""
 
     def batch_at(self, position: int) -> tuple[Tensor, Tensor]:
         """Return points [B, 1, 1, 1] and labels [B] at ``position``."""
@@ -94,7 +93,7 @@ def run(method: str, seed: int, steps: int) -> dict[str, Any]:
     g, d = (preset.stack(role, settings.stack, 1, (1, 1)) for role in ROLES)
     gan = Gan.create(g, d, settings.optimiser, seed=seed)
     objective, runtime = make_objective(settings), Plane(torch.device("cpu"), bfloat16=False)
-    batches = cast(Batches, Points(settings.batch, seed))
+    batches = cast(Batches, LabelledPoints(settings.batch, seed))
     for i in range(steps):
         set_rates(gan, settings, i / steps)
         step(gan, batches, objective, settings, runtime)

@@ -1,12 +1,19 @@
 """Which losses and tools find all of 25 Gaussians in the plane?
 
-    python benchmarks/mixture.py                    # all methods, five seeds: some twenty minutes
+    python benchmarks/mixture.py                    # all methods, five seeds: half an hour
     python benchmarks/mixture.py --only hinge --seeds 2
 
 The usual test for collapse: a grid of 5 x 5 narrow Gaussians (Metz et al. 2017, 1611.02163;
 Srivastava et al. 2017, 1705.07761). Points are images of one pixel and two channels, players are
 dense stacks, and training is growgan's own step. Of 2,500 samples of G's running average those
-within three deviations of a mean are good ones; a mode is found if some good sample is its own.
+within three deviations of a mean are good ones; a mode is found if some good sample is its own, and
+the modes drawn are exp of the entropy of the samples' nearest modes: 25 if all are as frequent.
+Beside them are the mean distance from the nearest mode, and the Wasserstein distance of samples and
+fresh points along lines of all directions ("transport").
+
+Three tables follow that ask what papers claim: does the critic's estimate of WGAN fall as samples
+get better (Arjovsky et al. 2017, section 4.2), does BEGAN's gamma move diversity (Berthelot et al.
+2017, section 3.3), does truncation trade diversity for fidelity (Brock et al. 2019, section 3.1)?
 """
 
 from __future__ import annotations
@@ -26,6 +33,7 @@ from torch import Tensor
 
 from growgan.config import Settings, make_settings
 from growgan.data.batches import Batches
+from growgan.growth.model import truncate
 from growgan.growth.run import check_names
 from growgan.nets.presets import PRESETS
 from growgan.nets.presets.base import ROLES
@@ -39,12 +47,26 @@ SCALE = 5.0  # the outermost means are at 4: points lie within [-1, 1] once divi
 MEANS = torch.cartesian_prod(*[torch.arange(-4.0, 5.0, 2.0)] * 2) / SCALE  # [25, 2]
 DEVIATION = 0.05 / SCALE
 SAMPLES = 2_500
-NEEDS = {"wasserstein": {"gp": {"weight": 0.1}}}  # a critic must be held smooth
 PLAIN = "non-saturating"
+STEADY = "relativistic, R1 and R2"
+GAMMAS = {"began, gamma 0.3": 0.3, "began": 0.5, "began, gamma 0.7": 0.7}
+SHOWN = {  # by what figures are multiplied, and their digits
+    "modes": (1, 1),
+    "drawn": (1, 1),
+    "good": (100, 0),
+    "distance": (1, 2),
+    "transport": (1, 2),
+}
+THRESHOLDS = (2.0, 1.0, 0.5, 0.25, 0.1)  # of truncation
 METHODS: dict[str, dict[str, Any]] = {
     **{entry.name: {"loss": entry.name} for entry in LOSSES},
-    "wasserstein": {"loss": "wasserstein", "regularisers": NEEDS["wasserstein"], "critic_steps": 5},
-    "relativistic, R1 and R2": {
+    "wasserstein": {  # whose critic must be held smooth, and near its best
+        "loss": "wasserstein",
+        "regularisers": {"gp": {"weight": 0.1}},
+        "critic_steps": 5,
+    },
+    **{name: {"loss": "began", "loss_options": {"gamma": g}} for name, g in GAMMAS.items()},
+    STEADY: {
         "loss": "relativistic",
         "regularisers": {name: {"weight": 0.01, "every": 1} for name in ("r1", "r2")},
     },
@@ -67,11 +89,14 @@ class Points:
         points = means + DEVIATION * torch.randn(self.batch, 2, generator=rng)
         return points[:, :, None, None], None
 
+    def given_at(self, position: int) -> None:
+        """Return what points are made from: nothing."""
+
 
 class Plane(Runtime):
     """Where images are points already."""
 
-    def images(self, batch: Tensor) -> Tensor:
+    def images(self, batch: Tensor, factor: int = 1) -> Tensor:
         """Return ``batch`` as it is."""
         return batch
 
@@ -100,39 +125,94 @@ def run(method: str, seed: int, steps: int) -> dict[str, Any]:
     objective, runtime = make_objective(settings), Plane(torch.device("cpu"), bfloat16=False)
     batches = cast(Batches, Points(settings.batch, seed))
     steps *= settings.critic_steps
-    curve = []
+    curve, losses = [], []
     for i in range(steps):
         set_rates(gan, settings, i / steps)
-        terms = step(gan, batches, objective, settings, runtime)
+        losses.append(step(gan, batches, objective, settings, runtime)["loss_discriminator"])
         if (i + 1) % (steps // 20) == 0:
-            found = count(gan)
-            curve.append({**found, "loss": float(terms["loss_discriminator"])})
-    return {"method": method, "seed": seed, **count(gan), "curve": curve}
+            curve.append({**count(gan), "loss": float(torch.stack(losses).mean())})
+            losses.clear()
+    cut = {str(threshold): count(gan, threshold) for threshold in THRESHOLDS}
+    return {"method": method, "seed": seed, **count(gan), "curve": curve, "truncated": cut}
 
 
 @torch.no_grad()
-def count(gan: Gan) -> dict[str, float]:
-    """Return the modes found, the share of good samples, and the mean distance to a mode."""
-    points = gan.average(latents(SAMPLES, gan.average.spec.latent, 99)).flatten(1)
+def count(gan: Gan, threshold: float | None = None) -> dict[str, float]:
+    """Return what the tables show of samples, at a threshold of truncation (None: whole)."""
+    z = latents(SAMPLES, gan.average.spec.latent, 99)
+    points = gan.average(truncate(z, threshold, 99) if threshold else z).flatten(1)
     distances, nearest = torch.cdist(points, MEANS).min(1)
     good = distances < 3 * DEVIATION
+    shares = torch.bincount(nearest, minlength=25) / SAMPLES
     return {
         "modes": len(nearest[good].unique()),
+        "drawn": float(torch.special.entr(shares).sum().exp()),
         "good": float(good.float().mean()),
         "distance": float(distances.mean()) * SCALE,
+        "transport": transport(points, Points(SAMPLES, 99).batch_at(0)[0].flatten(1)),
     }
 
 
-def table(rows: list[dict[str, Any]]) -> str:
-    """Return the table as Markdown: mean and deviation over seeds."""
-    lines = ["| method | seeds | modes of 25 | good samples, % |", "|---|---|---|---|"]
-    for method in METHODS:
-        own = [row for row in rows if row["method"] == method]
-        if own:
-            modes, good = ([row[key] for row in own] for key in ("modes", "good"))
-            cells = (figure(modes, 1), figure([100 * x for x in good], 0))
-            lines.append(f"| {method} | {len(own)} | {' | '.join(cells)} |")
+def transport(x: Tensor, y: Tensor) -> float:
+    """Return the Wasserstein distance of two sets [N, 2] of points, a mean over 64 directions."""
+    angles = torch.arange(64) * torch.pi / 64
+    directions = torch.stack([angles.cos(), angles.sin()])
+    x, y = ((points @ directions).sort(0).values for points in (x, y))
+    return float((x - y).abs().mean()) * SCALE
+
+
+def tables(rows: list[dict[str, Any]]) -> str:
+    """Return all tables as Markdown: mean and deviation over seeds."""
+    groups = {m: [row for row in rows if row["method"] == m] for m in METHODS}
+    groups = {method: own for method, own in groups.items() if own}
+    parts = [table("method", groups)]
+    if critics := groups.get("wasserstein"):
+        parts.append(f"Rank correlations over the training of WGAN:\n\n{correlations(critics)}")
+    energies = {str(g): groups[method] for method, g in GAMMAS.items() if method in groups}
+    if energies:
+        parts.append(table("gamma of BEGAN", energies))
+    for method in (PLAIN, STEADY):
+        if own := groups.get(method):
+            cut = {"none": own} | {
+                str(t): [row["truncated"][str(t)] for row in own] for t in THRESHOLDS
+            }
+            parts.append(table(f"truncation ({method})", cut))
+    return "\n\n".join(parts)
+
+
+def table(first: str, groups: Mapping[str, list[dict[str, Any]]]) -> str:
+    """Return what was counted in the runs of each group."""
+    lines = [
+        f"| {first} | seeds | modes of 25 | modes drawn | good, % | from a mode | transport |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    for name, own in groups.items():
+        cells = [figure([by * row[key] for row in own], n) for key, (by, n) in SHOWN.items()]
+        lines.append(f"| {name} | {len(own)} | {' | '.join(cells)} |")
     return "\n".join(lines)
+
+
+def correlations(rows: list[dict[str, Any]]) -> str:
+    """Return how the critic's estimate, its loss but for the sign, goes with what was counted."""
+    lines = ["| estimate against | seeds | rank correlation |", "|---|---|---|"]
+    for key, what in (
+        ("transport", "distance of samples and points"),
+        ("good", "share of good ones"),
+    ):
+        found = [
+            statistics.correlation(
+                ranks([-point["loss"] for point in row["curve"]]),
+                ranks([point[key] for point in row["curve"]]),
+            )
+            for row in rows
+        ]
+        lines.append(f"| {what} | {len(rows)} | {figure(found, 2)} |")
+    return "\n".join(lines)
+
+
+def ranks(values: list[float]) -> list[int]:
+    """Return twice the rank of each value, the middle one where some are equal."""
+    return [sum(v < w for v in values) + sum(v <= w for v in values) for w in values]
 
 
 def figure(values: list[float], digits: int) -> str:
@@ -177,4 +257,4 @@ def study(
 
 
 if __name__ == "__main__":
-    study(__doc__, run, METHODS, RESULTS, table, seeds=5, steps=8_000)
+    study(__doc__, run, METHODS, RESULTS, tables, seeds=5, steps=8_000)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from math import prod
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from growgan.objectives import AUGMENTATIONS, Objective, Step, make_augmentation, make_loss
-from growgan.objectives.augment import resample
+from growgan.objectives.augment import _coloured, _Dice, resample
 
 NAMES = [entry.name for entry in AUGMENTATIONS]
 SHAPES = [(1, 8, 8), (3, 12, 8), (4, 7, 10)]
@@ -145,12 +145,69 @@ def test_p_follows_the_overfitting(sign: float, expected: float) -> None:
     assert float(step.curves["augment_p"]) == pytest.approx(expected)
 
 
-def test_apa_shows_a_share_p_of_fakes_as_reals() -> None:
-    step = a_step(count=4000, shape=(1, 2, 2))
+class Twin(nn.Module):
+    """G(z) has the row of inputs as its pixels: four latents, two numbers of a label."""
+
+    spec = SimpleNamespace(latent=4)
+
+    def forward(self, z: Tensor) -> Tensor:
+        return z.view(-1, 1, 2, 3)
+
+
+def test_apa_shows_a_share_p_of_fresh_fakes_as_reals() -> None:
+    step = a_step(count=4000, shape=(1, 2, 3))
+    step.generator = Twin()  # type: ignore[assignment]
+    step.latents = torch.randn(4000, 6)
+    step.real, step.fake = torch.full_like(step.real, 9.0), Twin()(step.latents)
     real, fake = make_augmentation("apa", {"p": 0.3}).presented(step)
-    deceived = (real == step.fake).flatten(1).all(1).float().mean()
-    assert float(deceived) == pytest.approx(0.3, abs=0.03)
-    assert torch.equal(fake, step.fake) and real.numel() == 4000 * prod((1, 2, 2))
+    deceived = (real != 9).flatten(1).all(1)
+    assert float(deceived.float().mean()) == pytest.approx(0.3, abs=0.03)
+    assert torch.equal(fake, step.fake)
+    rows, own = real[deceived].flatten(1), step.latents[deceived]
+    assert torch.equal(rows[:, 4:], own[:, 4:]), "made for the same label"
+    together = torch.corrcoef(torch.stack([rows[:, :4].flatten(), own[:, :4].flatten()]))
+    assert float(together[0, 1].abs()) < 0.06 and float(rows[:, :4].std()) == pytest.approx(1, 0.1)
+
+
+def test_apa_asks_nothing_of_g_where_it_deceives_nobody() -> None:
+    step = a_step(count=16)
+    step.generator = SimpleNamespace(spec=SimpleNamespace(latent=4))  # type: ignore[assignment]
+    real, _ = make_augmentation("apa", {"p": 0.0}).presented(step)
+    assert torch.equal(real, step.real)
+
+
+def test_apa_in_shares_is_that_of_the_whole_batch() -> None:
+    step = a_step(count=8, shape=(1, 2, 3))
+    step = replace(step, generator=Twin(), latents=torch.randn(8, 6))  # type: ignore[arg-type]
+    rule, state, shares = make_augmentation("apa", {"p": 0.5}), step.rng.get_state(), []
+    for place in range(2):
+        step.rng.set_state(state)
+        rows = slice(4 * place, 4 * place + 4)
+        own = {name: getattr(step, name)[rows] for name in ("real", "fake", "latents")}
+        shares.append(rule.presented(replace(step, place=(place, 2), **own))[0])
+    step.rng.set_state(state)
+    torch.testing.assert_close(torch.cat(shares), rule.presented(step)[0])
+
+
+@pytest.mark.parametrize("side", [0.375, 0.5])
+def test_holes_reach_as_far_over_one_border_as_over_the_other(side: float) -> None:
+    step = a_step((1, 8, 8), count=500)
+    rule = make_augmentation("diffaugment", {"colour": 0.0, "translation": 0.0, "cutout": side})
+    empty = rule.images(torch.ones(500, 1, 8, 8), step)[:, 0] == 0
+    for axis in (1, 2):
+        lines = {tuple(line.tolist()) for line in empty.any(axis)}
+        assert lines == {line[::-1] for line in lines} and len(lines) > 6
+
+
+def test_ada_mirrors_the_luma_of_gray_images_and_adds_brightness_first() -> None:
+    """x becomes ±c (x + b): black and white tell c and b."""
+    dice = _Dice(20_000, a_step().chance)
+    ends = torch.tensor([-1.0, 1.0]).view(1, 1, 1, 2).expand(20_000, 1, 1, 2)
+    low, high = _coloured(ends, dice, torch.tensor(1.0)).flatten(1).unbind(1)
+    slope = (high - low) / 2
+    assert float((slope < 0).float().mean()) == pytest.approx(0.5, abs=0.02)
+    assert float(((low + high) / 2 / slope).std()) == pytest.approx(0.2, rel=0.03)
+    assert float(slope.abs().log2().std()) == pytest.approx(0.5, rel=0.03)
 
 
 def test_what_is_fixed_stays_fixed() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from copy import deepcopy
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -19,10 +20,13 @@ from growgan.config import make_settings
 from growgan.data import Batches, ImageSet
 from growgan.errors import UserError
 from growgan.growth import grow
+from growgan.growth.executor import Silent, Trainer, batches_of
 from growgan.growth.history import Space
+from growgan.growth.origin import continued, settings_for
 from growgan.growth.run import check_names, for_data
 from growgan.metrics import evaluate
 from growgan.nets.edits import Widen, apply
+from growgan.nets.modifier import Modifier, spectral_bound
 from growgan.nets.players import Discriminator, Generator, build
 from growgan.nets.presets import PRESETS
 from growgan.nets.presets.base import ROLES
@@ -34,7 +38,7 @@ from growgan.objectives.conditioning.classifying import divergence
 from growgan.objectives.step import Step
 from growgan.training.gan import Gan
 from growgan.training.runtime import make_runtime
-from growgan.training.stage import step
+from growgan.training.stage import set_rates, step
 
 pytestmark = pytest.mark.usefixtures("own_cache")
 
@@ -56,9 +60,9 @@ def view(labels: Tensor = Y, **readouts: Tensor) -> Step:
             self.values = values
 
         def __call__(self, rows: Tensor) -> Tensor:
-            return self.values[rows[:, 0].long()]
+            return self.values[rows.argmax(1)]
 
-    rows = torch.arange(2 * n, dtype=torch.float32)[:, None]
+    rows = 7 * torch.eye(2 * n)  # whatever their length
     d = SimpleNamespace(readouts={name: Read(values) for name, values in readouts.items()})
     made = SimpleNamespace(
         discriminator=d, labels=labels, real_features=rows[:n], fake_features=rows[n:]
@@ -95,11 +99,7 @@ def test_the_twin_takes_back_what_makes_classes_too_clear() -> None:
     assert float(terms["class"]) == pytest.approx(mean_cross_entropy(p[:5]), rel=1e-5)
     assert float(terms["twin"]) == pytest.approx(mean_cross_entropy(q[5:]), rel=1e-5)
     gap = mean_cross_entropy(p[5:]) - mean_cross_entropy(q[5:])
-    term = float(
-        tac.generator(view(Y[:4], p=p[[0, 1, 2, 3, 5, 6, 7, 8]], q=q[[0, 1, 2, 3, 5, 6, 7, 8]]))[
-            "class_generator"
-        ]
-    )
+    term = float(tac.generator(seen)["class_generator"])
     assert term == pytest.approx(gap, rel=1e-5)
     same = tac.generator(view(p=p, q=p))["class_generator"]
     assert float(same) == pytest.approx(0, abs=1e-6)
@@ -169,13 +169,71 @@ def test_p2gan_learns_both_classifiers(adaptive: int) -> None:
     for name, logits, start in (("class", p, 0), ("twin", q, 5)):
         each = [-log_share(logits[start + i], y) for i, y in enumerate(LABELS)]
         if adaptive:
-            weights = [float(w[start + i, 0]) for i in range(4)]
-            each = [np.exp(-v) * e + v for v, e in zip(weights, each, strict=True)]
+            shares = [1 / (1 + np.exp(float(w[start + i, 0]))) for i in range(4)]
+            each = [v * e - np.log(v) for v, e in zip(shares, each, strict=True)]
         assert float(terms[name]) == pytest.approx(np.mean(each), rel=1e-5)
 
 
+def test_the_weights_of_sure_images_have_a_floor() -> None:
+    """With CE = 0 the paper's exp(-w) CE + w falls for ever; -log λ stops at 0."""
+    sure = view(p=100 * Y.repeat(2, 1), q=100 * Y.repeat(2, 1), w=torch.full((10, 1), -1e4))
+    conditioning = make_conditioning("p2gan", {"adaptive": 1})
+    assert all(float(term) == 0 for term in conditioning.discriminator(sure).values())
+    # The readout sees features of unit length, without a gradient to them, in float32.
+    seen: list[Tensor] = []
+    features = (1e6 * noise(5, 4)).requires_grad_()
+
+    def read(rows: Tensor) -> Tensor:
+        seen.append(rows)
+        return rows[:, :1]
+
+    step = view(p=noise(10, CLASSES), q=noise(10, CLASSES), w=noise(10, 1))
+    step.real_features = features
+    step.discriminator.readouts["p"] = step.discriminator.readouts["q"] = lambda rows: rows[:, :3]
+    step.discriminator.readouts["w"] = read
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        conditioning.discriminator(step)
+    assert seen[0].dtype == torch.float32 and not seen[0].requires_grad
+    torch.testing.assert_close(seen[0].norm(dim=1), torch.ones(5))
+
+
+def test_contrasts_of_a_low_temperature_are_finite() -> None:
+    """Rows that agree with all others: (1 + 1) of (1 + 3) are their own, at any temperature."""
+    rows, proxies = F.normalize(torch.ones(4, 6), dim=1), F.normalize(torch.ones(2, 6), dim=1)
+    rows.requires_grad_()
+    y = one_hot(torch.tensor([0, 0, 1, 1]), 2)
+    for temperature in (0.5, 0.01, 0.001):
+        conditioning = make_conditioning("2c", {"temperature": temperature})
+        found = conditioning.contrast(rows, proxies, y)  # type: ignore[attr-defined]
+        assert float(found.detach()) == pytest.approx(np.log(2), rel=1e-5)
+        (gradient,) = torch.autograd.grad(found, rows)
+        assert torch.isfinite(gradient).all()
+
+
 @pytest.mark.parametrize("kind", range(5))
-def test_divergences_are_those_of_two_distributions(kind: int) -> None:
+def test_divergences_still_teach_where_g_is_most_wrong(kind: int) -> None:
+    """Beyond ±3 they are linear in log r, with the slope that they have there."""
+
+    def slope(x: float) -> float:
+        r = np.exp(x)
+        return float(
+            (-1, r * (x + 1), 2 * r * (r - 1), r - r**0.5, 0.5 * r * (x - np.log((r + 1) / 2)))[
+                kind
+            ]
+        )
+
+    for far, bound in ((-15.0, -3.0), (15.0, 3.0), (-2.0, -2.0)):
+        log_r = torch.tensor(far, dtype=torch.float64, requires_grad=True)
+        value = divergence(kind, log_r)
+        value.backward()
+        assert log_r.grad is not None and abs(float(log_r.grad)) > 0.01
+        assert float(log_r.grad) == pytest.approx(slope(bound), rel=1e-6)
+        at = float(divergence(kind, torch.tensor(bound, dtype=torch.float64)))
+        assert float(value.detach()) == pytest.approx(at + slope(bound) * (far - bound), rel=1e-6)
+
+
+@pytest.mark.parametrize("kind", range(5))
+def test_divergences_are_are_those_of_two_distributions(kind: int) -> None:
     """The mean of f(p/q) under q is the divergence, here of two distributions on four points."""
     p, q = np.array([0.1, 0.2, 0.3, 0.4]), np.array([0.4, 0.3, 0.2, 0.1])
     m = (p + q) / 2
@@ -191,10 +249,10 @@ def test_divergences_are_those_of_two_distributions(kind: int) -> None:
 
 
 def test_f_cgan_measures_the_gap_of_the_two_classifiers() -> None:
-    p, q = noise(8, CLASSES), noise(8, CLASSES, seed=2)
-    seen, y = view(Y[:4], p=p, q=q), LABELS
+    p, q = noise(10, CLASSES), noise(10, CLASSES, seed=2)
+    seen, y = view(p=p, q=q), LABELS
     conditioning = make_conditioning("f-cgan", {"divergence": 1})
-    log_r = [log_share(p[4 + i], y[i]) - log_share(q[4 + i], y[i]) for i in range(4)]
+    log_r = [log_share(p[5 + i], y[i]) - log_share(q[5 + i], y[i]) for i in range(4)]
     expected = np.mean([np.exp(v) * v for v in log_r])
     term = float(conditioning.generator(seen)["class_generator"])
     assert term == pytest.approx(expected, rel=1e-4)
@@ -381,6 +439,31 @@ def test_no_image_keeps_its_label_in_the_contrary_term(
     assert all(torch.equal(wrong.sort(0).values, y.sort(0).values) for wrong in asked)
 
 
+def test_an_unknown_label_is_not_taken_for_a_wrong_one() -> None:
+    """D's loss is that of the four rows of which both labels are known."""
+    settings = make_settings(
+        {"conditioning": "projection", "conditioning_options": {"contrary": 1}, "loss": "hinge"}
+    )
+    objective = make_objective(settings)
+    y = one_hot(torch.tensor([0, 1, 2, -1, 0, 1, 2, -1]), CLASSES)
+    logits = noise(8)
+    made = SimpleNamespace(
+        labels=y, real=noise(8, 1, 4, 4), fake=noise(8, 1, 4, 4), memory={},
+        rng=torch.Generator().manual_seed(0), discriminator=lambda images, wrong: logits,
+        augment=lambda images: images, real_logits=torch.zeros(8),
+        given=torch.empty(0), labels_of=lambda images: (y,),
+    )  # fmt: skip
+    turn = int(torch.randint(1, 8, (), generator=torch.Generator().manual_seed(0)))
+    labels = y.argmax(1).masked_fill(y.sum(1) == 0, -1).tolist()
+    pairs = [(labels[i], labels[(i - turn) % 8]) for i in range(8)]
+    rows = [i for i, (a, b) in enumerate(pairs) if a >= 0 and b >= 0 and a != b]
+    assert 0 < len(rows) < 6
+    expected = 1 + np.mean([max(0.0, 1 + float(logits[i])) for i in rows])
+    assert float(objective._contrary(cast(Step, made))) == pytest.approx(expected, rel=1e-5)
+    made.labels = one_hot(torch.full((8,), -1), CLASSES)
+    assert float(objective._contrary(cast(Step, made))) == 0
+
+
 def test_a_conditional_search_grows_and_samples_by_label(data: ImageSet, tmp_path: Path) -> None:
     tries = {"images": 1, "shown": 1e-6, "threshold": 100.0, "reach": 0.06, "keep": 1.0, "start": 8}
     settings = {
@@ -452,8 +535,167 @@ def test_codes_need_no_labels(data: ImageSet, tmp_path: Path) -> None:
         ({"conditioning": "ac", "conditioning_options": {"x": 1}}, "unknown conditioning_options"),
         ({"conditioning": "ac", "loss": "began"}, "has no meaning for the loss 'began'"),
         ({"conditioning": "infogan", "regularisers": "replay"}, "made for something else"),
+        *(
+            ({"conditioning": name, "conditioning_options": {option: value}}, message)
+            for name, option, value, message in (
+                ("2c", "temperature", 0, "temperature' must be above 0, but got 0"),
+                ("d2d-ce", "width", 0, "width' must be above 0, but got 0"),
+                ("2c", "width", 2.5, "width' must be a whole number, but got 2.5"),
+                ("f-cgan", "divergence", 5, "a whole number from 0 to 4, but got 5"),
+                ("f-cgan", "divergence", 1.5, "a whole number from 0 to 4, but got 1.5"),
+                ("p2gan", "adaptive", 2, "a whole number from 0 to 1, but got 2"),
+                ("infogan", "categories", 0.5, "categories' must be a whole number"),
+            )
+        ),
+        (
+            {"conditioning": "infogan", "conditioning_options": {"categories": 0, "numbers": 0}},
+            "needs a code",
+        ),
     ],
 )
 def test_what_has_no_meaning_is_refused(values: dict[str, Any], message: str) -> None:
     with pytest.raises(UserError, match=message):
         check_names(make_settings(values))
+
+
+# Labels that come later
+
+
+@pytest.fixture(scope="module")
+def taught(data: ImageSet) -> Gan:
+    """A pair without labels, reprogrammed for 120 steps by the settings of a run of lr 2e-2."""
+    known = make_settings({"batch": 16, "stack": {"latent": 16, "width": 8, "mixing": 0}})
+    values = settings_for("reprogram", known, len(data.classes), 1920)
+    settings = for_data(check_names(make_settings(values)), data)
+    assert (settings.optimiser.lr, settings.optimiser.discriminator_lr) == (5e-4, 2e-2)
+    parent = Gan.create(
+        *Space("pggan", known.stack, 1, (16, 16)).stacks(2), known.optimiser, seed=0
+    )
+    g, d = parent.generator.spec, parent.discriminator.spec
+    stacks = (
+        replace(g, classes=2, modifier=3),
+        replace(d, classes=2, judging="heads", readouts=(("p", 2),)),
+    )
+    gan = continued(parent, stacks, settings.optimiser, seed=1)
+    objective, runtime = make_objective(settings), make_runtime("cpu", "float32")
+    for _ in range(120):
+        set_rates(gan, settings, 0.0)
+        step(gan, Batches(data, 16, 0), objective, settings, runtime)
+    return gan
+
+
+def test_classes_are_not_torn_out_of_what_the_generator_was_trained_on(taught: Gan) -> None:
+    g, u = taught.generator.eval(), noise(256, 16)
+    start = continued_modifier(taught)
+    for label in (0, 1):
+        y = one_hot(torch.full((256,), label), 2)
+        with torch.no_grad():
+            m, before = g.modifier(u, y), start(u, y)
+            images, free = g(torch.cat([u, y], 1)), g.synthesise(g.stem.embed(u, None))
+        assert not torch.equal(m, before)
+        assert float((m.norm(dim=1) / u.norm(dim=1)).mean()) < 1.3
+        assert float(images.std(0).mean()) > 0.8 * float(free.std(0).mean())
+
+
+def continued_modifier(gan: Gan) -> Modifier:
+    """Return the map that the pair began with."""
+    made = build(gan.generator.spec, 2)
+    assert isinstance(made, Generator)
+    return made.modifier.eval()
+
+
+def test_the_average_of_a_trained_map_contracts(taught: Gan) -> None:
+    rng = torch.Generator().manual_seed(0)
+    far = deepcopy(taught.generator.modifier)
+    with torch.no_grad():
+        for p in far.parameters():  # an average of weights that have moved fast
+            p.add_(torch.randn(p.shape, generator=rng))
+    for modifier in (taught.average.modifier, far.eval()):
+        for block in modifier.blocks:
+            inner, outer = block.inner.used.detach(), block.outer.used.detach()
+            stretch = 0.9 * torch.linalg.svdvals(inner)[0] * torch.linalg.svdvals(outer)[0]
+            assert 0.85 < float(stretch) < 0.9 + 1e-5
+        u, y = noise(8, 16), one_hot(torch.arange(8), 2)
+        with torch.no_grad():
+            back = modifier.inverse(modifier(u, y), y)
+        torch.testing.assert_close(back, u, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("width", [1, 3, 64])
+def test_the_bound_of_a_map_is_its_largest_singular_value_or_a_hair_more(width: int) -> None:
+    for matrix in (noise(width, width), torch.eye(width), noise(width, 1) @ noise(1, width)):
+        exact = float(torch.linalg.svdvals(matrix)[0])
+        assert exact * (1 - 1e-5) <= float(spectral_bound(matrix)) <= exact * 1.01
+
+
+def test_what_d_takes_for_good_begins_as_one_class(data: ImageSet) -> None:
+    known = make_settings({"optimiser": {"lr": 1e-2, "discriminator_lr": 3e-3}})
+    values = settings_for("reprogram", known, 4, 1000)
+    assert values["loss_options"] == {"prior": 0.25, "ramp": 1000}
+    assert values["optimiser"]["discriminator_lr"] == 3e-3
+    assert settings_for("reprogram", known, 4)["loss_options"] == {"prior": 0.25}
+    tuned = settings_for("fine-tune", known, 4, 1000)
+    assert tuned["optimiser"]["lr"] == 1e-2 and tuned["loss_options"] == {}
+
+
+# What is drawn for scores and metrics
+
+
+def test_codes_are_not_the_labels_of_the_data(data: ImageSet) -> None:
+    partly = replace(data, labels=np.where(np.arange(200) < 50, -1, np.asarray(data.labels)))
+    counts = {}
+    for name in ("none", "infogan", "projection", "md"):
+        batches = batches_of(partly, make_settings({"conditioning": name}))
+        counts[name] = batches.count, batches.known_labels is not None
+    # A D of one logit a class has none for images without a label.
+    assert counts == {
+        "none": (200, False),
+        "infogan": (200, False),
+        "projection": (200, True),
+        "md": (150, True),
+    }
+    asked = Trainer(
+        batches_of(data, make_settings({"conditioning": "infogan"})),
+        make_runtime("cpu", "float32"), None, Silent(),
+    )._labels(160)  # fmt: skip
+    codes = one_hot(torch.tensor(asked), 10)
+    assert (codes.sum(0) == 16).all()
+    assert (codes.view(-1, 8, 10).sum(0) == 2).all()  # of each group of the jackknife
+
+
+def test_numbers_alone_are_codes_too(data: ImageSet) -> None:
+    options = {"categories": 0, "numbers": 2}
+    settings = make_settings({"conditioning": "infogan", "conditioning_options": options})
+    shape = for_data(check_names(settings), data).stack
+    spec = Space("pggan", shape, 1, (16, 16)).stacks(1)[0]
+    rows = labelled(spec, noise(5, spec.latent), seed=3)
+    assert rows.shape == (5, spec.latent + 2)
+    assert torch.equal(rows, labelled(spec, noise(5, spec.latent), seed=3))
+    assert len(rows[:, -1].unique()) == 5
+
+
+def test_a_run_is_measured_with_classes_as_frequent_as_they_are(data: ImageSet) -> None:
+    asked: list[list[int] | None] = []
+
+    class Drawing:
+        classes = data.classes
+
+        def labels(self, count: int) -> Any:
+            return np.arange(count) % 2
+
+        def sample(self, count: int, *, seed: int = 0, labels: list[int] | None = None) -> Any:
+            asked.append(labels)
+            return np.full((count, 16, 16, 1), 50, np.uint8)
+
+    labels = np.array([0] * 180 + [1] * 10 + [-1] * 10)
+    reals, how = replace(data, labels=labels), {"features": "pixels", "count": 400}
+    evaluate(Drawing(), reals, metrics="fid", **how)  # type: ignore[arg-type]
+    (drawn,) = asked
+    assert drawn is not None and len(drawn) == 400
+    assert np.mean(drawn) == pytest.approx(10 / 190, abs=0.04)
+    evaluate(Drawing(), reals, metrics="intra-fid", **how)  # type: ignore[arg-type]
+    assert asked[1:] == [None]
+    evaluate(Drawing(), reals, metrics=["fid", "intra-fid"], **how)  # type: ignore[arg-type]
+    assert asked[2:] == [drawn, None]
+    evaluate(Drawing(), replace(reals, labels=None), metrics="fid", **how)  # type: ignore[arg-type]
+    assert asked[4:] == [None]

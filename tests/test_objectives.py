@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from growgan.errors import UserError
+from growgan.nets.layers import Conv, Dense, GroupedConv, Project
 from growgan.nets.players import Discriminator, build
 from growgan.nets.spec import StackSpec
 from growgan.objectives import (
@@ -23,6 +24,8 @@ from growgan.objectives import (
     make_regulariser,
 )
 from growgan.objectives.regulariser import Penalty, Term
+from growgan.objectives.weights import matrices
+from growgan.training.doctor import singular_values
 
 REAL = torch.tensor([0.0, math.log(3.0)])
 FAKE = torch.tensor([math.log(3.0), 0.0])
@@ -124,13 +127,14 @@ class Linear(nn.Module):
         self.w = nn.Parameter(w * norm / w.norm())
 
     def forward(self, x: Tensor) -> Tensor:
-        return (x * self.w).sum((1, 2, 3))
+        # A product that autocast takes in bfloat16; tests of coarse images change the size of w.
+        return F.linear(x.flatten(1), self.w.flatten()[None]).flatten()
 
 
-def a_step(discriminator: nn.Module, channels: int = 1) -> Step:
+def a_step(discriminator: nn.Module, channels: int = 1, *, count: int = 8) -> Step:
     rng = torch.Generator().manual_seed(0)
-    real, fake = (torch.randn(8, channels, 4, 4, generator=rng) for _ in range(2))
-    logits = (discriminator(real), discriminator(fake))
+    real, fake = (torch.randn(count, channels, 4, 4, generator=rng) for _ in range(2))
+    logits = (discriminator(real), discriminator(fake)) if count else (real, fake)
     z = torch.zeros(8, 4)
     return Step(nn.Identity(), discriminator, real, fake, z, rng, *logits)  # type: ignore[arg-type]
 
@@ -163,7 +167,8 @@ def test_gradient_penalties_train_the_critic_under_bfloat16_autocast_too(name: s
         assert found is not None
         found.backward()
     # d/dw of ||w||²/2 is w, and of (||w|| - 1)² it is 2 (||w|| - 1) w/||w||: here the same.
-    torch.testing.assert_close(critic.w.grad, critic.w.detach(), rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(critic.w.grad, critic.w.detach(), rtol=2e-2, atol=1e-3)
+    assert not torch.equal(critic.w.grad, critic.w.detach()), "autocast has touched nothing"
 
 
 def test_r1_agrees_with_finite_differences_on_a_stack() -> None:
@@ -223,3 +228,77 @@ def test_the_usual_gradient_penalty_weighs_a_coarse_image_as_it_weighs_the_fine_
     objective = Objective(make_loss("wasserstein", {}), {"r1": make_regulariser("r1", {})})
     terms = [float(objective.discriminator(s)["r1"].detach()) for s in (fine, coarse)]
     assert terms[0] == pytest.approx(terms[1], rel=1e-5)
+
+
+LAYERS = {
+    "dense": lambda rate: Dense(6, 5, rate=rate),
+    "slow": lambda rate: Dense(6, 5, rate=rate, speed=0.01),
+    "project": lambda rate: Project(3, 4, (2, 2), gain=1.0, rate=rate),
+    "grouped": lambda rate: GroupedConv(8, 2, 1, gain=1.0, rate=rate),
+    "convolution": lambda rate: Conv(4, 6, 1, rate=rate),
+}
+
+
+def jacobian(layer: nn.Module) -> Tensor:
+    """The linear map that a layer is, at one place: [out, in]."""
+    known = layer.weight.shape[1]  # type: ignore[union-attr,index]
+    if isinstance(layer, GroupedConv):
+        known *= layer.groups
+    shape = (known,) if isinstance(layer, Dense | Project) else (known, 1, 1)
+    zero = torch.zeros(1, *shape)
+    made = torch.autograd.functional.jacobian(lambda x: layer.eval()(x).flatten(), zero)
+    return made.flatten(1)  # type: ignore[union-attr]
+
+
+@pytest.mark.parametrize("rate", ["plain", "equalised", "transfer", "spectral"])
+@pytest.mark.parametrize("name", LAYERS)
+def test_matrices_are_the_maps_in_use(name: str, rate: str) -> None:
+    if (name, rate) == ("grouped", "spectral"):
+        return
+    layer = LAYERS[name](rate)  # type: ignore[no-untyped-call]
+    ((_, found),) = matrices(layer)
+    values = torch.linalg.svdvals(found.detach()).flatten().sort(descending=True).values
+    expected = torch.linalg.svdvals(jacobian(layer))[: len(values)]
+    torch.testing.assert_close(values, expected)
+    for row, value in zip(singular_values(layer, 3), expected.tolist(), strict=False):
+        assert row == [pytest.approx(value, rel=1e-4)]
+
+
+@pytest.mark.parametrize("name", ["project", "grouped", "dense"])
+def test_the_largest_singular_value_of_each_map_is_clamped(name: str) -> None:
+    layer = LAYERS[name]("equalised")  # type: ignore[no-untyped-call]
+    step = a_step(layer, count=0)  # which judges nothing here
+    before = torch.linalg.svdvals(next(matrices(layer))[1].detach())
+    make_regulariser("singular-clamp", {}).after(layer, step)
+    after = torch.linalg.svdvals(next(matrices(layer))[1].detach())
+    torch.testing.assert_close(after[..., 0], before[..., 1])
+    torch.testing.assert_close(after[..., 1:], before[..., 1:])
+
+
+def test_orthogonal_looks_within_groups_at_places_and_not_at_the_labels_embedding() -> None:
+    grouped = GroupedConv(8, 2, 1, gain=1.0, rate="plain")
+    grouped.weight.data = torch.eye(2).repeat(4, 1)[:, :, None, None]  # alike in all groups
+    project = Project(16, 4, (2, 2), gain=1.0, rate="plain")
+    rows = torch.eye(16).view(2, 2, 4, 16)  # [h, w, c, z]
+    project.weight.data = rows.permute(2, 3, 0, 1) + 0
+    label = Dense(3, 4, rate="plain")
+    player = nn.ModuleDict({"a": grouped, "b": project, "label": label})
+    step = a_step(Linear(1.0))
+    step.generator = player  # type: ignore[assignment]
+    rule = make_regulariser("orthogonal", {})
+    assert isinstance(rule, Penalty)
+    assert float(rule.generator(step).detach()) == 0  # type: ignore[union-attr]
+    grouped.weight.data[0, 1] = 0.5  # now its two rows have the product 0.5
+    assert float(rule.generator(step).detach()) == pytest.approx(2 * 0.25)  # type: ignore[union-attr]
+
+
+def test_orthogonal_sees_a_slow_map_as_it_is_used() -> None:
+    slow, usual = (Dense(8, 8, rate="equalised", speed=speed) for speed in (0.01, 1.0))
+    usual.weight.data = slow.weight.data * 0.01
+    step, rule = a_step(Linear(1.0)), make_regulariser("orthogonal", {})
+    assert isinstance(rule, Penalty)
+    found = []
+    for layer in (slow, usual):
+        step.generator = layer  # type: ignore[assignment]
+        found.append(rule.generator(step).detach())  # type: ignore[union-attr]
+    torch.testing.assert_close(found[0], found[1])

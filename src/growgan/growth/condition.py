@@ -44,7 +44,8 @@ def condition(
             already, or what :func:`growgan.grow` refuses.
     """
     best = run.best
-    chosen = make_settings(settings_for(way, best.settings), settings or {}, overrides=overrides)
+    values = settings_for(way, best.settings, len(data.classes), images)
+    chosen = make_settings(values, settings or {}, overrides=overrides)
     return grow(
         data,
         out=out,

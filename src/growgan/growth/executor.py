@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Protocol
 
@@ -282,8 +282,8 @@ class Trainer:
         if asked is not None:
             return asked.tolist()
         known = self.batches.known_labels
-        if known is None:
-            return None
+        if known is None:  # codes, if any, modulo as many as there are: each group has all of them
+            return [i // GROUPS for i in range(count)]
         rng = torch.Generator().manual_seed(SCORE_SEED)
         some = torch.randint(len(known), (count,), generator=rng)
         return known[some].tolist()
@@ -375,13 +375,17 @@ class SerialExecutor:
 def batches_of(data: ImageSet, settings: Settings) -> Batches:
     """Return the batches that a run trains on: of all images, or of those that ``labels`` says.
 
-    Some are held out, unless images repeat.
+    Some are held out, unless images repeat. Labels that the conditioning does not use are left out;
+    so are images without a label where D has but one logit for each class, and none for them.
     """
-    share, balance = settings.labels.share, settings.labels.balance
-    seen = data.labelled(share, settings.seed) if share < 1 else data
-    if balance:
-        return Batches(seen.balanced(), settings.batch, settings.seed)
-    return Batches(seen, settings.batch, settings.seed, held_out(len(seen)))
+    own, conditioning = settings.labels, make_objective(settings).conditioning
+    bare = data.labels is not None and bool((data.labels < 0).any())
+    few = own.share < 1 or (bare and conditioning.judging == "heads")
+    seen = data.labelled(own.share, settings.seed) if few else data
+    seen = seen.balanced() if own.balance else seen
+    seen = seen if conditioning.labelled else replace(seen, labels=None)
+    held = 0 if own.balance else held_out(len(seen))
+    return Batches(seen, settings.batch, settings.seed, held)
 
 
 def held_out(images: int) -> int:

@@ -175,7 +175,7 @@ class Model:
                 total = total + sign * self._picked(picks, count, seed).mean(0)
         rng = torch.Generator().manual_seed(seed)
         near = torch.rand(8, spec.latent, generator=rng) * 2 - 1
-        near = torch.cat([near, near.new_zeros(8, spec.classes)], 1)
+        near = torch.cat([near, near.new_zeros(8, spec.wish)], 1)
         return self._images(torch.cat([total[None], total + AROUND * near]))
 
     def mix(

@@ -26,9 +26,16 @@ from growgan.training.gan import Gan
 
 ORIGIN = "origin"  # folder in a run, with the candidate that it goes on from
 
-# What each way sets, beside the settings of the run that it goes on from.
+# What each way sets, beside the settings of the run that it goes on from. The modifier's maps are
+# stored as they are used: at the rate of a preset whose maps are not, its class vectors run away,
+# and each class becomes one image.
 WAYS: dict[str, dict[str, Any]] = {
-    "reprogram": {"conditioning": "md", "loss": "positive-unlabelled", "stack": {"modifier": 3}},
+    "reprogram": {
+        "conditioning": "md",
+        "loss": "positive-unlabelled",
+        "stack": {"modifier": 3},
+        "optimiser": {"lr": 5e-4},
+    },
     "fine-tune": {"conditioning": "projection"},
 }
 
@@ -147,9 +154,22 @@ def origin_stacks(
     return stacks
 
 
-def settings_for(way: str, known: Settings) -> dict[str, Any]:
-    """Return the settings of a run that goes on ``way`` from one with the settings ``known``."""
+def settings_for(
+    way: str, known: Settings, classes: int = 0, images: int | None = None
+) -> dict[str, Any]:
+    """Return the settings of a run that goes on ``way`` from one with the settings ``known``.
+
+    To reprogram, D keeps its rate and G has one of its own. What D takes for good among fakes is
+    at first one class of the ``classes`` of the data, and all at the end of a budget of ``images``.
+    How many a budget of time affords is not known before: there the loss's own ramp stays.
+    """
     if way not in WAYS:
         raise UserError(f"a way must be one of: {', '.join(WAYS)}, but got '{way}'")
     values = known.model_dump(exclude={"policy", "growth", "resolution"})
-    return merged(values, {**WAYS[way], "policy": "fixed", "origin": way})
+    values = merged(values, {**WAYS[way], "policy": "fixed", "origin": way})
+    if way == "reprogram":
+        rates = known.optimiser
+        values["optimiser"]["discriminator_lr"] = rates.discriminator_lr or rates.lr
+        prior = {"prior": 1 / classes} if classes else {}
+        values["loss_options"] = prior | ({"ramp": images} if images else {})
+    return values

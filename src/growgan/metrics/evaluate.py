@@ -6,46 +6,26 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from growgan.data.files import combine, default_cache
+from growgan.data.files import default_cache
 from growgan.data.images import ImageSet
 from growgan.errors import UserError
-from growgan.metrics.domain import shrink
 from growgan.metrics.features import Extractor, domain_extractor
 from growgan.metrics.networks import check_features, load_extractor
 from growgan.metrics.protocol import Figure
 from growgan.metrics.side import Digest, Stored, classifier
+from growgan.metrics.sources import Model, Source, check_fit, chosen, images_of, shrunk
 from growgan.metrics.suite import METRICS, Comparison, Need
 from growgan.metrics.watch import Watch, unwatched
 
 USUAL = ("fid", "kid", "precision", "recall", "density", "coverage", "swd", "ms-ssim")
-SAMPLES = 10_000  # that are drawn from a run
-
-
-class Model(Protocol):
-    """What a run's model can do: draw images uint8 [N, H, W, C].
-
-    One with a single generator has ``network()``. A conditional one has ``classes``, their names,
-    and ``labels(count)``: those that it draws.
-    """
-
-    def sample(self, count: int, *, seed: int = 0) -> NDArray[np.uint8]: ...
-
-
-class Grown(Protocol):
-    """A run, of which the best model is measured."""
-
-    @property
-    def best(self) -> Model: ...
-
-
-Source = Grown | Model | ImageSet | NDArray[np.uint8]
+ALONE = ("intra-fid",)  # metrics that look at each class alone, and so at as many of each
 
 
 @dataclass(frozen=True)
@@ -106,7 +86,9 @@ def evaluate(
         features: "domain" (trained on ``real`` once), "pixels", "inception", "dinov2", "clip", such
             a network with its weights ("inception:FILE.pt"), or any TorchScript "FILE.pt".
         resize: to inception's input: "clean", or a legacy way of :data:`RESIZES`.
-        count: fakes at most: 10,000 of a run, all of a set by default. ``real_count``: reals.
+        count: fakes at most: 10,000 of a run, all of a set by default. ``real_count``: reals. A
+            conditional run draws its classes as often as ``real`` has them, and as many of each for
+            what is measured within each.
         held_out: reals that are not in ``real``, which "cas" and "memorisation" need.
         preparation: how the images were brought to their resolution, for the protocol.
         seed: of every draw.
@@ -123,7 +105,7 @@ def evaluate(
     wanted = [entry.name for entry in METRICS] if "all" in metrics else list(metrics or USUAL)
     needs = {name: METRICS[name].needs for name in wanted}
     walks = any("generator" in each for each in needs.values())
-    sets = _load(fake, real, held_out, count, seed, watch)
+    sets = _load(fake, real, held_out, count, seed, watch, wanted)
     extractor = _Once(partial(_extractor, features, resize, sets.reals, cache, device, watch))
     skipped = _skipped(needs, _missing(sets), extractor)
     if strict and skipped:
@@ -131,24 +113,29 @@ def evaluate(
     side = partial(_side, extractor=extractor, cache=cache, watch=watch)
     comparison = Comparison(
         fake=side(sets.fakes, "fakes"),
-        real=side(_chosen(sets.reals, real_count, seed), "reals"),
+        real=side(chosen(sets.reals, real_count, seed), "reals"),
         held_out=side(sets.held_out, "held-out reals") if sets.held_out else None,
         generator=_Walk(sets.network()) if sets.network and walks else None,
         seed=seed,
         preparation=preparation,
         watch=watch,
     )
-    return _measure(comparison, [n for n in wanted if n not in skipped], skipped, strict, watch)
+    looks = _looks(comparison, [n for n in wanted if n not in skipped], sets, side)
+    return _measure(looks, skipped, strict, watch)
 
 
 @dataclass(frozen=True)
 class _Sets:
-    """What was given, as images of one shape, and the model that drew the fakes, if any."""
+    """What was given, as images of one shape, and the model that drew the fakes, if any.
+
+    ``even`` draws fakes anew, as many of each class, None where ``fakes`` are such or were given.
+    """
 
     fakes: ImageSet
     reals: ImageSet
     held_out: ImageSet | None
     model: Model | None
+    even: Callable[[], ImageSet] | None
 
     @property
     def network(self) -> Callable[[], Any] | None:
@@ -163,17 +150,21 @@ def _load(
     count: int | None,
     seed: int,
     watch: Watch,
+    wanted: Sequence[str],
 ) -> _Sets:
-    fakes, model = _images(fake, "fakes", count, seed, watch)
+    draw = partial(images_of, fake, "fakes", count, seed, watch)
+    alone = set(wanted) <= set(ALONE)
     # Reals that a model draws are of other latents than the fakes are.
-    reals, _ = _images(real, "reals", None, seed + 1, watch)
-    held = None if held_out is None else _images(held_out, "held-out reals", None, seed, watch)[0]
+    reals, _ = images_of(real, "reals", None, seed + 1, watch)
+    fakes, model = draw(None if alone else reals)
+    held = None if held_out is None else images_of(held_out, "held-out reals", None, seed, watch)[0]
     if model is not None:
-        reals = _shrunk(reals, fakes)
-        held = held and _shrunk(held, fakes)
+        reals = shrunk(reals, fakes)
+        held = held and shrunk(held, fakes)
     for other in (fakes, held):
-        _check_fit(other, reals)
-    return _Sets(fakes, reals, held, model)
+        check_fit(other, reals)
+    even = None if model is None or alone else lambda: draw()[0]
+    return _Sets(fakes, reals, held, model, even)
 
 
 def _skipped(
@@ -192,12 +183,22 @@ def _skipped(
     }
 
 
+def _looks(
+    c: Comparison, wanted: Sequence[str], sets: _Sets, side: Callable[[ImageSet, str], Stored]
+) -> dict[str, Comparison]:
+    """Return what each metric compares: what looks at each class alone, as many fakes of each."""
+    if sets.even is None or not set(wanted) & set(ALONE):
+        return dict.fromkeys(wanted, c)
+    within = replace(c, fake=side(sets.even(), "fakes"))
+    return {name: within if name in ALONE else c for name in wanted}
+
+
 def _measure(
-    c: Comparison, wanted: Sequence[str], skipped: dict[str, str], strict: bool, watch: Watch
+    looks: Mapping[str, Comparison], skipped: dict[str, str], strict: bool, watch: Watch
 ) -> Evaluation:
     """Take the metrics; what the images are unfit for is an error, or left out with the reason."""
     figures: dict[str, Figure] = {}
-    for name in wanted:
+    for name, c in looks.items():
         watch(name, 0, 1)
         try:
             figures[name] = METRICS[name].take(c)
@@ -265,75 +266,6 @@ class _Walk:
     def __call__(self, z: Tensor) -> Tensor:
         images: Tensor = self.network(self.network.labelled(z))
         return images
-
-
-def _images(
-    source: Source, name: str, count: int | None, seed: int, watch: Watch
-) -> tuple[ImageSet, Model | None]:
-    """Return the images of ``source``, at most ``count``, and the model that drew them, if any."""
-    if isinstance(source, ImageSet):
-        return _chosen(source, count, seed), None
-    if isinstance(source, np.ndarray) and source.dtype == np.uint8 and source.ndim == 4:
-        images = np.ascontiguousarray(source.transpose(0, 3, 1, 2))
-        return _chosen(ImageSet(name, images, None, (), ""), count, seed), None
-    model: Any = getattr(source, "best", source)
-    if not hasattr(model, "sample"):
-        raise UserError(
-            f"{name} must be a run, an ImageSet (see load_images) or a uint8 array [N, H, W, C]"
-        )
-    _check_count(count)
-    watch(f"drawing {name}", 0, 1)
-    drawn = model.sample(count or SAMPLES, seed=seed).transpose(0, 3, 1, 2)
-    watch(f"drawing {name}", 1, 1)
-    classes = getattr(model, "classes", ())
-    labels = model.labels(len(drawn)) if classes else None
-    return ImageSet(name, np.ascontiguousarray(drawn), labels, classes, ""), model
-
-
-def _check_count(count: int | None) -> None:
-    if count is not None and count < 1:
-        raise UserError(f"a count of images must be at least 1, but got {count}")
-
-
-def _chosen(images: ImageSet, count: int | None, seed: int) -> ImageSet:
-    """Return ``count`` of the images, drawn by ``seed``, so that an order by class does no harm."""
-    _check_count(count)
-    if not len(images):
-        raise UserError(f"{images.name} hold no image")
-    if count is None or count >= len(images):
-        return images
-    rows = np.sort(np.random.default_rng(seed).permutation(len(images))[:count])
-    return _named(images.subset(rows), images)
-
-
-def _named(images: ImageSet, source: ImageSet) -> ImageSet:
-    """Return ``images`` without a fingerprint if ``source``, of which they are made, had none."""
-    return images if source.fingerprint else replace(images, fingerprint="")
-
-
-def _shrunk(reals: ImageSet, fakes: ImageSet) -> ImageSet:
-    """Return ``reals`` averaged down to the resolution of ``fakes``, where that divides theirs."""
-    size, own = fakes.resolution, reals.resolution
-    if own == size or own[0] % size[0] or own[1] % size[1]:
-        return reals
-    parts = [
-        shrink(torch.from_numpy(np.array(reals.images[i : i + 1024])), size).numpy()
-        for i in range(0, len(reals), 1024)
-    ]
-    digest = combine(reals.fingerprint, "area", *size)
-    return _named(replace(reals, images=np.concatenate(parts), fingerprint=digest), reals)
-
-
-def _check_fit(images: ImageSet | None, reals: ImageSet) -> None:
-    if images is not None and images.images.shape[1:] != reals.images.shape[1:]:
-        shapes = [
-            f"{h}x{w} with {c} channel{'s' * (c > 1)}"
-            for c, h, w in (images.images.shape[1:], reals.images.shape[1:])
-        ]
-        raise UserError(
-            f"images of {shapes[0]} cannot be compared with reals of {shapes[1]}: load both at one "
-            "resolution (--resolution) with as many channels"
-        )
 
 
 def _extractor(

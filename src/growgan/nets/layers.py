@@ -52,6 +52,7 @@ class Scaled(nn.Module):
     """
 
     u: Tensor  # unit [out]: where the largest singular value points
+    speed: float = 1.0  # how fast it learns beside other maps
 
     def __init__(self, shape: tuple[int, ...], fan_in: int, gain: float, rate: Rate) -> None:
         super().__init__()
@@ -67,13 +68,16 @@ class Scaled(nn.Module):
     @torch.no_grad()
     def draw(self) -> None:
         """Draw the stored weight."""
-        normal = self.rate == "normal"
-        deviation = 0.02 if normal else self.gain / math.sqrt(self.fan_in) / self._constant
-        self.weight.normal_().mul_(deviation)
+        deviation = 0.02 if self.rate == "normal" else self.gain / math.sqrt(self.fan_in)
+        self.weight.normal_().mul_(deviation / self._constant)
 
-    def matrix(self) -> Float[Tensor, "out in"]:
-        """Return the stored weight as the linear map that it is at one place."""
-        return self.weight.movedim(1, -1).flatten(1)  # a view where channels come last
+    def matrix(self, weight: Tensor | None = None) -> Float[Tensor, "... out in"]:
+        """Return the stored weight, or another, as the linear map that it is at one place.
+
+        Where it falls into groups there is a matrix for each.
+        """
+        weight = self.weight if weight is None else weight
+        return weight.movedim(1, -1).flatten(1)  # a view where channels come last
 
     @property
     def used(self) -> Tensor:
@@ -111,8 +115,8 @@ class Scaled(nn.Module):
     @property
     def _constant(self) -> float:
         if self.rate in ("plain", "normal", "spectral"):
-            return 1.0
-        factor = self.gain / math.sqrt(self.fan_in)
+            return self.speed
+        factor = self.speed * self.gain / math.sqrt(self.fan_in)
         excess = self.fan_in / REFERENCE if self.rate == "transfer" else 1.0
         return factor / math.sqrt(max(1.0, excess))
 
@@ -163,11 +167,14 @@ class GroupedConv(Scaled):
     """
 
     def __init__(self, width: int, group: int, kernel: int, *, gain: float, rate: Rate) -> None:
-        super().__init__((width, group, kernel, kernel), group * kernel**2, gain, rate)
         if rate == "spectral":
             raise UserError("rate 'spectral' has no meaning for grouped convolutions")
+        super().__init__((width, group, kernel, kernel), group * kernel**2, gain, rate)
         self.groups = width // group
         self.bias = nn.Parameter(torch.zeros(width))
+
+    def matrix(self, weight: Tensor | None = None) -> Float[Tensor, "groups out in"]:
+        return super().matrix(weight).unflatten(0, (self.groups, -1))
 
     def forward(self, x: Float[Tensor, "n c h w"]) -> Float[Tensor, "n c h w"]:
         padding = self.weight.shape[-1] // 2
@@ -196,13 +203,8 @@ class Dense(Scaled):
         super().__init__((width_out, width_in), width_in, gain, rate)
         self.bias = nn.Parameter(torch.full((width_out,), bias / speed))
 
-    @torch.no_grad()
-    def draw(self) -> None:
-        super().draw()
-        self.weight.div_(self.speed)
-
     def forward(self, x: Float[Tensor, "n in"]) -> Float[Tensor, "n out"]:
-        return F.linear(x, self.used * self.speed, self.bias * self.speed)
+        return F.linear(x, self.used, self.bias * self.speed)
 
 
 class Project(Scaled):
@@ -214,8 +216,9 @@ class Project(Scaled):
         super().__init__((width, latent, *grid), latent, gain, rate)
         self.bias = nn.Parameter(torch.zeros(width))
 
-    def matrix(self) -> Float[Tensor, "out z"]:
-        return self.weight.permute(2, 3, 0, 1).flatten(0, 2)
+    def matrix(self, weight: Tensor | None = None) -> Float[Tensor, "out z"]:
+        weight = self.weight if weight is None else weight
+        return weight.permute(2, 3, 0, 1).flatten(0, 2)
 
     def forward(self, z: Float[Tensor, "n z"]) -> Float[Tensor, "n c h w"]:
         width, latent, height, breadth = self.weight.shape

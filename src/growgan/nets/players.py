@@ -10,6 +10,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from growgan.errors import UserError
 from growgan.nets.filters import smooth_upsample
 from growgan.nets.forms import FORMS
 from growgan.nets.layers import Dense, MinibatchDiscrimination, channels_last, downsample, upsample
@@ -32,7 +33,14 @@ class Generator(Stack, Pretrained):
         self.label = label_map(spec)
         if spec.encodes:
             self.encoder = Encoder(spec)
+            if self.encoder.spec.resolution != spec.resolution:  # its head halves, G's does not
+                raise UserError(f"a stack of form '{spec.form}' cannot be given images")
         if any(layer.norm == "virtual" for layer in spec.layers):
+            if spec.given:
+                raise UserError(
+                    "norm 'virtual' has no meaning where images are made from images: "
+                    "its reference is latents alone"
+                )
             count = VirtualNorm.REFERENCES
             labels = one_hot(torch.arange(count), spec.classes)
             self.register_buffer(

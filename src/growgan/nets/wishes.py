@@ -38,7 +38,8 @@ def labelled(
     """
     parts = [z]
     if spec.classes:
-        wanted = range(spec.categories) if labels is None else labels
+        # Where there are but numbers, no label stands for none.
+        wanted = range(max(1, spec.categories)) if labels is None else labels
         turns = torch.tensor(wanted, device=z.device)
         rng = torch.Generator().manual_seed(~seed & 0xFFFFFFFF)
         numbers = torch.randn(len(z), spec.continuous, generator=rng).to(z.device)

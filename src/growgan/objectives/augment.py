@@ -147,12 +147,20 @@ class AdaptiveAugment(Adaptive):
 @augmentation("apa", "some fakes shown as reals", "Jiang et al. 2021, 2111.06849")
 @dataclass(frozen=True)
 class PseudoAugment(Adaptive):
-    """With probability p a real is replaced by a fake, which D is told is real."""
+    """With probability p a real is replaced by a fake, which D is told is real.
+
+    That is a fresh one, made for the same: a row's own would cancel where losses pair rows.
+    """
 
     def presented(self, step: Step) -> tuple[Tensor, Tensor]:
-        chosen = step.chance.uniform(len(step.real), 1, 1, 1)
-        deceived = chosen < self.probability(step)
-        return torch.where(deceived, step.fake.detach().to(step.real.dtype), step.real), step.fake
+        chosen = step.chance.uniform(len(step.real), 1, 1, 1) < self.probability(step)
+        z, rest = step.apart
+        z = step.chance.normal(*z.shape)
+        if not chosen.any():
+            return step.real, step.fake
+        with torch.no_grad():
+            other = step.generator(torch.cat([z, rest], 1)).to(step.real.dtype)
+        return torch.where(chosen, other, step.real), step.fake
 
 
 class _Dice:
@@ -191,11 +199,11 @@ def _hole(images: Tensor, side: float, dice: _Dice) -> Tensor:
     masks = []
     for axis in (2, 3):
         length = images.shape[axis]
-        hole = round(side * length)
+        hole = int(side * length + 0.5)
         place = torch.arange(length, device=images.device).view(
             [-1 if a == axis else 1 for a in range(4)]
         )
-        begin = dice.integers(-(hole // 2), length - hole // 2 - 1 + hole % 2)
+        begin = dice.integers(-(hole // 2), length - hole // 2 - hole % 2)
         masks.append((place >= begin) & (place < begin + hole))
     return (~(masks[0] & masks[1])).to(images.dtype)
 
@@ -243,10 +251,12 @@ def _coloured(images: Tensor, dice: _Dice, p: Tensor) -> Tensor:
     c = min(images.shape[1], 3)
     brightness = dice.chosen(p, 0.2 * dice.normal(), 0.0)
     contrast = dice.chosen(p, (0.5 * log(2) * dice.normal()).exp(), 1.0)
-    rgb, rest = images[:, :c] * contrast + brightness, images[:, c:]
-    if c == 3:
+    rgb, rest = (images[:, :c] + brightness) * contrast, images[:, c:]
+    invert = dice.chosen(p, dice.integers(0, 1).float(), 0.0)
+    if c < 3:
+        rgb = rgb * (1 - 2 * invert)  # gray is all luma
+    else:
         hue = dice.chosen(p, (2 * dice.uniform() - 1) * pi, 0.0)
-        invert = dice.chosen(p, dice.integers(0, 1).float(), 0.0)
         saturation = dice.chosen(p, (log(2) * dice.normal()).exp(), 1.0)
         matrix = _colour_matrix(hue, invert, saturation).to(rgb.dtype)
         rgb = torch.einsum("nij,njhw->nihw", matrix, rgb)

@@ -46,7 +46,7 @@ def balanced_consistency(step: Step) -> Tensor:
     return consistency(step) + on_fakes
 
 
-@regulariser("zcr", "D ignores small steps of z, G does not", "Zhao et al. 2021")
+@regulariser("zcr", "D ignores small steps of z, G does not", "Zhao et al. 2021, 2002.04724")
 @dataclass(frozen=True)
 class LatentConsistency(Penalty):
     """D: E |D(G(z)) - D(G(z + σ ε))|²; G: -E |G(z) - G(z + σ ε)|², per pixel.
@@ -65,12 +65,13 @@ class LatentConsistency(Penalty):
     def discriminator(self, step: Step) -> Tensor:
         with torch.no_grad():
             near = step.generator(self._near(step))
-        return (step.judge(step.fake.detach()) - step.judge(near)).square().mean()
+        made = step.made if len(step.made) else step.fake
+        return (step.judge(made.detach()) - step.judge(near)).square().mean()
 
     def generator(self, step: Step) -> Tensor:
         near = step.generator(self._near(step))
         return -self.generator_weight * (step.fake - near).square().mean()
 
     def _near(self, step: Step) -> Tensor:
-        z = step.latents
-        return z + self.noise * step.chance.normal(*z.shape)
+        z, rest = step.apart
+        return torch.cat([z + self.noise * step.chance.normal(*z.shape), rest], 1)

@@ -29,11 +29,13 @@ class Loss:
     Attributes:
         paired: True if G's loss needs the logits of reals too.
         energies: True if D must be an autoencoder, whose errors take the place of logits.
+        logits: True if it need not, for regularisers that require it.
         logistic: True if D's loss is a cross entropy, whose targets can be smoothed.
     """
 
     paired: ClassVar[bool] = False
     energies: ClassVar[bool] = False
+    logits: ClassVar[bool] = True
     logistic: ClassVar[bool] = False
 
     def discriminator(self, real: Logits, fake: Logits, memory: Memory) -> Float[Tensor, ""]:
@@ -59,7 +61,9 @@ class Loss:
 LOSSES: Registry[type[Loss]] = Registry("loss")
 
 
-@LOSSES.register("minimax", "log D against log (1 - D), as written", "Goodfellow et al. 2014")
+@LOSSES.register(
+    "minimax", "log D against log (1 - D), as written", "Goodfellow et al. 2014, 1406.2661"
+)
 @dataclass(frozen=True)
 class Minimax(Loss):
     """L_D = E softplus(-real) + E softplus(fake); L_G = -E softplus(fake)."""
@@ -73,7 +77,7 @@ class Minimax(Loss):
         return -F.softplus(fake).mean()
 
 
-@LOSSES.register("non-saturating", "-log D for both players", "Goodfellow et al. 2014")
+@LOSSES.register("non-saturating", "-log D for both players", "Goodfellow et al. 2014, 1406.2661")
 @dataclass(frozen=True)
 class NonSaturating(Minimax):
     """L_D = E softplus(-real) + E softplus(fake); L_G = E softplus(-fake)."""
@@ -97,7 +101,7 @@ class LeastSquares(Loss):
         return 0.5 * (fake - 1).square().mean()
 
 
-@LOSSES.register("wasserstein", "difference of mean critics", "Arjovsky et al. 2017")
+@LOSSES.register("wasserstein", "difference of mean critics", "Arjovsky et al. 2017, 1701.07875")
 @dataclass(frozen=True)
 class Wasserstein(Loss):
     """L_D = E fake - E real; L_G = -E fake. Needs a gradient penalty or clipping."""
@@ -112,7 +116,11 @@ class Wasserstein(Loss):
         return -fake.mean()
 
 
-@LOSSES.register("hinge", "margins of 1 on both sides", "Lim & Ye 2017; Miyato et al. 2018")
+@LOSSES.register(
+    "hinge",
+    "margins of 1 on both sides",
+    "Lim & Ye 2017, 1705.02894; Miyato et al. 2018, 1802.05957",
+)
 @dataclass(frozen=True)
 class Hinge(Loss):
     """L_D = E relu(1 - real) + E relu(1 + fake); L_G = -E fake."""
@@ -125,7 +133,9 @@ class Hinge(Loss):
 
 
 @LOSSES.register(
-    "positive-unlabelled", "hinge; fakes hold a growing share of good ones", "Guo et al. 2020"
+    "positive-unlabelled",
+    "hinge; fakes hold a growing share of good ones",
+    "Guo et al. 2020, 2011.13684",
 )
 @dataclass(frozen=True)
 class PositiveUnlabelled(Hinge):
@@ -159,7 +169,9 @@ class PositiveUnlabelled(Hinge):
         return {"pu_share": share}
 
 
-@LOSSES.register("relativistic", "each fake against a real (RpGAN)", "Jolicoeur-Martineau 2018")
+@LOSSES.register(
+    "relativistic", "each fake against a real (RpGAN)", "Jolicoeur-Martineau 2018, 1807.00734"
+)
 @dataclass(frozen=True)
 class Relativistic(Loss):
     """L_D = E softplus(-(real - fake)); L_G = E softplus(-(fake - real)), pairs by position."""
@@ -191,7 +203,7 @@ class Equilibrium(Loss):
     gamma: float = 0.5
     step: float = 1e-3
 
-    energies = True
+    energies, logits = True, False
 
     def discriminator(self, real: Logits, fake: Logits, memory: Memory) -> Tensor:
         k = memory.setdefault("began.k", torch.zeros((), device=real.device))
@@ -222,7 +234,7 @@ class EnergyBased(Loss):
 
     margin: float = 0.5
 
-    energies = True
+    energies, logits = True, False
 
     def discriminator(self, real: Logits, fake: Logits, memory: Memory) -> Tensor:
         return real.mean() + F.relu(self.margin - fake).mean()

@@ -58,6 +58,7 @@ class Objective:
 
     def presented(self, step: Step) -> tuple[Tensor, Tensor]:
         """Return the reals and fakes that D trains on."""
+        step.made = step.fake
         for each in self._hands():
             step.real, step.fake = each.presented(step)
         return step.real, step.fake
@@ -77,15 +78,16 @@ class Objective:
     def _contrary(self, step: Step) -> Tensor:
         """Return D's loss on images made for something else, as if these were fakes.
 
-        No image keeps its row's label and given image (a derangement); where two rows share a label
-        and nothing is given, it is left out.
+        No image keeps its row's label and given image (a derangement). Where nothing is given, rows
+        are left out that share a label, or one of which has none: it may be the same.
         """
         n = len(step.real)
         turn = int(torch.randint(1, max(2, n), (), generator=step.rng, device=step.real.device))
         (right,) = step.labels_of(step.real)
         wrong = right.roll(turn, 0)
-        other = (step.labels.roll(turn, 0) * step.labels).sum(1) < 0.5
-        other |= bool(step.given.numel())
+        labels, turned = step.labels, step.labels.roll(turn, 0)
+        known = (labels.sum(1) > 0.5) & (turned.sum(1) > 0.5)
+        other = known & ((turned * labels).sum(1) < 0.5) | bool(step.given.numel())
         total = torch.zeros((), device=step.real.device)
         if not other.any():
             return total
@@ -147,13 +149,7 @@ def make_objective(settings: Settings) -> Objective:
     regularisers = {
         name: make_regulariser(name, options) for name, options in settings.regularisers.items()
     }
-    for name, each in regularisers.items():
-        if each.requires is not None and not getattr(loss, each.requires):
-            fit = [e.name for e in LOSSES if getattr(e.value, each.requires)]
-            raise UserError(
-                f"regulariser '{name}' has no meaning for the loss '{settings.loss}'; "
-                f"it is for: {', '.join(fit)}"
-            )
+    _check_regularisers(settings, loss, regularisers)
     augmentation = make_augmentation(settings.augment, settings.augment_options)
     conditioning = make_conditioning(settings.conditioning, settings.conditioning_options)
     if settings.conditioning != "none" and loss.energies:
@@ -161,9 +157,27 @@ def make_objective(settings: Settings) -> Objective:
             f"conditioning '{settings.conditioning}' has no meaning for the loss "
             f"'{settings.loss}', whose D gives errors and no logits"
         )
+    return Objective(loss, regularisers, augmentation, conditioning, settings.critic_steps)
+
+
+def _check_regularisers(
+    settings: Settings, loss: Loss, regularisers: Mapping[str, Regulariser]
+) -> None:
+    """Raise a :class:`UserError` where one of them has no meaning beside the other settings."""
+    for name, each in regularisers.items():
+        if each.requires is not None and not getattr(loss, each.requires):
+            fit = [e.name for e in LOSSES if getattr(e.value, each.requires)]
+            raise UserError(
+                f"regulariser '{name}' has no meaning for the loss '{settings.loss}'; "
+                f"it is for: {', '.join(fit)}"
+            )
     if settings.conditioning in ("image", "infogan") and "replay" in regularisers:
         raise UserError(
             f"regulariser 'replay' has no meaning for the conditioning '{settings.conditioning}': "
             "old fakes were made for something else"
         )
-    return Objective(loss, regularisers, augmentation, conditioning, settings.critic_steps)
+    if "clip" in regularisers and settings.stack.of("discriminator").rate == "spectral":
+        raise UserError(
+            "regulariser 'clip' has no meaning for D's rate 'spectral', which divides each weight "
+            "by its largest singular value however small it is; set stack.discriminator_rate"
+        )

@@ -17,19 +17,24 @@ from growgan.objectives.step import Step
 LAZY = {"weight": 2e-3, "every": 16, "per_pixel": True}
 
 
-@term("r1", "gradient penalty on reals", "Mescheder et al. 2018", **LAZY)
+@term("r1", "gradient penalty on reals", "Mescheder et al. 2018, 1801.04406", **LAZY)
 def r1(step: Step) -> Tensor:
     """½ E ||∇D(x)||² on reals (Mescheder et al. 2018, equation 9, without γ)."""
     return 0.5 * gradient_square(step.judge, step.real).mean()
 
 
-@term("r2", "gradient penalty on fakes", "Mescheder et al. 2018", **LAZY)
+@term("r2", "gradient penalty on fakes", "Mescheder et al. 2018, 1801.04406", **LAZY)
 def r2(step: Step) -> Tensor:
     """½ E ||∇D(x)||² on fakes (Mescheder et al. 2018, equation 10, without γ)."""
     return 0.5 * gradient_square(step.judge, step.fake).mean()
 
 
-@term("gp", "gradient norm 1 between reals and fakes", "Gulrajani et al. 2017", weight=10.0)
+@term(
+    "gp",
+    "gradient norm 1 between reals and fakes",
+    "Gulrajani et al. 2017, 1704.00028",
+    weight=10.0,
+)
 def gradient_penalty(step: Step) -> Tensor:
     """E (||∇D(x̂)|| - 1)², x̂ uniform on lines between reals and fakes (Gulrajani et al. 2017)."""
     return (_norm(step, _between(step)) - 1).square().mean()
@@ -49,13 +54,21 @@ def gradient_around_reals(step: Step) -> Tensor:
     return (_norm(step, real + 0.5 * real.std() * noise) - 1).square().mean()
 
 
-@term("drift", "keeps D's outputs on reals near zero", "Karras et al. 2018", weight=1e-3)
+@term(
+    "drift", "keeps D's outputs on reals near zero", "Karras et al. 2018, 1710.10196", weight=1e-3
+)
 def drift(step: Step) -> Tensor:
     """E D(x)² on reals, which keeps the critic near zero (Karras et al. 2018, appendix A.1)."""
     return step.real_logits.square().mean()
 
 
-@term("l1", "fakes near what they should be", "Isola et al. 2017", weight=100.0, player="generator")
+@term(
+    "l1",
+    "fakes near what they should be",
+    "Isola et al. 2017, 1611.07004",
+    weight=100.0,
+    player="generator",
+)
 def absolute_error(step: Step) -> Tensor:
     """E |G(c, z) - x|, where x is what c should become (Isola et al. 2017, equation 3)."""
     return (step.fake.float() - step.real.float()).abs().mean()
@@ -77,7 +90,7 @@ class LabelSmoothing(Penalty):
         return step.real_logits.mean()
 
 
-@regulariser("lecam", "logits held to each other's averages", "Tseng et al. 2021")
+@regulariser("lecam", "logits held to each other's averages", "Tseng et al. 2021, 2104.03310")
 @dataclass(frozen=True)
 class LeCam(Penalty):
     """E relu(D(x) - ema_fake)² + E relu(ema_real - D(G))² (Tseng et al. 2021, 2104.03310).
@@ -90,6 +103,8 @@ class LeCam(Penalty):
     weight: float = 0.3
     decay: float = 0.99
     start: int = 1000
+
+    requires = "logits"
 
     def discriminator(self, step: Step) -> Tensor | None:
         real = step.average("lecam.real", step.real_logits.mean(), self.decay)

@@ -83,6 +83,7 @@ class Step:
         curves: values for the log that are no terms of a loss, by name.
         sure: mean sign of D's verdicts on reals, 1 if it knows them all; after D's step alone.
         place: which share of the batch this is, and of how many.
+        made: the fakes as G made them, whatever D is shown; empty while ``fake`` holds them.
     """
 
     generator: Generator
@@ -104,6 +105,18 @@ class Step:
     curves: dict[str, Tensor] = field(default_factory=dict)
     sure: Tensor | None = None
     place: tuple[int, int] = (0, 1)
+    made: Float[Tensor, "n c h w"] = field(default_factory=lambda: torch.empty(0))
+
+    @property
+    def up(self) -> int:
+        """1 where a higher output of D is more real, -1 where it is an error."""
+        return -1 if self.discriminator.spec.energy else 1
+
+    @property
+    def apart(self) -> tuple[Float[Tensor, "n z"], Float[Tensor, "n rest"]]:
+        """The latents themselves, and what stands behind them: labels, given images."""
+        size = self.generator.spec.latent
+        return self.latents[:, :size], self.latents[:, size:]
 
     @property
     def chance(self) -> Chance:
@@ -140,9 +153,20 @@ class Step:
     def average(self, name: str, value: Tensor, decay: float) -> Tensor:
         """Move the running average ``name`` towards ``value`` by 1 - ``decay``; return it.
 
-        The first value is taken as it is.
+        The first value is taken as it is. Shares of a batch move it as their mean would.
         """
         value = value.detach().float()
-        if name not in self.memory:
-            self.memory[name] = value.clone()
-        return self.memory[name].lerp_(value, 1 - decay)
+        count, batch, before = (f"{name}.{each}" for each in ("count", "batch", "before"))
+        # Step and shares of it so far: on the CPU, so that nobody waits for a GPU.
+        index, shares = self.memory.get(count, torch.tensor([-1, 0])).tolist()
+        if index == self.index:
+            value = torch.lerp(self.memory[batch], value, 1 / (shares + 1))
+        else:
+            shares = 0
+            if name in self.memory:
+                self.memory[before] = self.memory[name].clone()
+        self.memory[count] = torch.tensor([self.index, shares + 1])
+        self.memory[batch] = value.clone()
+        start = self.memory.get(before, value)
+        self.memory[name] = torch.lerp(start, value, 1 - decay)
+        return self.memory[name]

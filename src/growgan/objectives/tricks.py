@@ -22,7 +22,7 @@ from growgan.objectives.step import Step
 @regulariser("top-k", "G learns from its best fakes", "Sinha et al. 2020, 2002.06224")
 @dataclass(frozen=True)
 class TopK(Regulariser):
-    """G's loss sees the k fakes that D scores highest; k falls from the batch to a share of it.
+    """G's loss sees the k fakes that D finds most real; k falls from the batch to a share of it.
 
     Attributes:
         decay: of k, in ``epoch`` images.
@@ -35,7 +35,8 @@ class TopK(Regulariser):
 
     def kept(self, step: Step, logits: Tensor) -> Tensor:
         share = max(self.decay ** (step.images / self.epoch), self.least)
-        return logits.topk(max(1, ceil(share * len(logits)))).values
+        scores = step.up * logits.detach().view(len(logits), -1).mean(1)
+        return logits[scores.topk(max(1, ceil(share * len(logits)))).indices]
 
 
 @term(
@@ -67,10 +68,13 @@ def pulling_away(step: Step) -> Tensor:
     return (cosines.sum() - cosines.diagonal().sum()) / max(1, n * (n - 1))
 
 
-@regulariser("path-length", "equal steps of z, equal steps of G", "Karras et al. 2020")
+@regulariser("path-length", "equal steps of z, equal steps of G", "Karras et al. 2020, 1912.04958")
 @dataclass(frozen=True)
 class PathLength(Penalty):
     """E (||J_wᵀ y|| - a)², y normal images, a its running average (StyleGAN2, section 3.2).
+
+    Each layer has a w of its own, and the square of the norm is the mean over layers, as published
+    in code. Without a mapping network w is the latents: labels and given images do not count.
 
     Attributes:
         decay: of a, a time that the term is taken.
@@ -87,12 +91,14 @@ class PathLength(Penalty):
         with torch.autocast(z.device.type, enabled=False):
             w = step.generator.embed(z.float())
         w = w if w.requires_grad else w.requires_grad_()
+        w = w[:, None].expand(-1, step.generator.styles, -1)  # [n, styles, w]
         with as_written():
             images = step.generator.synthesise(w).float()
             y = step.chance.normal(*images.shape)
             y = y / prod(images.shape[2:]) ** 0.5
             (slope,) = torch.autograd.grad((images * y).sum(), w, create_graph=True)
-        lengths = slope.float().square().flatten(1).sum(1).sqrt()
+        slope = slope[..., : step.generator.spec.latent].float()
+        lengths = slope.square().sum(2).mean(1).sqrt()
         mean = step.average("path.mean", lengths.mean(), self.decay)
         step.curves["path_length"] = mean.clone()
         return (lengths - mean).square().mean()
@@ -102,6 +108,8 @@ class PathLength(Penalty):
 @dataclass(frozen=True)
 class LatentOptimisation(Regulariser):
     """z + α g / (β + ||g||²), g the gradient of D(G(z)) in z, taken as a constant.
+
+    Where D gives errors it is that of -D(G(z)). What stands behind z stays as it is.
 
     Attributes:
         rate: α.
@@ -113,13 +121,16 @@ class LatentOptimisation(Regulariser):
 
     def latents(self, step: Step) -> Tensor:
         with torch.enable_grad(), torch.autocast(step.latents.device.type, enabled=False):
-            z = step.latents.detach().float().requires_grad_()
-            (slope,) = torch.autograd.grad(step.judge(step.generator(z)).sum(), z)
+            z, rest = (each.detach().float() for each in step.apart)
+            z.requires_grad_()
+            fakes = step.generator(torch.cat([z, rest], 1))
+            (slope,) = torch.autograd.grad(step.up * step.judge(fakes).sum(), z)
         length = slope.square().sum(1, keepdim=True)
-        return step.latents + self.rate * slope / (self.damping + length)
+        moved = z.detach() + self.rate * slope / (self.damping + length)
+        return torch.cat([moved, rest], 1)
 
 
-@regulariser("replay", "half of D's fakes are old ones", "Shrivastava et al. 2017")
+@regulariser("replay", "half of D's fakes are old ones", "Shrivastava et al. 2017, 1612.07828")
 @dataclass(frozen=True)
 class Replay(Regulariser):
     """D trains on fakes of which a share comes from a buffer of past ones (1612.07828).
@@ -159,12 +170,12 @@ class Replay(Regulariser):
         return step.chance.integers(0, below, count)
 
 
-@regulariser("dat", "D trains on attacked images", "direct adversarial training")
+@regulariser("dat", "D trains on attacked images", "Li et al. 2020, 2008.09041")
 @dataclass(frozen=True)
 class DirectAdversarialTraining(Regulariser):
     """x' = x - clip(∇_x |mean D(x) - mean D(G)|, -1, 1), fakes likewise; D sees these alone.
 
-    Both stay in the range of images.
+    Means over the whole batch; both stay in the range of images.
     """
 
     def presented(self, step: Step) -> tuple[Tensor, Tensor]:
@@ -184,5 +195,5 @@ def _attacked(step: Step, images: Tensor, other: Tensor) -> Tensor:
     x = images.detach().requires_grad_()
     with torch.enable_grad():
         gap = (step.judge(x).mean() - other).abs()
-        (slope,) = torch.autograd.grad(gap, x)
+        (slope,) = torch.autograd.grad(gap / step.place[1], x)  # a share of a mean over all
     return (images - slope.clamp(-1, 1)).clamp(-1, 1)

@@ -6,27 +6,30 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
+from jaxtyping import Float
 from torch import Tensor, nn
 
+from growgan.nets.layers import Scaled
 from growgan.objectives.regulariser import Penalty, Regulariser, regulariser
 from growgan.objectives.step import Step
 
 
-def matrices(player: nn.Module) -> Iterator[tuple[str, nn.Parameter, float]]:
-    """Yield the weights that are linear maps: name, stored value, and the factor to the one in use.
+def matrices(player: nn.Module) -> Iterator[tuple[str, Float[Tensor, "... out in"]]]:
+    """Yield the linear maps in use: name, and what they do at one place, one matrix a group."""
+    for name, module in _maps(player):
+        # What is in use in training moves a spectral map's singular vector; this does not.
+        spectral = module.rate == "spectral"
+        yield name, module.matrix(module.weight * module.scale if spectral else module.used)
 
-    A weight [out, in, ...] is the matrix [out, in * ...] of what it does at one place.
-    """
-    for name, module in player.named_modules():
-        weight = getattr(module, "weight", None)
-        if isinstance(weight, nn.Parameter) and weight.ndim > 1:
-            yield name, weight, float(getattr(module, "scale", 1.0))
+
+def _maps(player: nn.Module) -> Iterator[tuple[str, Scaled]]:
+    yield from ((name, each) for name, each in player.named_modules() if isinstance(each, Scaled))
 
 
 @regulariser("clip", "D's weights held in a box", "Arjovsky et al. 2017, 1701.07875")
 @dataclass(frozen=True)
 class WeightClipping(Regulariser):
-    """After each step of D its weights, as they are used, are clamped to [-c, c].
+    """After each step of D all its parameters, as they are used, are clamped to [-c, c].
 
     Attributes:
         largest: c.
@@ -37,12 +40,16 @@ class WeightClipping(Regulariser):
     @torch.no_grad()
     def after(self, player: nn.Module, step: Step) -> None:
         if player is step.discriminator:
-            for _, weight, scale in matrices(player):
-                weight.clamp_(-self.largest / scale, self.largest / scale)
+            scales = {module.weight: module.scale for _, module in _maps(player)}
+            for parameter in player.parameters():
+                bound = self.largest / scales.get(parameter, 1.0)
+                parameter.clamp_(-bound, bound)
 
 
 @regulariser(
-    "singular-clamp", "the largest singular value of D's weights held", "Brock et al. 2019"
+    "singular-clamp",
+    "the largest singular value of D's weights held",
+    "Brock et al. 2019, 1809.11096",
 )
 @dataclass(frozen=True)
 class SingularClamp(Regulariser):
@@ -59,35 +66,48 @@ class SingularClamp(Regulariser):
     def after(self, player: nn.Module, step: Step) -> None:
         if player is not step.discriminator or step.index % self.every:
             return
-        for _, weight, _scale in matrices(player):
-            flat = weight.flatten(1)
-            if min(flat.shape) < 2:
+        for _, module in _maps(player):
+            with torch.enable_grad():
+                matrix = module.matrix()
+            if min(matrix.shape[-2:]) < 2:
                 continue
-            u, values, v = torch.linalg.svd(flat.float(), full_matrices=False)
-            excess = (values[0] - self.ratio * values[1]).clamp(min=0)
-            weight.sub_((excess * torch.outer(u[:, 0], v[0])).view_as(weight).to(weight.dtype))
+            u, values, v = torch.linalg.svd(matrix.detach().float(), full_matrices=False)
+            excess = (values[..., 0] - self.ratio * values[..., 1]).clamp(min=0)
+            first = u[..., :, :1] @ v[..., :1, :]  # [..., out, in]
+            change = (excess[..., None, None] * first).to(matrix.dtype)
+            # A matrix is its weight in another order, which the gradient undoes.
+            module.weight.sub_(*torch.autograd.grad(matrix, module.weight, change))
 
 
 @regulariser("orthogonal", "G's filters kept apart", "Brock et al. 2019, 1809.11096")
 @dataclass(frozen=True)
 class Orthogonal(Penalty):
-    """Σ ||W Wᵀ ∘ (1 - I)||² over G's weights, one row an output: lengths are left free."""
+    """Σ ||W Wᵀ ∘ (1 - I)||² over G's weights, one row an output: lengths are left free.
+
+    The label's embedding, which all layers share, is left out (as in the authors' code).
+    """
 
     weight: float = 1e-4
 
     def generator(self, step: Step) -> Tensor:
         total = torch.zeros((), device=step.fake.device)
-        for _, weight, scale in matrices(step.generator):
-            rows = (weight * scale).flatten(1).float()
-            gram = rows @ rows.T
-            total = total + (gram - torch.diag(gram.diagonal())).square().sum()
+        with torch.autocast(total.device.type, enabled=False):
+            for name, matrix in matrices(step.generator):
+                if name.rpartition(".")[2] == "label":
+                    continue
+                gram = matrix.float() @ matrix.float().mT
+                lengths = torch.diag_embed(gram.diagonal(dim1=-2, dim2=-1))
+                total = total + (gram - lengths).square().sum()
         return total
 
 
-@regulariser("historical", "weights near their mean over time", "Salimans et al. 2016")
+@regulariser("historical", "weights near their mean over time", "Salimans et al. 2016, 1606.03498")
 @dataclass(frozen=True)
 class HistoricalAveraging(Penalty):
-    """||θ - mean over time of θ||² for both players (Salimans et al. 2016, section 3.3)."""
+    """||θ - mean over time of θ||² for both players (Salimans et al. 2016, section 3.3).
+
+    Each weight's mean is over its own life, which begins anew when it grows.
+    """
 
     weight: float = 0.01
 
@@ -110,9 +130,10 @@ class HistoricalAveraging(Penalty):
     @torch.no_grad()
     def after(self, player: nn.Module, step: Step) -> None:
         role = "discriminator" if player is step.discriminator else "generator"
-        seen = step.recall(f"historical.{role}").add_(1)
         for name, parameter in player.named_parameters():
             key = f"historical.{role}.{name}"
+            seen = step.recall(f"{key}.steps")
             if key not in step.memory or step.memory[key].shape != parameter.shape:
                 step.memory[key] = parameter.detach().clone()  # it has grown: its history is new
-            step.memory[key].lerp_(parameter.detach(), 1 / seen)
+                seen.zero_()
+            step.memory[key].lerp_(parameter.detach(), 1 / seen.add_(1))

@@ -183,10 +183,11 @@ def singular_values(player: torch.nn.Module, count: int = 3) -> list[list[float]
     BigGAN's monitor (Brock et al. 2019, section 4): a first one that runs away foretells collapse.
     """
     rows: list[list[float]] = [[] for _ in range(count)]
-    for _, weight, scale in matrices(player):
-        used = weight.detach().flatten(1).double() * scale  # float32 ends at a weight of 1e19
-        gram = used @ used.T if used.shape[0] <= used.shape[1] else used.T @ used
-        values = torch.linalg.eigvalsh(gram).clamp(min=0).sqrt().flip(0)
+    for _, matrix in matrices(player):
+        used = matrix.detach().double()  # float32 ends at a weight of 1e19
+        gram = used @ used.mT if used.shape[-2] <= used.shape[-1] else used.mT @ used
+        squares = torch.linalg.eigvalsh(gram).flatten().sort(descending=True).values
+        values = squares.clamp(min=0).sqrt()
         for row, value in zip(rows, [*values[:count].tolist(), *[0.0] * count], strict=False):
             row.append(value)
     return rows

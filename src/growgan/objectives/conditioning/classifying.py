@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from growgan.errors import UserError
 from growgan.objectives.conditioning.base import (
     CONDITIONINGS,
     Conditioning,
@@ -18,6 +19,8 @@ from growgan.objectives.conditioning.base import (
     scores,
 )
 from growgan.objectives.step import Step
+
+REACH = 3.0  # of log r, within which a divergence is what its formula says
 
 
 @dataclass(frozen=True)
@@ -39,7 +42,11 @@ class Classifying(Conditioning):
 @CONDITIONINGS.register("ac", "an auxiliary classifier", "Odena et al. 2017, 1610.09585")
 @dataclass(frozen=True)
 class AuxiliaryClassifier(Classifying):
-    """D: CE of reals, and of fakes; G: CE of fakes (Odena et al. 2017, equation 3)."""
+    """D: CE of reals, and of fakes; G: CE of fakes (Odena et al. 2017, equation 3).
+
+    For G it counts 0.1, as in the code of Gulrajani et al. 2017: at 1, as in the paper, G draws
+    what is sure to be of a class, and little else of it.
+    """
 
     generator_weight: float = 0.1
 
@@ -74,7 +81,7 @@ class TwinAuxiliaryClassifier(Classifying):
         }
 
     def generator(self, step: Step) -> dict[str, Tensor]:
-        term = log_ratio(step).mean()
+        term = mean_of_known(*log_ratio(step))
         return {"class_generator": self.generator_weight * term}
 
 
@@ -141,10 +148,12 @@ class FDivergence(TwinAuxiliaryClassifier):
 
     divergence: int = 0
 
+    most = (("divergence", 4),)
+
     def generator(self, step: Step) -> dict[str, Tensor]:
         # r is the density of reals over that of fakes, within the class.
-        log_r = -log_ratio(step)
-        term = divergence(int(self.divergence), log_r).mean()
+        ratio, known = log_ratio(step)
+        term = mean_of_known(divergence(self.divergence, -ratio) * known, known)
         return {"class_generator": self.generator_weight * term}
 
 
@@ -193,6 +202,12 @@ class InfoGan(Conditioning):
 
     labelled = False
 
+    def __post_init__(self) -> None:
+        if not sum(self.codes()):
+            raise UserError(
+                "conditioning 'infogan' needs a code: set categories or numbers above 0"
+            )
+
     def codes(self) -> tuple[int, int]:
         return self.categories, self.numbers
 
@@ -215,27 +230,35 @@ def divergence(kind: int, log_r: Tensor) -> Tensor:
     """Return f(r), whose mean over fakes is the divergence of reals from fakes; r = p/q.
 
     Reverse KL -log r, KL r log r, Pearson (r - 1)², squared Hellinger (sqrt(r) - 1)²,
-    Jensen-Shannon ½ (r log r - (r + 1) log((r + 1)/2)).
+    Jensen-Shannon ½ (r log r - (r + 1) log((r + 1)/2)). All but the first are linear in log r
+    beyond ±``REACH``: their gradients vanish where r is small, which is where G is most wrong, and
+    grow as r² where it is large.
     """
-    log_r = log_r.clamp(-10, 10)
-    r = log_r.exp()
     if kind == 0:
         return -log_r
+    near = log_r.clamp(-REACH, REACH)
+    r = near.exp()
     if kind == 1:
-        return r * log_r
-    if kind == 2:
-        return (r - 1).square()
-    if kind == 3:
-        return (r.sqrt() - 1).square()
-    return 0.5 * (r * log_r - (r + 1) * ((r + 1) / 2).log())
+        value, slope = r * near, r * (near + 1)
+    elif kind == 2:
+        value, slope = (r - 1).square(), 2 * r * (r - 1)
+    elif kind == 3:
+        value, slope = (r.sqrt() - 1).square(), r - r.sqrt()
+    else:
+        middle = ((r + 1) / 2).log()
+        value, slope = 0.5 * (r * near - (r + 1) * middle), 0.5 * r * (near - middle)
+    return value + slope.detach() * (log_r - near)
 
 
-def log_ratio(step: Step) -> Tensor:
-    """Return CE_p - CE_q of each fake: how much clearer its class is among fakes."""
-    each = [
-        cross_entropies(scores(step, name, step.fake_features), step.labels)[0] for name in "pq"
-    ]
-    return each[0] - each[1]
+def log_ratio(step: Step) -> tuple[Tensor, Tensor]:
+    """Return CE_p - CE_q of each fake: how much clearer its class is among fakes.
+
+    And 0 where there is no label, 1 where there is one.
+    """
+    (p, known), (q, _) = (
+        cross_entropies(scores(step, name, step.fake_features), step.labels) for name in "pq"
+    )
+    return p - q, known
 
 
 def multi_hinge(values: Rows, y: Rows) -> Tensor:

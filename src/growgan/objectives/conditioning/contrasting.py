@@ -35,6 +35,8 @@ class Contrasting(Conditioning):
     temperature: float = 0.5
     width: int = 128
 
+    positive = ("temperature", "width")
+
     def readouts(self, classes: int) -> dict[str, int]:
         return {"h": self.width}
 
@@ -70,12 +72,13 @@ class ConditionalContrastive(Contrasting):
     def contrast(self, rows: Rows, proxies: Float[Tensor, "k d"], y: Rows) -> Tensor:
         known = y.sum(1) > 0
         rows, y = rows[known], y[known]
-        to_proxy = ((rows @ proxies.T) * y).sum(1).div(self.temperature).exp()
-        to_rows = (rows @ rows.T / self.temperature).exp()
-        to_rows = to_rows * (1 - torch.eye(len(rows), device=rows.device))
-        same = y @ y.T
-        own, all_ = to_proxy + (to_rows * same).sum(1), to_proxy + to_rows.sum(1)
-        return -(own / all_).log().sum() / max(1, len(rows))
+        to_proxy = ((rows @ proxies.T) * y).sum(1)
+        to_rows = (rows @ rows.T).fill_diagonal_(float("-inf"))
+        all_ = torch.cat([to_proxy[:, None], to_rows], 1) / self.temperature
+        # The first stands for the class, and always is its own.
+        others = F.pad((y @ y.T) < 0.5, (1, 0))
+        own = all_.masked_fill(others, float("-inf"))
+        return (all_.logsumexp(1) - own.logsumexp(1)).sum() / max(1, len(rows))
 
 
 @CONDITIONINGS.register(

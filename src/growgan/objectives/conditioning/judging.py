@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from growgan.objectives.conditioning.base import (
@@ -125,15 +126,22 @@ class MultiHead(Judging):
 class DualProjection(Judging):
     """D = ψ + <v_y^p - v_y^q, φ>, with CE_p of reals and CE_q of fakes (2108.09016, equation 8).
 
+    In the paper's adaptive form an image's cross entropy counts exp(-w) with the penalty w, which
+    has no floor: where a class is sure, CE = 0, the loss falls with w for ever, and exp(-w) grows
+    beyond all numbers. Here it counts λ = sigmoid(-w), with the penalty -log λ: the same up to 1,
+    and never below 0. w is read off φ / ||φ||, so that it begins near 0 (λ = ½) whatever the
+    length of φ, in float32, and without a gradient to φ.
+
     Attributes:
         weight: of both cross entropies.
-        adaptive: 1 for a weight exp(-w(φ)) of each image's own, with the penalty mean w.
+        adaptive: 1 for a weight λ(φ) of each image's own, with the penalty mean -log λ.
     """
 
     weight: float = 1.0
     adaptive: int = 0
 
     judging = "difference"
+    most = (("adaptive", 1),)
 
     def readouts(self, classes: int) -> dict[str, int]:
         weights = {"w": 1} if self.adaptive else {}
@@ -148,6 +156,8 @@ class DualProjection(Judging):
     def _term(self, step: Step, name: str, features: Rows) -> Tensor:
         each, known = cross_entropies(scores(step, name, features), step.labels)
         if self.adaptive:
-            w = scores(step, "w", features)[:, 0]
-            each = torch.exp(-w) * each + w * known
+            with torch.autocast(features.device.type, enabled=False):
+                w = scores(step, "w", F.normalize(features.detach().float(), dim=1))[:, 0]
+            log = F.logsigmoid(-w)  # of λ
+            each = log.exp() * each - log * known
         return mean_of_known(each, known)
