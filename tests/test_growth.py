@@ -343,7 +343,7 @@ def test_pairs_that_are_slow_to_score_are_scored_less_often() -> None:
 
     assert usual_slice(History(SPACE, Budget(seconds=1200), 0)) == pytest.approx(60 / 1200)
     assert share(1200, 1.0) == pytest.approx(60 / 1200)
-    assert share(1200, 8.0) == pytest.approx(200 / 1200)
+    assert share(1200, 6.0) == pytest.approx(200 / 1200)
     assert share(1200, 99.0) == pytest.approx(1 / 3)
     assert share(100, 0.0) == pytest.approx(1 / 10)
     counted = History(SPACE, Budget(images=9000), 0, (candidate(0, seconds=99.0),))

@@ -16,7 +16,7 @@ from growgan.registry import Registry
 
 SLICE_SECONDS = 60.0  # of plain training between two scores
 SLICES = 10  # of a budget that is shorter
-BESIDE = 0.04  # of a slice may go into anything but training
+BESIDE = 0.03  # of a slice may go into anything but training
 LONGEST = 1 / 3  # of the budget, however slowly a pair is scored
 EVERYTHING = Growth((Widen(),), (Widen(),))
 
