@@ -4,15 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
+from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from growgan.config import ActionSettings, make_settings
+from growgan.config import ActionSettings, Settings, make_settings
 from growgan.errors import UserError
 from growgan.growth.actions import player_edits
+from growgan.growth.model import Model
 from growgan.nets.blocks import BLOCKS, Block
 from growgan.nets.cost import parameters
 from growgan.nets.edits import Append, Insert, Widen, apply
@@ -36,6 +39,9 @@ from growgan.nets.presets import PRESETS
 from growgan.nets.presets.base import ROLES
 from growgan.nets.spec import LayerSpec, Role, StackSpec
 from growgan.nets.strided import StridedConv
+from growgan.objectives.regulariser import Penalty, make_regulariser
+from growgan.training.checkpoint import save_gan
+from growgan.training.gan import Gan
 
 NAMES = [entry.name for entry in PRESETS]
 GROWING = [name for name in NAMES if name != "gan"]  # which has no grid to double
@@ -113,6 +119,24 @@ def test_biggan_has_as_many_parameters_as_the_authors_print() -> None:
     assert parameters(g) + classes + attention[0] + biases == 70_433_988
 
 
+def conditional(name: str, side: int, classes: int) -> tuple[StackSpec, StackSpec]:
+    """Return the stacks of a preset as a user gets them, with projection to so many classes."""
+    preset = PRESETS[name]
+    labels = {"classes": classes, "judging": "projection", "readouts": (("p", classes),)}
+    shape = make_settings(preset.settings(side), {"stack": labels}).stack
+    g, d = (preset.stack(role, shape, 3, (side, side)) for role in ROLES)
+    return g, d
+
+
+@pytest.mark.parametrize(
+    ("name", "millions"), [("biggan", (70.4, 88.0)), ("biggan-deep", (50.4, 34.6))]
+)
+def test_classes_cost_as_much_as_published(name: str, millions: tuple[float, float]) -> None:
+    """Brock et al. 2019: 1,000 classes at 128 pixels share one embedding (appendix B)."""
+    found = [parameters(spec) / 1e6 for spec in conditional(name, 128, 1000)]
+    assert found == pytest.approx(millions, rel=0.05)
+
+
 def test_biggan_deep_has_as_many_parameters_as_published() -> None:
     """Brock et al. 2019, appendix B: 50.4 M in G and 34.6 M in D at 128 pixels."""
     g, d = published("biggan-deep", 128)
@@ -125,6 +149,43 @@ def test_stylegan2_has_as_many_parameters_as_the_authors_print() -> None:
     """At 256 pixels: 24,767,458 in G with its mapping network, 24,001,089 in D."""
     g, d = published("stylegan2", 256)
     assert (parameters(g), parameters(d)) == (24_767_458, 24_001_089)
+
+
+@pytest.mark.parametrize(("name", "gamma"), [("stylegan2", 1.0), ("stylegan3", 2.0)])
+def test_the_gradient_penalty_at_256_pixels_is_the_authors(name: str, gamma: float) -> None:
+    """paper256 in train.py of stylegan2-ada-pytorch; docs/configs.md of stylegan3."""
+    options = PRESETS[name].settings(256)["regularisers"]["r1"]
+    penalty = make_regulariser("r1", options)
+    assert isinstance(penalty, Penalty)
+    assert penalty.strength((256, 256)) == pytest.approx(gamma)
+
+
+def test_pggan_has_as_many_parameters_as_published() -> None:
+    """Karras et al. 2018, table 2: 23.1 M in each player at 1024 pixels."""
+    assert [parameters(spec) / 1e6 for spec in published("pggan", 1024)] == [
+        pytest.approx(23.1, abs=0.05)
+    ] * 2
+
+
+def test_the_discriminators_of_the_first_presets_are_the_generators_mirrored() -> None:
+    """Radford et al. 2016, figure 1, turned round; of the first GAN two layers of 240 units."""
+    maps = [(128, 256), (256, 512), (512, 1024)]
+    inner = sum(16 * a * b + 3 * b for a, b in maps)
+    assert parameters(published("dcgan", 64)[1]) == 16 * 3 * 128 + 128 + inner + 16 * 1024 + 1
+    expected = 3 * 28**2 * 240 + 240 + 240 * 240 + 240 + 240 + 1
+    assert parameters(published("gan", 28)[1]) == expected
+
+
+@pytest.mark.parametrize("name", [name for name in NAMES if name != "pggan"])
+def test_small_forms_are_of_the_same_making(name: str) -> None:
+    """Narrower, and with another batch or average; norms, losses and rates are the published."""
+    preset = PRESETS[name]
+    small, whole = make_settings(preset.small), make_settings(preset.published)
+    for key in ("loss", "regularisers", "optimiser", "anneal"):
+        assert getattr(small, key) == getattr(whole, key), key
+    for key in ("kind", "norm", "discriminator_norm", "rate", "kernel", "mixing"):
+        assert getattr(small.stack, key) == getattr(whole.stack, key), key
+    assert small.stack.width < whole.stack.width
 
 
 def test_r3gan_has_the_published_layers_at_32_pixels() -> None:
@@ -340,6 +401,30 @@ def test_each_layer_of_biggan_sees_its_own_piece_of_the_latents() -> None:
     assert torch.equal(player.stem.style(z, 3), pieces[1]), "a stack that outgrew its latents"
     changed = torch.cat([z[:, :20], noise(2, 60, seed=3)], 1)
     assert torch.equal(player.stem(z), player.stem(changed)), "the stem has the first"
+
+
+def given(form: str, norm: str = "pixel") -> StackSpec:
+    """Return a G that makes images of 8×8 from images."""
+    layer = LayerSpec("g0", "residual", 8, 3, 2, norm)
+    return StackSpec("generator", (4, 4), 3, 8, (layer,), 4, form=form, given=1)
+
+
+def test_what_cannot_be_given_images_says_so() -> None:
+    with pytest.raises(UserError, match="norm 'virtual' has no meaning where images are made from"):
+        build(given("progressive", "virtual"))
+    with pytest.raises(UserError, match="a stack of form 'resnet' cannot be given images"):
+        build(given("resnet"))
+
+
+def test_sums_of_what_was_made_from_images(tmp_path: Path) -> None:
+    g = given("progressive")
+    gan = Gan.create(g, StackSpec("discriminator", (8, 8), 3, 8), Settings().optimiser, seed=0)
+    save_gan(gan, tmp_path / "candidates" / "0000")
+    images = np.arange(4 * 64, dtype=np.uint8).reshape(4, 8, 8, 1)
+    np.savez(tmp_path / "given.npz", given=images, labels=np.zeros(4, np.int64))
+    model = Model(tmp_path / "candidates" / "0000")
+    assert model.combine([[0, 1]], [[2]], count=4).shape == (9, 8, 8, 3)
+    np.testing.assert_array_equal(model.combine([[3]], [], count=4)[0], model.sample(4)[3])
 
 
 def test_minibatch_discrimination_counts_what_is_near() -> None:

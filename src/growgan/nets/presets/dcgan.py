@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from growgan.config import StackSettings
 from growgan.nets.edits import Append
 from growgan.nets.presets.base import PRESETS, Family, Preset, stage_width
@@ -22,7 +24,7 @@ class DcganFamily(Family):
         return Append((LayerSpec("x", shape.kind, width, shape.kernel, 2, norm, activation),))
 
 
-PUBLISHED = {
+PUBLISHED: dict[str, Any] = {
     "loss": "non-saturating",
     "regularisers": {},
     "batch": 128,
@@ -40,6 +42,8 @@ PUBLISHED = {
     },
 }
 
+SMALL = {**PUBLISHED, "stack": {**PUBLISHED["stack"], "width": 64, "taper": 2}}
+
 PRESETS.register("dcgan", "strided convolutions and batch norm", "Radford et al. 2016, 1511.06434")(
-    Preset(DcganFamily(), PUBLISHED)
+    Preset(DcganFamily(), PUBLISHED, small=SMALL)
 )

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from growgan.config import StackSettings
 from growgan.errors import UserError
 from growgan.nets.edits import Append
@@ -36,7 +38,7 @@ class DenseFamily(Family):
 
 # Two hidden layers of 1,200 units in G, as for MNIST in the authors' code; D there is of maxout
 # units, here of leaky rectifiers, and the rate is Adam's of a later day.
-PUBLISHED = {
+PUBLISHED: dict[str, Any] = {
     "loss": "non-saturating",
     "regularisers": {},
     "batch": 100,
@@ -54,6 +56,8 @@ PUBLISHED = {
     },
 }
 
+SMALL = {**PUBLISHED, "stack": {**PUBLISHED["stack"], "width": 128, "discriminator_width": 64}}
+
 PRESETS.register("gan", "dense layers at one resolution", "Goodfellow et al. 2014, 1406.2661")(
-    Preset(DenseFamily(), PUBLISHED)
+    Preset(DenseFamily(), PUBLISHED, small=SMALL)
 )

@@ -1,4 +1,8 @@
-"""PGGAN (Karras et al., ICLR 2018): the stacks that the whole program grows from."""
+"""PGGAN (Karras et al., ICLR 2018): the stacks that the whole program grows from.
+
+It has no small form of its own: it is grown with growgan's own recipe, the defaults of
+:mod:`growgan.config` (relativistic loss, strided layers, rates by width), not as published.
+"""
 
 from __future__ import annotations
 

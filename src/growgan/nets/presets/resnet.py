@@ -140,6 +140,9 @@ BIGGAN_128: dict[str, Any] = {
         "taper": 2,
         "latent": 120,
         "attention": 64,
+        # One embedding of a class for all layers, beside each one's piece of z; the stem has none.
+        "embedding": 128,
+        "label_stem": False,
     },
 }
 DEEP: dict[str, Any] = {
@@ -161,6 +164,7 @@ DEEP_128: dict[str, Any] = {
         "discriminator_width": 2048,
         "latent": 128,
         "chunk": 0,
+        "label_stem": True,  # it reads all that each layer does
     },
 }
 

@@ -42,15 +42,23 @@ class StyleFamily(ProgressiveFamily):
         return Append((double, replace(double, resample=1)))
 
 
+def r1_scale(gamma: float) -> float:
+    """Return how many times as strong as usual R1 is that has the weight ``gamma`` at 256 pixels.
+
+    Usual are 2e-3 a pixel (:mod:`growgan.objectives.penalties`).
+    """
+    return gamma / (2e-3 * 256**2)
+
+
 PUBLISHED: dict[str, Any] = {
     "loss": "non-saturating",
-    # The authors' later rule for gamma, 2e-4 x pixels / batch, beside our 2e-3 x pixels (R1), and
-    # every 4 steps instead of 8 as in the later code (path length).
-    "regularisers": {"r1": {"scale": 1.6e-3}, "path-length": {}},
+    # `paper256` of the authors' later code (stylegan2-ada-pytorch, train.py): gamma 1 at 256 pixels
+    # (R1), for other sizes in proportion to the pixels; path length every 4 steps instead of 8.
+    "regularisers": {"r1": {"scale": r1_scale(1.0)}, "path-length": {}},
     "batch": 64,
     "anneal": 0.0,
     "optimiser": {"lr": 2.5e-3, "beta1": 0.0, "beta2": 0.99, "epsilon": 1e-8, "decay": None},
-    "average": {"half_life": 20_000, "ramp": 0.05},
+    "average": {"half_life": 20_000, "ramp": 1.0},  # there no ramp at all
     "stack": {
         "kind": "modulated",
         "discriminator_kind": "smooth",
@@ -67,6 +75,7 @@ PUBLISHED: dict[str, Any] = {
 }
 SMALL = {
     **PUBLISHED,
+    "average": {"half_life": 20_000, "ramp": 0.05},  # a small budget would end before it
     "stack": {**PUBLISHED["stack"], "latent": 64, "width": 32, "taper": 4, "mapping": 2},
 }
 
