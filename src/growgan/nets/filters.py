@@ -109,7 +109,7 @@ def _kaiser_beta(attenuation: float) -> float:
 def stretch(x: Float[Tensor, "n c h w"], factor: int) -> Float[Tensor, "n c h2 w2"]:
     """Resample to ``factor`` times the rate without aliasing; zeros outside."""
     if _convolves_slowly(x):
-        return _multiplied(x, factor, tuple(lowpass(factor).tolist()), up=True)
+        return _multiplied(x, factor, _row(factor), up=True)
     taps = _placed(factor, False, x.device, x.dtype) * factor
     for shape, stride in (((-1, 1), (factor, 1)), ((1, -1), (1, factor))):
         kernel = _each(x, taps.view(*shape))
@@ -128,11 +128,17 @@ def shrink(x: Float[Tensor, "n c h w"], factor: int, *, radial: bool) -> Tensor:
         kernel = _each(x, _placed(factor, True, x.device, x.dtype))
         return F.conv2d(x, kernel, stride=factor, padding=padding, groups=x.shape[1])
     if _convolves_slowly(x):
-        return _multiplied(x, factor, tuple(lowpass(factor).tolist()), up=False)
+        return _multiplied(x, factor, _row(factor), up=False)
     taps, groups = _placed(factor, False, x.device, x.dtype), x.shape[1]
     rows, columns = (_each(x, taps.view(*shape)) for shape in ((-1, 1), (1, -1)))
     x = F.conv2d(x, rows, stride=(factor, 1), padding=(padding, 0), groups=groups)
     return F.conv2d(x, columns, stride=(1, factor), padding=(0, padding), groups=groups)
+
+
+@lru_cache
+def _row(factor: int) -> tuple[float, ...]:
+    """Return the separable :func:`lowpass` as numbers, read off its tensor once."""
+    return tuple(lowpass(factor).tolist())
 
 
 def _each(x: Tensor, kernel: Tensor) -> Tensor:
