@@ -260,7 +260,7 @@ def differentiate(way: Way, by: tuple[Tensor, ...], gradient: Tensor) -> None:
 
 
 def compiled() -> None:
-    """Print the times of a whole step, eager and with each layer compiled; without penalties."""
+    """A whole step without penalties, eager and with each layer compiled."""
     runtime = make_runtime("cpu")
     print("| width | eager, ms | compiled, ms | compiling, s |\n|---|---|---|---|")
     for width in (32, 128):

@@ -32,6 +32,7 @@ from growgan.nets.layers import (
     Dense,
     MinibatchDiscrimination,
     Project,
+    Scaled,
 )
 from growgan.nets.norms import VirtualNorm
 from growgan.nets.players import Discriminator, Generator, build
@@ -225,6 +226,28 @@ def test_spectral_weights_have_a_largest_singular_value_of_1(make: object, bfloa
         matrix = again.detach().permute(0, 2, 3, 1).flatten(0, 2)
     assert float(torch.linalg.matrix_norm(matrix.float(), 2)) == pytest.approx(1, abs=1e-3)
     torch.testing.assert_close(used, again, rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    "layer",
+    [
+        Conv(12, 20, 3, rate="orthogonal"),
+        StridedConv(12, 20, 4, doubles=False, rate="orthogonal"),
+        Project(12, 5, (3, 4), gain=1.0, rate="orthogonal"),
+        Dense(20, 12, rate="orthogonal"),
+    ],
+    ids=lambda layer: type(layer).__name__,
+)
+def test_orthogonal_weights_start_with_all_singular_values_1(layer: Scaled) -> None:
+    """Brock et al. 2019, section 3, after Saxe et al. 2014."""
+    values = torch.linalg.svdvals(layer.matrix().detach())
+    torch.testing.assert_close(values, torch.ones_like(values))
+
+
+def test_biggan_starts_orthogonal_in_both_players() -> None:
+    assert {spec.rate for name in ("biggan", "biggan-deep") for spec in published(name, 32)} == {
+        "orthogonal"
+    }
 
 
 def test_the_gradient_of_a_spectral_weight_is_that_of_the_quotient() -> None:

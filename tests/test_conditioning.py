@@ -21,6 +21,7 @@ from growgan.data import Batches, ImageSet
 from growgan.errors import UserError
 from growgan.growth import grow
 from growgan.growth.executor import Silent, Trainer, batches_of
+from growgan.growth.gallery import write_gallery
 from growgan.growth.history import Space
 from growgan.growth.origin import continued, settings_for
 from growgan.growth.run import check_names, for_data
@@ -36,7 +37,7 @@ from growgan.objectives import make_objective
 from growgan.objectives.conditioning import CONDITIONINGS, make_conditioning
 from growgan.objectives.conditioning.classifying import divergence
 from growgan.objectives.step import Step
-from growgan.training.gan import Gan
+from growgan.training.gan import Gan, inputs, to_uint8
 from growgan.training.runtime import make_runtime
 from growgan.training.stage import set_rates, step
 
@@ -519,6 +520,17 @@ def test_codes_need_no_labels(data: ImageSet, tmp_path: Path) -> None:
     spec = run.best.network().spec
     assert (spec.classes, spec.continuous) == (5, 1)
     assert run.best.sample(8, labels=[3]).shape == (8, 16, 16, 1)
+    table = run.best.sweep(0, 4, rows=2, seed=1).reshape(2, 5, -1).astype(float)
+    assert np.diff(table, axis=1).any(2).all(), "each step moves each row"
+    z = inputs(spec, 2, 1)
+    z[:, -1] = 2.0
+    ends = to_uint8(run.best.network(), z).numpy().transpose(0, 2, 3, 1)
+    assert np.array_equal(table[:, -1], ends.reshape(2, -1))
+    with pytest.raises(UserError, match="a sweep needs one of 1 continuous codes"):
+        run.best.sweep(1, 4)
+    sheet = tmp_path / "codes.png"
+    assert main(["sample", str(run.path), "--code", "0", "--steps", "3", "--out", str(sheet)]) == 0
+    assert (write_gallery(run) / "codes.png").exists() and sheet.stat().st_size > 0
     assert run.best.classes == ()  # codes are no classes of the data
     with pytest.raises(
         UserError, match="needs labels of two classes or more, but 'blobs' has none"

@@ -26,7 +26,7 @@ from growgan.nets.presets import PRESETS
 from growgan.nets.presets.base import base_grid, stage_width
 from growgan.nets.spec import LayerSpec, StackSpec
 
-RATES: tuple[Rate, ...] = ("plain", "normal", "equalised", "transfer", "spectral")
+RATES: tuple[Rate, ...] = ("plain", "normal", "equalised", "transfer", "spectral", "orthogonal")
 KINDS = ("conv", "strided", "residual")
 
 

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from growgan.config import Rate
 from growgan.nets.strided import LATTICE, StridedConv
 
-RATES: tuple[Rate, ...] = ("plain", "normal", "equalised", "transfer", "spectral")
+RATES: tuple[Rate, ...] = ("plain", "normal", "equalised", "transfer", "spectral", "orthogonal")
 
 
 @torch.no_grad()

@@ -22,7 +22,8 @@ from pydantic import (
 
 from growgan.errors import UserError, unknown
 
-Rate = Literal["plain", "equalised", "transfer", "normal", "spectral"]
+Rate = Literal["plain", "equalised", "transfer", "normal", "spectral", "orthogonal"]
+SPECTRAL: tuple[Rate, ...] = ("spectral", "orthogonal")  # divide by the largest singular value
 
 
 def _odd(size: int) -> int:

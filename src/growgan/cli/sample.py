@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -29,6 +29,9 @@ Combine = Annotated[
 Morph = Annotated[
     str | None, typer.Option(help="labels like 0,3,5: eight latents on the way between classes")
 ]
+Code = Annotated[
+    int | None, typer.Option(help="continuous code of an infogan run: eight latents, from -2 to 2")
+]
 Mix = Annotated[
     str | None, typer.Option(help="picks like 0,1,2:3,4: coarse styles of these, fine of those")
 ]
@@ -50,10 +53,11 @@ def sample(
     candidate: Annotated[str | None, typer.Option(help="id; default: the best")] = None,
     labels: Labels = None,
     walk: Walk = None,
-    steps: Annotated[int, typer.Option(min=1, help="images from one pick of a walk on")] = 8,
+    steps: Annotated[int, typer.Option(min=1, help="images from a pick, label or end on")] = 8,
     combine: Combine = None,
     mix: Mix = None,
     morph: Morph = None,
+    code: Code = None,
     given: Given = None,
     caption: Caption = None,
 ) -> None:
@@ -66,23 +70,21 @@ def sample(
     from growgan.report.sheet import write_images
 
     model = load(run, candidate)
-    looks, told = walk or combine or mix or morph, given or caption
-    ways = {"walk": walk, "combine": combine, "mix": mix, "morph": morph}
+    told = given or caption
+    ways = {"walk": walk, "combine": combine, "mix": mix, "morph": morph, "code": code}
     _check_alone(model, ways, {"truncation": truncation}, {"given": given, "caption": caption})
-    columns, wanted = None, None
-    if isinstance(model, Model) and morph:
-        wanted = _picks("morph", morph)
-        columns = (len(wanted) - 1) * steps + 1
-        images = model.morph(wanted, steps, seed=seed)
-    elif isinstance(model, Model) and looks:
-        images, columns = _looked_into(model, count, seed, walk, steps, combine, mix)
+    asked = {name: value for name, value in ways.items() if value is not None}
+    columns, known = None, None
+    if isinstance(model, Model) and asked:
+        ((way, value),) = asked.items()
+        images, columns = _looked_into(model, way, value, count, seed, steps)
     else:
         wanted = None if labels is None else _picks("labels", labels)
         shown = {}
         if isinstance(model, Model) and told:
             shown = {"given": _given(model, given, caption or [], count, seed)}
         images = model.sample(count, seed=seed, truncation=truncation, labels=wanted, **shown)
-    known = None if columns else model.labels(count, wanted)
+        known = model.labels(count, wanted)
     path = write_images(images.transpose(0, 3, 1, 2), known, out, columns)
     typer.echo(str(path))
 
@@ -120,30 +122,29 @@ def _given(model: Model, source: str | None, captions: list[str], count: int, se
 
 
 def _looked_into(
-    model: Model,
-    count: int,
-    seed: int,
-    walk: str | None,
-    steps: int,
-    combine: str | None,
-    mix: str | None,
+    model: Model, way: str, value: Any, count: int, seed: int, steps: int
 ) -> tuple[Images, int]:
     """Return what was asked for, and how many images make up a row of a sheet."""
-    if walk:
-        return model.walk(_picks("walk", walk), steps, count=count, seed=seed), steps
-    if combine:
-        if not re.fullmatch(r"[+-]?[\d,]+([+-][\d,]+)*", combine):
-            raise UserError(f"--combine takes sets of picks like 0,1+2,3-4,5, but got '{combine}'")
-        signed = re.findall(r"([+-]?)([^+-]+)", combine)
+    if way == "walk":
+        return model.walk(_picks(way, value), steps, count=count, seed=seed), steps
+    if way == "morph":
+        labels = _picks(way, value)
+        return model.morph(labels, steps, seed=seed), (len(labels) - 1) * steps + 1
+    if way == "code":
+        return model.sweep(value, steps, seed=seed), steps + 1
+    if way == "combine":
+        if not re.fullmatch(r"[+-]?[\d,]+([+-][\d,]+)*", value):
+            raise UserError(f"--combine takes sets of picks like 0,1+2,3-4,5, but got '{value}'")
+        signed = re.findall(r"([+-]?)([^+-]+)", value)
         sets: dict[str, list[list[int]]] = {"": [], "-": []}
         for sign, picks in signed:
-            sets[sign.strip("+")].append(_picks("combine", picks))
+            sets[sign.strip("+")].append(_picks(way, picks))
         return model.combine(sets[""], sets["-"], count=count, seed=seed), 3
-    rows, colon, columns = (mix or "").partition(":")
+    rows, colon, columns = value.partition(":")
     if not colon:
-        raise UserError(f"--mix takes rows and columns like 0,1:2,3, but got '{mix}'")
-    fine = _picks("mix", columns)
-    return model.mix(_picks("mix", rows), fine, count=count, seed=seed), len(fine)
+        raise UserError(f"--mix takes rows and columns like 0,1:2,3, but got '{value}'")
+    fine = _picks(way, columns)
+    return model.mix(_picks(way, rows), fine, count=count, seed=seed), len(fine)
 
 
 def _picks(option: str, text: str) -> list[int]:

@@ -33,6 +33,7 @@ SHOWN = 16  # samples beside their nearest images
 COMPARED = 2_000  # samples, and reals, for a point of the curve
 CUTS = (0.25, 0.5, 0.75, 1.0, 1.5, 2.0)  # deviations beyond which latents are redrawn
 KINDS, COLUMNS = 12, 8  # classes on a sheet, and latents of each
+SWEEPS = 3  # latents of each continuous code
 MORPHED, WAY = 4, 4  # classes that become each other, and images on a way
 SHARES = (0.25, 0.5, 0.75, 1.0)  # of a style's distance to the mean one
 
@@ -53,6 +54,9 @@ def write_gallery(run: Run, data: ImageSet | None = None) -> Path:
     save_sheet(walk.transpose(0, 3, 1, 2), folder / "walk.png", STEPS)
     if model.classes:
         show_classes(model, folder)
+    if codes := model.network().spec.continuous:
+        rows = [model.sweep(code, COLUMNS - 1, rows=SWEEPS) for code in range(min(codes, KINDS))]
+        save_sheet(np.concatenate(rows).transpose(0, 3, 1, 2), folder / "codes.png", COLUMNS)
     if data is None:
         return folder
     size = model.network().spec.resolution

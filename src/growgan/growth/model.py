@@ -32,6 +32,7 @@ from growgan.training.gan import inputs, to_uint8
 
 Images = UInt8[np.ndarray, "n h w c"]
 GIVEN = "given.npz"  # in a run's folder, where it makes images from images: some to make them from
+SWEPT = 2.0  # deviations of a continuous code, to either side
 AROUND = 0.25  # deviations by which the neighbours of a sum differ (Radford et al. 2016, figure 7)
 
 
@@ -153,6 +154,23 @@ class Model:
         table = z[:, None].repeat(1, len(y), 1)
         first = self._network.spec.latent
         table[:, :, first : first + y.shape[1]] = y
+        return self._images(table.flatten(0, 1))
+
+    def sweep(self, code: int, steps: int, *, rows: int = 8, seed: int = 0) -> Images:
+        """Return a table, row by row: one latent a row, its continuous code from -2 to 2.
+
+        With as many images after the first one as there are ``steps`` (Chen et al. 2016, figure 2).
+
+        Raises:
+            UserError: there is no such code, as in all but InfoGANs.
+        """
+        spec = self._network.spec
+        if steps < 1 or not 0 <= code < spec.continuous:
+            found = f"{spec.continuous or 'no'} continuous codes, and a step"
+            raise UserError(f"a sweep needs one of {found}, but got {code} and {steps}")
+        z = inputs(spec, rows, seed, given=self._examples())
+        table = z[:, None].repeat(1, steps + 1, 1)
+        table[:, :, spec.latent + spec.categories + code] = torch.linspace(-SWEPT, SWEPT, steps + 1)
         return self._images(table.flatten(0, 1))
 
     def combine(

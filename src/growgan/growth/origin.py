@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from growgan.config import OptimiserSettings, Settings, StackSettings, merged
+from growgan.config import SPECTRAL, OptimiserSettings, Settings, StackSettings, merged
 from growgan.data import ImageSet
 from growgan.errors import UserError
 from growgan.nets.layers import Scaled
@@ -111,7 +111,7 @@ def _take_over(new: Stack, old: Stack) -> None:
             if value.shape == place.shape:
                 place.copy_(value)
             elif key == "weight" and isinstance(module, Scaled) and isinstance(before, Scaled):
-                ratio = 1.0 if module.rate == "spectral" else before.scale / module.scale
+                ratio = 1.0 if module.rate in SPECTRAL else before.scale / module.scale
                 place.zero_()
                 place[:, : value.shape[1]] = value * ratio
 

@@ -21,6 +21,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from growgan.config import SPECTRAL
 from growgan.errors import UserError
 from growgan.nets.blocks import BLOCKS
 from growgan.nets.forms import FORMS
@@ -84,7 +85,7 @@ class Insert:
 
     def obstacle(self, parent: StackSpec) -> str:
         """Return why ``parent`` cannot take it and compute what it did, "" if it can."""
-        if parent.rate == "spectral":
+        if parent.rate in SPECTRAL:
             return "no weight of zeros has a largest singular value"
         return misfit(parent, "residual")
 
@@ -135,7 +136,7 @@ class Widen:
             return f"{fixed[0] if fixed else parent.form} layers cannot be widened"
         if parent.kernels:
             return "minibatch discrimination would see other features"
-        if parent.rate == "spectral":
+        if parent.rate in SPECTRAL:
             return "a weight of duplicated rows has another largest singular value"
         return "" if self._keeps_shortcuts(parent) else "a shortcut would need a convolution"
 

@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from growgan.config import Rate
+from growgan.config import SPECTRAL, Rate
 from growgan.errors import UserError
 from growgan.registry import Registry
 
@@ -49,6 +49,7 @@ class Scaled(nn.Module):
       a small stack suits the larger one that it grows into (Yang et al. 2021, 2203.03466).
     - "spectral": all of it, but the weight in use is divided by its largest singular value, which
       one step of power iteration a forward follows in training (Miyato et al. 2018, 1802.05957).
+    - "orthogonal": as spectral, and it starts orthogonal (Brock et al. 2019, section 3).
     """
 
     u: Tensor  # unit [out]: where the largest singular value points
@@ -60,7 +61,7 @@ class Scaled(nn.Module):
             raise UserError("a map needs an input, and one of this stack's has none")
         self.fan_in, self.gain, self.rate = fan_in, gain, rate
         self.weight = nn.Parameter(torch.empty(shape))
-        if rate == "spectral":
+        if rate in SPECTRAL:
             self.register_buffer("u", F.normalize(torch.randn(len(self.matrix())), dim=0))
         if not _UNSET.get():
             self.draw()
@@ -68,6 +69,10 @@ class Scaled(nn.Module):
     @torch.no_grad()
     def draw(self) -> None:
         """Draw the stored weight."""
+        if self.rate == "orthogonal":
+            rows = nn.init.orthogonal_(torch.empty(len(self.weight), self.weight[0].numel()))
+            self.weight.copy_(rows.view(self.weight.shape))
+            return
         deviation = 0.02 if self.rate == "normal" else self.gain / math.sqrt(self.fan_in)
         self.weight.normal_().mul_(deviation / self._constant)
 
@@ -85,7 +90,7 @@ class Scaled(nn.Module):
         return self._in_use()  # compilers cannot follow a property that calls its parent's
 
     def _in_use(self) -> Tensor:
-        if self.rate == "spectral":
+        if self.rate in SPECTRAL:
             return self.weight / self.singular(follow=self.training)
         constant = self._constant
         return self.weight if constant == 1 else self.weight * constant
@@ -110,11 +115,11 @@ class Scaled(nn.Module):
     @property
     def scale(self) -> float:
         """The factor from the stored weight to the one in use."""
-        return 1 / float(self.singular().detach()) if self.rate == "spectral" else self._constant
+        return 1 / float(self.singular().detach()) if self.rate in SPECTRAL else self._constant
 
     @property
     def _constant(self) -> float:
-        if self.rate in ("plain", "normal", "spectral"):
+        if self.rate in ("plain", "normal", *SPECTRAL):
             return self.speed
         factor = self.speed * self.gain / math.sqrt(self.fan_in)
         excess = self.fan_in / REFERENCE if self.rate == "transfer" else 1.0
@@ -140,7 +145,7 @@ class Conv(Scaled):
         bias: bool = True,
     ) -> None:
         size = (kernel, kernel) if isinstance(kernel, int) else kernel
-        self.zero = zero and rate != "spectral"  # zero has no direction
+        self.zero = zero and rate not in SPECTRAL  # zero has no direction
         super().__init__((width_out, width_in, *size), width_in * math.prod(size), gain, rate)
         self.padding = size[0] // 2 if padding is None else padding
         self.bias = nn.Parameter(torch.zeros(width_out)) if bias else None
@@ -167,8 +172,8 @@ class GroupedConv(Scaled):
     """
 
     def __init__(self, width: int, group: int, kernel: int, *, gain: float, rate: Rate) -> None:
-        if rate == "spectral":
-            raise UserError("rate 'spectral' has no meaning for grouped convolutions")
+        if rate in SPECTRAL:
+            raise UserError(f"rate '{rate}' has no meaning for grouped convolutions")
         super().__init__((width, group, kernel, kernel), group * kernel**2, gain, rate)
         self.groups = width // group
         self.bias = nn.Parameter(torch.zeros(width))
@@ -215,6 +220,14 @@ class Project(Scaled):
     ) -> None:
         super().__init__((width, latent, *grid), latent, gain, rate)
         self.bias = nn.Parameter(torch.zeros(width))
+
+    @torch.no_grad()
+    def draw(self) -> None:
+        super().draw()
+        if self.rate == "orthogonal":
+            width, latent, height, breadth = self.weight.shape
+            rows = nn.init.orthogonal_(torch.empty(height * breadth * width, latent))
+            self.weight.copy_(rows.view(height, breadth, width, latent).permute(2, 3, 0, 1))
 
     def matrix(self, weight: Tensor | None = None) -> Float[Tensor, "out z"]:
         weight = self.weight if weight is None else weight

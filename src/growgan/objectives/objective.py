@@ -12,7 +12,7 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 
-from growgan.config import Settings
+from growgan.config import SPECTRAL, Settings
 from growgan.errors import UserError
 from growgan.objectives.augment import Adaptive, Augmentation, make_augmentation
 from growgan.objectives.conditioning import Conditioning, make_conditioning
@@ -176,8 +176,9 @@ def _check_regularisers(
             f"regulariser 'replay' has no meaning for the conditioning '{settings.conditioning}': "
             "old fakes were made for something else"
         )
-    if "clip" in regularisers and settings.stack.of("discriminator").rate == "spectral":
+    rate = settings.stack.of("discriminator").rate
+    if "clip" in regularisers and rate in SPECTRAL:
         raise UserError(
-            "regulariser 'clip' has no meaning for D's rate 'spectral', which divides each weight "
+            f"regulariser 'clip' has no meaning for D's rate '{rate}', which divides each weight "
             "by its largest singular value however small it is; set stack.discriminator_rate"
         )

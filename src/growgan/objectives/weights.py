@@ -9,6 +9,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from growgan.config import SPECTRAL
 from growgan.nets.layers import Scaled
 from growgan.objectives.regulariser import Penalty, Regulariser, regulariser
 from growgan.objectives.step import Step
@@ -18,7 +19,7 @@ def matrices(player: nn.Module) -> Iterator[tuple[str, Float[Tensor, "... out in
     """Yield the linear maps in use: name, and what they do at one place, one matrix a group."""
     for name, module in _maps(player):
         # What is in use in training moves a spectral map's singular vector; this does not.
-        spectral = module.rate == "spectral"
+        spectral = module.rate in SPECTRAL
         yield name, module.matrix(module.weight * module.scale if spectral else module.used)
 
 

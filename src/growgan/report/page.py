@@ -51,6 +51,7 @@ LOOKS = (
         "None of these was trained on.",
     ),
     ("classes", "Each class", "A row a class, the same latents in each."),
+    ("codes", "Each continuous code", "From -2 to 2; three rows a code, each of one latent."),
     ("morph", "From one class to the next", "Each row one latent, its label a mixture on the way."),
 )
 TREE_KEYS = (

@@ -8,6 +8,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from growgan.config import SPECTRAL
 from growgan.nets.blocks.aliasfree import MARGIN
 from growgan.nets.forms.base import FORMS, Form
 from growgan.nets.forms.progressive import FromImage, ProgressiveEnd
@@ -43,7 +44,7 @@ class FourierStem(StyleStem):
         self.register_buffer("moved", torch.eye(3))
         self.motion = Dense(self.style_width(spec), 4, rate=spec.rate)
         self.motion.bias.data.copy_(torch.tensor([1.0, 0.0, 0.0, 0.0]))
-        if spec.rate != "spectral":  # zero has no direction
+        if spec.rate not in SPECTRAL:  # zero has no direction
             self.motion.weight.data.zero_()
         self.mix = Conv(spec.stem, spec.stem, 1, gain=1.0, rate=spec.rate, bias=False)
 
