@@ -43,6 +43,11 @@ METHODS: dict[str, dict[str, Any]] = {
     for entry in CONDITIONINGS
     if entry.value.labelled and entry.value.told and not entry.value.given
 } | {
+    "ac, weight 1": {"conditioning": "ac", "conditioning_options": {"generator_weight": 1.0}},
+    **{
+        f"f-cgan, {name}": {"conditioning": "f-cgan", "conditioning_options": {"divergence": kind}}
+        for kind, name in enumerate(("KL", "Pearson", "Hellinger", "Jensen-Shannon"), 1)
+    },
     "p2gan, adaptive": {"conditioning": "p2gan", "conditioning_options": {"adaptive": 1}},
     "projection, a contrario": {
         "conditioning": "projection",

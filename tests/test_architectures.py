@@ -152,6 +152,16 @@ def test_stylegan2_has_as_many_parameters_as_the_authors_print() -> None:
     assert (parameters(g), parameters(d)) == (24_767_458, 24_001_089)
 
 
+@pytest.mark.parametrize(("name", "millions"), [("stylegan3", 22.3), ("stylegan3-r", 15.8)])
+def test_stylegan3_is_about_as_large_as_published(name: str, millions: float) -> None:
+    """Karras et al. 2021, figure 3, at 256 pixels.
+
+    There 14 layers whatever the size, here two for each size, so that each may grow.
+    """
+    g, _ = published(name, 256)
+    assert parameters(g) / 1e6 == pytest.approx(millions, rel=0.1)
+
+
 @pytest.mark.parametrize(("name", "gamma"), [("stylegan2", 1.0), ("stylegan3", 2.0)])
 def test_the_gradient_penalty_at_256_pixels_is_the_authors(name: str, gamma: float) -> None:
     """paper256 in train.py of stylegan2-ada-pytorch; docs/configs.md of stylegan3."""

@@ -11,13 +11,14 @@ import pytest
 import torch
 
 from growgan.cli import main
-from growgan.config import OptimiserSettings, StackSettings
-from growgan.data import ImageSet
+from growgan.config import OptimiserSettings, StackSettings, make_settings
+from growgan.data import ImageSet, load_images
 from growgan.errors import UserError
 from growgan.growth import Run, grow
 from growgan.growth.gallery import nearest_images, pairings, truncation_curve, write_gallery
 from growgan.growth.history import Space
 from growgan.growth.model import Model
+from growgan.growth.run import for_data
 from growgan.metrics.features import PixelExtractor
 from growgan.training.gan import Gan
 
@@ -25,8 +26,15 @@ pytestmark = pytest.mark.usefixtures("own_cache")
 
 
 @pytest.fixture(scope="module")
-def data(make_images: Callable[..., ImageSet]) -> ImageSet:
-    return make_images(300, 1, 16, 16)
+def source(make_images: Callable[..., ImageSet], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    made, path = make_images(300, 1, 16, 16), tmp_path_factory.mktemp("data") / "blobs.npz"
+    np.savez(path, images=made.images.transpose(0, 2, 3, 1), labels=made.labels)
+    return path
+
+
+@pytest.fixture(scope="module")
+def data(source: Path) -> ImageSet:
+    return load_images(source, resolution=16)
 
 
 @pytest.fixture(scope="module")
@@ -55,6 +63,28 @@ def test_the_nearest_image_of_a_training_image_is_itself(
     monkeypatch.setattr(Model, "sample", lambda model, count, **how: copies)
     fakes, reals = nearest_images(run.best, data, PixelExtractor(16))
     assert np.array_equal(fakes, reals)
+
+
+def test_samples_are_drawn_beside_their_nearest_images_and_along_the_curve(
+    run: Run, data: ImageSet, source: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    sheet, ask = tmp_path / "near.npz", ["sample", str(run.path), "-n", "5", "--seed", "3"]
+    assert main([*ask, "--nearest", str(source), "--out", str(sheet)]) == 0
+    with np.load(sheet) as found:
+        images = found["images"]
+    assert len(images) == 10 and np.array_equal(images[:5], run.best.sample(5, seed=3))
+    known = {image.tobytes() for image in data.images.transpose(0, 2, 3, 1)}
+    assert all(image.tobytes() in known for image in images[5:])
+    assert not any(image.tobytes() in known for image in images[:5])
+    capsys.readouterr()
+    assert main([*ask, "--curve", str(source), "--out", str(sheet)]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0].split() == ["truncation", "precision", "recall"]
+    assert [line.split()[0] for line in lines[1:-1]] == "0.25 0.5 0.75 1 1.5 2 none".split()
+    with np.load(sheet) as found:
+        rows = found["images"].reshape(7, 8, 16, 16, 1)
+    for row, cut in zip(rows, (0.25, 0.5, 0.75, 1.0, 1.5, 2.0, None), strict=True):
+        assert np.array_equal(row, run.best.sample(8, seed=3, truncation=cut))
 
 
 def test_samples_without_variety_have_no_recall(
@@ -110,6 +140,26 @@ def test_a_conditional_run_shows_its_classes(data: ImageSet, tmp_path: Path) -> 
     assert main(["report", str(run.path)]) == 0
     page = (run.path / "report.html").read_text()
     assert "From one class to the next" in page and "Class by class" in page
+
+
+@pytest.mark.parametrize("conditioning", ["ac", "adc", "mh", "semi", "2c"])
+def test_the_pairings_of_a_d_with_a_classifier_are_its_scores_of_the_label(
+    conditioning: str, data: ImageSet
+) -> None:
+    settings = make_settings({"conditioning": conditioning, "stack": {"latent": 8, "width": 8}})
+    stack = for_data(settings, data).stack
+    gan = Gan.create(*Space("pggan", stack, 1, (16, 16)).stacks(2), OptimiserSettings(), seed=0)
+    name = "h" if conditioning == "2c" else "p"
+    with torch.no_grad():
+        readout = gan.discriminator.readouts[name]
+        readout.weight.zero_()
+        readout.bias.zero_()[0] = 1.0
+        if conditioning == "2c":  # the directions are those of the first two axes
+            gan.discriminator.proxies.copy_(torch.eye(*gan.discriminator.proxies.shape))
+    share = float((data.labels == 0).mean())  # type: ignore[union-attr]
+    found = pairings(gan, data)
+    assert found["real, right"] == pytest.approx(share, abs=0.05)
+    assert found["real, wrong"] == pytest.approx(1 - share, abs=0.05)
 
 
 def test_the_pairings_tell_a_d_that_looks_at_labels(data: ImageSet) -> None:

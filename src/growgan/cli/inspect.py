@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -138,5 +139,20 @@ def _ending(run: RunRecord) -> list[str]:
         f" G {plural(best.generator_layers, 'layer')}, {count(best.generator_parameters)}"
         f" parameters; D {plural(best.discriminator_layers, 'layer')},"
         f" {count(best.discriminator_parameters)}",
+        *_health(best.vitals),
         f"cost: {costs}; {plural(len(run.candidates), 'candidate')} tried",
     ]
+
+
+def _health(vitals: Mapping[str, float]) -> list[str]:
+    """Return what the doctor last measured of the best pair, in a line."""
+    shown = {
+        "diversity": "fakes vary {:.0%} as much as reals",
+        "wins_seen": "D puts {:.0%} of the reals it trains on above fakes",
+        "wins_unseen": "{:.0%} of held-out ones",
+        "singular": "largest singular values: D {:.3g}",
+        "singular_generator": "G {:.3g}",
+        "copies": "{:.0%} of the fakes are copies",
+    }
+    words = [text.format(vitals[key]) for key, text in shown.items() if key in vitals]
+    return [f"health: {', '.join(words)}"] if words else []

@@ -14,6 +14,8 @@ if TYPE_CHECKING:
     from growgan.growth.model import Images, Model
     from growgan.growth.pool import Pool
 
+COLUMNS = 8  # of sheets that are compared
+
 Out = Annotated[str, typer.Option(help="FILE.png, FILE.npz, FILE.zip or FOLDER")]
 Truncation = Annotated[
     float | None,
@@ -31,6 +33,14 @@ Morph = Annotated[
 ]
 Code = Annotated[
     int | None, typer.Option(help="continuous code of an infogan run: eight latents, from -2 to 2")
+]
+Nearest = Annotated[
+    str | None,
+    typer.Option(metavar="DATA", help="what it was trained on: the nearest image below each"),
+]
+Curve = Annotated[
+    str | None,
+    typer.Option(metavar="DATA", help="a row a truncation, and its precision and recall printed"),
 ]
 Mix = Annotated[
     str | None, typer.Option(help="picks like 0,1,2:3,4: coarse styles of these, fine of those")
@@ -58,6 +68,8 @@ def sample(
     mix: Mix = None,
     morph: Morph = None,
     code: Code = None,
+    nearest: Nearest = None,
+    curve: Curve = None,
     given: Given = None,
     caption: Caption = None,
 ) -> None:
@@ -70,18 +82,17 @@ def sample(
     from growgan.report.sheet import write_images
 
     model = load(run, candidate)
-    told = given or caption
     ways = {"walk": walk, "combine": combine, "mix": mix, "morph": morph, "code": code}
+    ways |= {"nearest": nearest, "curve": curve}
     _check_alone(model, ways, {"truncation": truncation}, {"given": given, "caption": caption})
-    asked = {name: value for name, value in ways.items() if value is not None}
     columns, known = None, None
-    if isinstance(model, Model) and asked:
-        ((way, value),) = asked.items()
-        images, columns = _looked_into(model, way, value, count, seed, steps)
+    way = next((name for name, value in ways.items() if value is not None), None)
+    if isinstance(model, Model) and way:
+        images, columns = _looked_into(model, way, ways[way], count, seed, steps)
     else:
         wanted = None if labels is None else _picks("labels", labels)
         shown = {}
-        if isinstance(model, Model) and told:
+        if isinstance(model, Model) and (given or caption):
             shown = {"given": _given(model, given, caption or [], count, seed)}
         images = model.sample(count, seed=seed, truncation=truncation, labels=wanted, **shown)
         known = model.labels(count, wanted)
@@ -114,7 +125,7 @@ def _given(model: Model, source: str | None, captions: list[str], count: int, se
     channels = model.network().spec.given
     if channels not in (1, 3, 4):
         raise UserError(
-            f"run '{model.folder.parent.parent}' makes images from "
+            f"run '{model.run_folder}' makes images from "
             + (f"{channels} channels, which no file holds" if channels else "latents alone")
         )
     found = load_images(source, **{**model.form, "channels": channels})
@@ -132,6 +143,8 @@ def _looked_into(
         return model.morph(labels, steps, seed=seed), (len(labels) - 1) * steps + 1
     if way == "code":
         return model.sweep(value, steps, seed=seed), steps + 1
+    if way in ("nearest", "curve"):
+        return _compared(model, way, value, count, seed)
     if way == "combine":
         if not re.fullmatch(r"[+-]?[\d,]+([+-][\d,]+)*", value):
             raise UserError(f"--combine takes sets of picks like 0,1+2,3-4,5, but got '{value}'")
@@ -145,6 +158,34 @@ def _looked_into(
         raise UserError(f"--mix takes rows and columns like 0,1:2,3, but got '{value}'")
     fine = _picks(way, columns)
     return model.mix(_picks(way, rows), fine, count=count, seed=seed), len(fine)
+
+
+def _compared(model: Model, way: str, source: str, count: int, seed: int) -> tuple[Images, int]:
+    """Return samples beside their nearest training images, or a row a truncation."""
+    import numpy as np
+
+    from growgan.data import load_images
+    from growgan.growth import Run
+    from growgan.growth.gallery import comparing, nearest_images, truncation_curve
+
+    run, data = Run.open(model.run_folder), load_images(source, **model.form)
+    extractor = comparing(run, model, data)
+    if way == "nearest":
+        columns = min(count, COLUMNS)
+        space = ((0, -count % columns), (0, 0), (0, 0), (0, 0))
+        sets = [
+            np.pad(each, space) for each in nearest_images(model, data, extractor, count, seed=seed)
+        ]
+        pairs = np.stack([each.reshape(-1, columns, *each.shape[1:]) for each in sets], 1)
+        return pairs.reshape(-1, *pairs.shape[3:]), columns
+    typer.echo("truncation  precision  recall")
+    rows = []
+    for point in truncation_curve(model, data, extractor):
+        cut = point["truncation"]
+        named = "none" if cut is None else f"{cut:g}"
+        typer.echo(f"{named:>10}  {point['precision']:9.1%}  {point['recall']:6.1%}")
+        rows.append(model.sample(COLUMNS, seed=seed, truncation=cut))
+    return np.concatenate(rows), COLUMNS
 
 
 def _picks(option: str, text: str) -> list[int]:

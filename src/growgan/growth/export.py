@@ -100,7 +100,7 @@ def export(model: Model, to: str, out: str | Path) -> Path:
     network = model.network()
     if network.spec.given:
         raise UserError("generators that make images from images cannot be exported yet")
-    known = read_run(model.folder.parent.parent)
+    known = read_run(model.run_folder)
     network.save_pretrained(out, config=_config(model, known), card=model_card(model, known))
     spec = network.spec
     example = [torch.randn(TRACED, spec.latent)]

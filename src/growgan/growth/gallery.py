@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import cast
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
@@ -22,6 +24,7 @@ from growgan.metrics.distances import frechet_of_samples
 from growgan.metrics.features import Extractor
 from growgan.metrics.neighbours import nearest, neighbourhoods
 from growgan.metrics.side import Stored
+from growgan.nets.players import Discriminator
 from growgan.nets.wishes import one_hot
 from growgan.report.sheet import save_sheet
 from growgan.training.checkpoint import load_gan
@@ -59,10 +62,7 @@ def write_gallery(run: Run, data: ImageSet | None = None) -> Path:
         save_sheet(np.concatenate(rows).transpose(0, 3, 1, 2), folder / "codes.png", COLUMNS)
     if data is None:
         return folder
-    size = model.network().spec.resolution
-    if size != data.resolution:
-        raise UserError(f"the best candidate makes images of {size}, not yet {data.resolution}")
-    extractor = extractor_of(run, data)
+    extractor = comparing(run, model, data)
     fakes, reals = nearest_images(model, data, extractor)
     pairs = np.concatenate([fakes, reals]).transpose(0, 3, 1, 2)
     save_sheet(pairs, folder / "neighbours.png", SHOWN)
@@ -73,6 +73,21 @@ def write_gallery(run: Run, data: ImageSet | None = None) -> Path:
         found["pairings"] = pairings(load_gan(model.folder), data)
         replace_file(folder / "classes.json", json.dumps(found, indent=1).encode())
     return folder
+
+
+def comparing(run: Run, model: Model, data: ImageSet) -> Extractor:
+    """Return the network that compares a candidate's samples with what its run was trained on.
+
+    Raises:
+        UserError: ``data`` is something else, or of another size than the samples.
+    """
+    check_out(run.path, data, resume=True)
+    size = model.network().spec.resolution
+    if size != data.resolution:
+        raise UserError(
+            f"candidate {model.folder.name} makes images of {size}, not yet {data.resolution}"
+        )
+    return extractor_of(run, data)
 
 
 def show_classes(model: Model, folder: Path) -> None:
@@ -100,13 +115,15 @@ def class_distances(model: Model, data: ImageSet, extractor: Extractor) -> dict[
 
 @torch.no_grad()
 def pairings(gan: Gan, data: ImageSet) -> dict[str, float]:
-    """Return D's mean logit of reals and of fakes, each with the right label and with a wrong one.
+    """Return D's mean score of reals and of fakes, each with the right label and with a wrong one.
 
     A D that looks at labels puts each wrong pairing below the right one (Boulahbal et al. 2021,
-    2103.15470, table 1). Empty where its logit has no use for labels.
+    2103.15470, table 1). The score is the logit, where that heeds the label; the label's own score
+    where a classifier stands beside the logit, the cosine with its direction where classes have
+    one. Empty where D knows no labels.
     """
     spec = gan.discriminator.spec
-    if spec.judging in ("plain", "classes") or gan.average.spec.given or data.labels is None:
+    if not spec.classes or gan.average.spec.given or data.labels is None:
         return {}
     rows = np.random.default_rng(0).permutation(np.flatnonzero(data.labels >= 0))[:LOOKED_AT]
     labels = torch.from_numpy(data.labels[np.sort(rows)])
@@ -116,17 +133,29 @@ def pairings(gan: Gan, data: ImageSet) -> dict[str, float]:
     sets = {"real": real, "fake": gan.average(z)}
     gan.discriminator.eval()
     return {
-        f"{kind}, {side}": float(gan.discriminator(images, y).mean())
+        f"{kind}, {side}": float(_heeding(gan.discriminator, images, y).mean())
         for kind, images in sets.items()
         for side, y in (("right", right), ("wrong", wrong))
     }
 
 
+def _heeding(judge: Discriminator, images: Tensor, y: Tensor) -> Tensor:
+    """Return D's scores of images with labels, float [N]."""
+    if judge.spec.judging not in ("plain", "classes"):
+        return cast(Tensor, judge(images, y))
+    features = judge.features(images)
+    if judge.spec.proxies:
+        scores = F.cosine_similarity(judge.readouts["h"](features)[:, None], judge.proxies, dim=2)
+    else:
+        scores = judge.readouts["p"](features)
+    return (scores[:, : y.shape[1]] * y).sum(1)
+
+
 def nearest_images(
-    model: Model, data: ImageSet, extractor: Extractor, count: int = SHOWN
+    model: Model, data: ImageSet, extractor: Extractor, count: int = SHOWN, *, seed: int = 0
 ) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
     """Return ``count`` samples and the training image nearest to each, uint8 [N, H, W, C]."""
-    samples = model.sample(count)
+    samples = model.sample(count, seed=seed)
     index, _ = nearest(extractor(_first(samples)), real_features(data, extractor))
     return samples, np.array(data.images[index.numpy()]).transpose(0, 2, 3, 1)
 

@@ -45,6 +45,11 @@ class Exported(Model):
         raise UserError(f"'{self.folder}' is an export; the settings are those of its run")
 
     @property
+    def run_folder(self) -> Path:
+        """Raise a :class:`UserError`: it has left its run."""
+        raise UserError(f"'{self.folder}' is an export, and this takes a run")
+
+    @property
     def form(self) -> dict[str, Any]:
         """What ``load_images`` is told to load images in the form that its run's had."""
         spec = self._network.spec

@@ -52,7 +52,7 @@ class Model:
         conditioning = make_objective(self.settings).conditioning
         if not (conditioning.labelled and conditioning.told):
             return ()
-        path = self._run / "data.json"
+        path = self.run_folder / "data.json"
         try:
             return tuple(map(str, parse(path.read_bytes())["classes"]))
         except (OSError, ValueError, TypeError, KeyError) as error:
@@ -61,7 +61,7 @@ class Model:
     @property
     def settings(self) -> Settings:
         """All settings of its run."""
-        return Settings.from_yaml(self._run / "config.yaml")
+        return Settings.from_yaml(self.run_folder / "config.yaml")
 
     @property
     def form(self) -> dict[str, Any]:
@@ -71,7 +71,8 @@ class Model:
         return {"resolution": settings.resolution, "channels": channels, "fit": fit}
 
     @property
-    def _run(self) -> Path:
+    def run_folder(self) -> Path:
+        """The directory of its run."""
         return self.folder.parent.parent
 
     @cached_property
@@ -230,7 +231,7 @@ class Model:
     @cached_property
     def _kept(self) -> dict[str, NDArray[Any]]:
         """The images kept with the run to make others from, and what these are to be."""
-        path = self._run / GIVEN
+        path = self.run_folder / GIVEN
         kept = read_arrays(path, (("given",), ("labels",)))
         shapes = {"given": (np.uint8, 4), "labels": (np.integer, 1)}
         for key, (kind, axes) in shapes.items():

@@ -179,7 +179,11 @@ def health_figures(run: RunRecord) -> list[str]:
             share,
             (("wins_seen", "seen in training", "d"), ("wins_unseen", "held out", "g")),
         ),
-        ("Largest singular value of D", Axis("", _tick), (("singular", "", "d"),)),
+        (
+            "Largest singular value of the weights",
+            Axis("", _tick),
+            (("singular", "D", "d"), ("singular_generator", "G", "g")),
+        ),
         ("Fakes that are copies of training images", share, (("copies", "", "best"),)),
     )
     figures = []

@@ -279,11 +279,11 @@ def _classes(path: Path) -> str:
     try:
         found = parse(path.read_bytes())
         distances = {str(name): float(value) for name, value in found["distances"].items()}
-        logits = {str(name): float(value) for name, value in found["pairings"].items()}
+        scores = {str(name): float(value) for name, value in found["pairings"].items()}
     except (OSError, ValueError, TypeError, KeyError, AttributeError):
         return ""
     parts = []
-    for title, values in (("Fréchet distance", distances), ("mean logit of D", logits)):
+    for title, values in (("Fréchet distance", distances), ("mean score of D", scores)):
         rows = "".join(
             f'<tr><td>{escape(name)}</td><td class="n">{number(value)}</td></tr>'
             for name, value in values.items()

@@ -38,6 +38,7 @@ class Vitals:
         wins_seen: chance that D puts a real that it trains on above a fake.
         wins_unseen: the same for reals that it has never seen; None where none are held out.
         singular: the largest singular value of D's weights in use.
+        singular_generator: the same of G's.
         gradient: the larger norm of both players' gradients, averaged as Adam does.
         copies: share of fakes that are as near to a training image as hardly a new real is.
         record: the best score of its line that was better beyond its error.
@@ -57,6 +58,7 @@ class Vitals:
     gradient: float = 0.0
     record: float | None = None
     stuck: int = 0
+    singular_generator: float = 0.0
 
     @property
     def wins(self) -> float:
@@ -141,6 +143,7 @@ def examine(
         wins_seen=wins[0],
         wins_unseen=wins[1] if len(wins) > 1 else None,
         singular=max(singular_values(gan.discriminator, 1)[0]),
+        singular_generator=max(singular_values(gan.generator, 1)[0]),
         copies=copies,
         error=error,
         gradient=max(_norm(state["exp_avg"].values()) for state in gan.moments()),
