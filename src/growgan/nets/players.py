@@ -33,8 +33,6 @@ class Generator(Stack, Pretrained):
         self.label = label_map(spec)
         if spec.encodes:
             self.encoder = Encoder(spec)
-            if self.encoder.spec.resolution != spec.resolution:  # its head halves, G's does not
-                raise UserError(f"a stack of form '{spec.form}' cannot be given images")
         if any(layer.norm == "virtual" for layer in spec.layers):
             if spec.given:
                 raise UserError(

@@ -135,23 +135,23 @@ class Encoder(Stack):
     """
 
     def __init__(self, generator: StackSpec) -> None:
-        if FORMS[generator.form].margin or generator.head_factor != 1:
-            raise UserError(f"a stack of form '{generator.form}' cannot be given images")
         # What is normalised by a style in G is normalised without one here.
         plain = {"conditional": "batch", "virtual": "batch"}
         layers = tuple(replace(e, norm=plain.get(e.norm, e.norm)) for e in generator.layers)
-        super().__init__(
-            StackSpec(
-                "discriminator",
-                generator.base,
-                generator.given,
-                generator.stem,
-                layers,
-                rate=generator.rate,
-                form=generator.form,
-                fading=generator.fading,
-            )
+        spec = StackSpec(
+            "discriminator",
+            generator.base,
+            generator.given,
+            generator.stem,
+            layers,
+            rate=generator.rate,
+            form=generator.form,
+            fading=generator.fading,
         )
+        heads = generator.head_factor, spec.head_factor  # that resample leave no place to add at
+        if FORMS[generator.form].margin or heads != (1, 1):
+            raise UserError(f"a stack of form '{generator.form}' cannot be given images")
+        super().__init__(spec)
         doubling = [layer.id for layer in generator.layers if layer.resample > 1]
         self.shared = {"stem", *doubling}
 
