@@ -29,6 +29,7 @@ from growgan.nets.presets import PRESETS
 
 pytest.importorskip("starlette")
 testclient = pytest.importorskip("starlette.testclient")
+uvicorn = pytest.importorskip("uvicorn")
 
 from starlette.requests import Request  # noqa: E402
 
@@ -140,6 +141,13 @@ def test_the_page_is_whole_and_only_this_machine_is_answered(studio: Studio) -> 
     assert client.get("/..%2Fstudio.py").status_code == 404
     for host in ("evil.example", "testserver"):
         assert client.get("/", headers={"host": host}).status_code == 400
+    for host, name, status in (
+        ("192.0.2.7", "192.0.2.7", 200),
+        ("192.0.2.7", "evil.example", 400),
+        ("0.0.0.0", "my.machine", 200),
+    ):
+        other = testclient.TestClient(application(studio, host), HERE)
+        assert other.get("/", headers={"host": name}).status_code == status
     assert client.post("/ask/about", content="{}").status_code == 400  # as a foreign form sends it
     for body in ("[]", "{", "[" * 60_000, "\x00", " " * 70_000):
         response = client.post(
@@ -212,6 +220,19 @@ def test_a_run_without_a_candidate_and_a_taken_port_are_refused(
         port = str(taken.getsockname()[1])
         assert main(["explore", str(run.path), "--port", port, "--no-browser"]) == 2
     assert f"port {port} is taken" in capsys.readouterr().err
+    assert main(["explore", str(run.path), "--host", "192.0.2.7", "--no-browser"]) == 2
+    assert "cannot listen on '192.0.2.7'" in capsys.readouterr().err
+
+
+def test_the_explorer_listens_to_this_machine_alone_unless_told_otherwise(
+    run: gg.Run, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    heard: list[str] = []
+    monkeypatch.setattr(uvicorn, "run", lambda app, *, host, **rest: heard.append(host))
+    for words in ([], ["--host", "0.0.0.0"]):
+        assert main(["explore", str(run.path), "--port", "0", "--no-browser", *words]) == 0
+    assert heard == ["127.0.0.1", "0.0.0.0"]
+    assert "there is no password" in capsys.readouterr().err
 
 
 # In a real browser
@@ -237,7 +258,6 @@ def styled(make_images: Make, tmp_path: Path) -> Studio:
 @pytest.fixture
 def address(styled: Studio) -> Iterator[str]:
     """Serve the explorer on a free port."""
-    uvicorn = pytest.importorskip("uvicorn")
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]

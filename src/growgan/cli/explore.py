@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import socket
 import threading
 import webbrowser
@@ -12,7 +13,7 @@ import typer
 
 from growgan.errors import UserError, require
 
-HOST = "127.0.0.1"
+HOST = "127.0.0.1"  # of this machine alone
 
 
 def explore(
@@ -21,6 +22,7 @@ def explore(
         str | None, typer.Option(help="what it was trained on, for the nearest images")
     ] = None,
     port: Annotated[int, typer.Option(min=0, max=65535, help="0: any that is free")] = 7860,
+    host: Annotated[str, typer.Option(help="address to listen on; others reach it then")] = HOST,
     browser: Annotated[bool, typer.Option(help="open a browser, too")] = True,
 ) -> None:
     """Open a run in the browser: its growth, its samples, and what lies between them."""
@@ -35,23 +37,27 @@ def explore(
     images = load_images(data, **model.form) if data else None
     if images is not None:
         check_out(run, images, resume=True)
-    port = _free(port)
+    port = _free(host, port)
     studio = Studio(run, images)
     studio.warm()
-    address = f"http://{HOST}:{port}/"
+    address = f"http://{f'[{host}]' if ':' in host else host}:{port}/"
+    if host != HOST:
+        typer.echo("there is no password: whoever reaches this address can look", err=True)
     typer.echo(f"{address}  (Ctrl-C ends it)")
     if browser:  # once it listens
         threading.Timer(0.5, webbrowser.open, [address]).start()
-    serve(studio, host=HOST, port=port)
+    serve(studio, host=host, port=port)
 
 
-def _free(port: int) -> int:
+def _free(host: str, port: int) -> int:
     """Return the port, or one that is free for 0; raise a :class:`UserError` if it is taken."""
-    with socket.socket() as probe:
+    with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET) as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
-            probe.bind((HOST, port))
+            probe.bind((host, port))
         except OSError as error:
+            if error.errno != errno.EADDRINUSE:
+                raise UserError(f"cannot listen on '{host}': {error.strerror or error}") from error
             raise UserError(f"port {port} is taken; choose another --port, or 0") from error
         found: int = probe.getsockname()[1]
         return found

@@ -33,6 +33,7 @@ from growgan.report.sheet import write_images
 from growgan.report.style import PALETTE
 
 HOSTS = ["127.0.0.1", "localhost", "[::1]"]
+EVERYWHERE = ("0.0.0.0", "::")
 STATIC = {"": ("page.html", "text/html"), "page.css": ("page.css", "text/css")}
 STATIC["page.js"] = ("page.js", "text/javascript")
 HEADERS = {
@@ -51,8 +52,14 @@ class TakenForm(SampleForm):
     count: int = Field(36, ge=1, le=4096)
 
 
-def application(studio: Studio) -> Starlette:
-    """Return the explorer of a run as an ASGI application."""
+def application(studio: Studio, host: str = HOSTS[0]) -> Starlette:
+    """Return the explorer of a run as an ASGI application.
+
+    Args:
+        host: the address that it will listen on. Only on loopback, and on an address by itself, are
+            the names known that it may be asked by; a page elsewhere cannot borrow another.
+    """
+    names = ["*"] if host in EVERYWHERE else [*HOSTS, f"[{host}]" if ":" in host else host]
 
     def page(request: Request) -> Response:
         name = request.path_params.get("name", "")
@@ -84,7 +91,7 @@ def application(studio: Studio) -> Starlette:
         Route("/ask/{name}", ask, methods=["POST"]),
         Route("/take/{kind}", download),
     ]
-    return Starlette(routes=routes, middleware=[Middleware(TrustedHostMiddleware, HOSTS)])
+    return Starlette(routes=routes, middleware=[Middleware(TrustedHostMiddleware, names)])
 
 
 async def _question(request: Request) -> dict[str, Any]:
@@ -152,4 +159,4 @@ def _static(file: str) -> str:
 
 def serve(studio: Studio, *, host: str, port: int) -> None:
     """Serve the explorer of a run until it is stopped."""
-    uvicorn.run(application(studio), host=host, port=port, log_level="warning")
+    uvicorn.run(application(studio, host), host=host, port=port, log_level="warning")
