@@ -23,7 +23,9 @@ from growgan.objectives import make_objective
 from growgan.training import stage
 from growgan.training.doctor import (
     LOOKED_AT,
+    PATIENCE,
     SETTLED,
+    STEPS,
     STUCK,
     Vitals,
     diagnose,
@@ -39,6 +41,7 @@ from growgan.training.stage import step
 CPU = make_runtime("cpu", "float32")
 HEALTHY = Vitals(
     images=50_000,
+    steps=1_500,
     finite=True,
     score=0.1,
     diversity=0.9,
@@ -100,10 +103,13 @@ def test_each_ailment_is_known_by_its_signs(changes: dict[str, Any], ailment: st
 def test_a_winning_d_is_one_that_wins_while_g_stands_still() -> None:
     sure = replace(HEALTHY, wins_seen=0.999, wins_unseen=0.999, error=0.01)
     line = [sure.after(None)]
-    for score in (0.099, 0.11, 0.101):
+    for number, score in enumerate((0.099, 0.11, 0.101), 1):
         assert diagnose(line[-1], line[-1]) is None
-        line.append(replace(sure, score=score).after(line[-1]))
+        later = replace(sure, score=score, steps=sure.steps + number * PATIENCE // STUCK)
+        line.append(later.after(line[-1]))
     assert [each.stuck for each in line] == [0, 1, 2, STUCK]
+    hasty = replace(line[-1], steps=sure.steps + PATIENCE - 1)
+    assert diagnose(hasty, line[-2]) is None, "slices are short"
     found = diagnose(line[-1], line[-2])
     assert found is not None and found.name == "winning D"
     assert diagnose(replace(line[-1], images=SETTLED - 1), line[-2]) is None
@@ -115,6 +121,14 @@ def test_a_winning_d_is_one_that_wins_while_g_stands_still() -> None:
     assert (better.stuck, better.record) == (0, 0.07)
     beaten = replace(HEALTHY, error=0.01).after(line[-1])
     assert beaten.stuck == 0, "a D that is fooled has not won"
+
+
+def test_a_g_that_begins_to_draw_has_not_collapsed() -> None:
+    poor = replace(HEALTHY, diversity=0.1)
+    assert diagnose(poor, replace(HEALTHY, diversity=0.05)) is None
+    assert diagnose(replace(poor, steps=STEPS - 1), None) is None, "batches are large"
+    found = diagnose(poor, replace(HEALTHY, diversity=0.1))
+    assert found is not None and found.name == "collapse"
 
 
 def test_growth_may_shake_the_score() -> None:
@@ -163,7 +177,8 @@ def test_what_is_no_number_is_found_wherever_it_is(
         gan = Gan.create(*space.stacks(1), OptimiserSettings(), seed=0)
         batches = Batches(data, 8, 0)
         step(gan, batches, make_objective(make_settings({})), make_settings({}), CPU)
-        assert is_finite(gan) and examine(gan, seen, None, 0.3).gradient > 0
+        known = examine(gan, seen, None, 0.3)
+        assert is_finite(gan) and known.gradient > 0 and known.steps == 1
         first = next(gan.generator.parameters())
         where = {
             "average": next(gan.average.parameters()).data,
@@ -364,7 +379,7 @@ def test_presets_as_they_begin_raise_no_alarm(preset: str, tmp_path: Path) -> No
     data = load_images("digits", resolution=16)
     own = {"stack": {"width": 16, "latent": 16}, "score": {"kind": "swd", "samples": 256}}
     settings = {"preset": preset, "policy": "fixed", **own}
-    grow(data, out=tmp_path / "run", images=16_000, settings=settings)
+    grow(data, out=tmp_path / "run", images=40_000, settings=settings)
     assert diagnoses(Run.open(tmp_path / "run")) == []
 
 

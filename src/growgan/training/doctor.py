@@ -17,10 +17,12 @@ from growgan.training.gan import Gan
 TREATMENTS = 3  # at most; then the run stops with the diagnosis
 LOOKED_AT = 512  # images of each kind
 RUNAWAY = 30.0  # a singular value; at birth it is below 3, in healthy runs below 10
-SETTLED = 5_000  # images before few images of G and a winning D mean anything
+SETTLED = 5_000  # images, and
+STEPS = 150  # steps of G, before few images of G and a winning D mean anything
 BEGUN = 1_000  # images before the same one image, over and over, does
 WON, AHEAD = 0.995, 0.97  # of fakes that D tells from reals: all, and nearly all
-STUCK = 3  # slices in which it does, and the score gets no better, or worse
+STUCK = 3  # slices in which it does, and the score gets no better, or worse;
+PATIENCE = 1_000  # steps of G that they must last, since small rates take long to show
 WORST = 1e30  # stands for what JSON cannot say
 
 
@@ -42,6 +44,8 @@ class Vitals:
         gradient: the larger norm of both players' gradients, averaged as Adam does.
         copies: share of fakes that are as near to a training image as hardly a new real is.
         record: the best score of its line that was better beyond its error.
+        steps: that G has taken.
+        since: the steps that G had taken then.
         stuck: slices since then in which D told all apart, or nearly all and the score got worse.
     """
 
@@ -58,7 +62,14 @@ class Vitals:
     gradient: float = 0.0
     record: float | None = None
     stuck: int = 0
+    steps: int = 0
+    since: int = 0
     singular_generator: float = 0.0
+
+    @property
+    def settled(self) -> bool:
+        """Whether the pair has been trained for long enough to be told by its fakes."""
+        return self.images >= SETTLED and self.steps >= STEPS
 
     @property
     def wins(self) -> float:
@@ -67,14 +78,16 @@ class Vitals:
 
     def after(self, before: Vitals | None) -> Vitals:
         """Return these with ``record`` and ``stuck``, which hang on those of the parent."""
-        record = None
+        record, since = None, self.steps
         if before is not None:
             record = before.score if before.record is None else before.record
+            since = before.since
         if self.score is None or record is None or self.score < record - 2 * self.error:
-            return replace(self, record=self.score, stuck=0)
+            return replace(self, record=self.score, since=self.steps, stuck=0)
         worse = self.score > 1.5 * record + 2 * self.error
         won = before is not None and min(self.wins, before.wins_seen) > (AHEAD if worse else WON)
-        return replace(self, record=record, stuck=before.stuck + 1 if before and won else 0)
+        stuck = before.stuck + 1 if before and won else 0
+        return replace(self, record=record, since=since, stuck=stuck)
 
     def to_json(self) -> dict[str, Any]:
         """Return plain data that ``Vitals(**data)`` reads back; JSON knows no infinity."""
@@ -134,8 +147,10 @@ def examine(
         if each is not None
     ]
     wins = [_wins(real, judged) for real in kinds]
+    counts, _ = (state["step"].values() for state in gan.moments())
     return Vitals(
         images=gan.images,
+        steps=int(max(counts, default=0)),
         finite=True,
         score=score,
         diversity=float(fakes.std(0).mean()) / 2 / max(variety, 1e-6),
@@ -223,7 +238,7 @@ def _lifeless(now: Vitals, before: Vitals | None, grew: bool) -> str | None:
 def _diverged(now: Vitals, before: Vitals | None, grew: bool) -> str | None:
     if now.singular > RUNAWAY:
         return f"D's weights have run away: a singular value is {now.singular:.0f}"
-    if now.images >= SETTLED and now.wins_seen < 0.02:
+    if now.settled and now.wins_seen < 0.02:
         return "D puts every fake above the reals that it trains on: it has broken down"
     if before is None or now.score is None or before.score is None or grew:
         return None
@@ -234,14 +249,16 @@ def _diverged(now: Vitals, before: Vitals | None, grew: bool) -> str | None:
 
 def _collapsed(now: Vitals, before: Vitals | None, grew: bool) -> str | None:
     one = now.images >= BEGUN and now.diversity < 0.02 and (now.score or 0) > 0.95
-    if not one and (now.images < SETTLED or now.diversity >= 0.25):
+    rising = before is not None and now.diversity > 1.2 * before.diversity  # it begins to draw
+    if not one and (not now.settled or now.diversity >= 0.25 or rising):
         return None
     return f"fakes vary {now.diversity:.0%} as much as reals: G has collapsed to few images"
 
 
 def _outright(now: Vitals, before: Vitals | None, grew: bool) -> str | None:
     """D tells all apart, and G no longer learns from it."""
-    if now.images < SETTLED or now.stuck < STUCK or grew:
+    lasted = now.stuck >= STUCK and now.steps - now.since >= PATIENCE
+    if not now.settled or not lasted or grew:
         return None
     return (
         f"D tells {now.wins:.1%} of fakes from reals and G has not become better for {now.stuck} "
@@ -252,7 +269,7 @@ def _outright(now: Vitals, before: Vitals | None, grew: bool) -> str | None:
 def _memorised(now: Vitals, before: Vitals | None, grew: bool) -> str | None:
     if now.copies is not None and now.copies > 0.5:
         return f"{now.copies:.0%} of the fakes are copies of training images"
-    if now.images < SETTLED or now.wins_unseen is None:
+    if not now.settled or now.wins_unseen is None:
         return None
     if now.wins_seen - now.wins_unseen > 0.2:
         return (
