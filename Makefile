@@ -7,7 +7,7 @@ READY := $(VENV)/.ready
 DEMO := runs/demo
 
 .DEFAULT_GOAL := help
-.PHONY: help env demo test test-slow format clean
+.PHONY: help env demo test test-slow docs format clean
 
 help:  ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -45,9 +45,13 @@ test: $(READY)  ## Lint, types and the quick tests
 	$(BIN)/mypy
 	OMP_NUM_THREADS=1 $(BIN)/pytest -m "not slow" -n auto --maxprocesses 8 --dist loadfile
 
-test-slow: $(READY)  ## The tests that take longer
+test-slow: $(READY)  ## The tests that take longer; those of a browser need Chromium
 	-$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[slow,fuzz]'
-	$(BIN)/pytest -m slow --timeout 3600
+	GROWGAN_BROWSER=1 $(BIN)/pytest -m slow --timeout 3600
+
+docs: $(READY)  ## Build the documentation into site/
+	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[docs]'
+	$(BIN)/mkdocs build --strict
 
 format: $(READY)  ## Put the code into the project's format
 	$(BIN)/ruff check --fix .

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
+import browsing
 import numpy as np
 import pytest
 import torch
@@ -90,3 +92,10 @@ def run(make_images: Callable[..., ImageSet], tmp_path: Path) -> gg.Run:
     }
     data = make_images(64, 3, 16, 16)
     return gg.grow(data, out=tmp_path / "run", images=64, settings=settings)
+
+
+@pytest.fixture
+def browser() -> Iterator[Any]:
+    """Return a headless Chromium that can reach nothing but this machine."""
+    with browsing.headless() as chromium:
+        yield chromium

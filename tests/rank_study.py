@@ -24,8 +24,9 @@ from growgan.data.batches import Batches
 from growgan.growth.actions import legal_growths
 from growgan.growth.history import Space
 from growgan.objectives import make_objective
+from growgan.training.checkpoint import packed, unpacked
 from growgan.training.gan import Gan
-from growgan.training.ranks import join
+from growgan.training.ranks import Ranks, join
 from growgan.training.runtime import make_runtime
 from growgan.training.stage import Slice, train
 
@@ -51,6 +52,29 @@ def doubled() -> Iterator[None]:
         torch.set_default_dtype(torch.float32)
 
 
+def carried(gan: Gan, ranks: Ranks) -> Gan:
+    """Return the pair as this rank gets it: all but the first read it from files."""
+    return gan if ranks.first else unpacked(packed(gan))
+
+
+def apart(gan: Gan, ranks: Ranks) -> float:
+    """Return the largest difference between this rank's pair and the first rank's, by name."""
+    pairs = gan.generator, gan.discriminator, gan.average
+    own = {f"{i} {k}": v for i, pair in enumerate(pairs) for k, v in pair.state_dict().items()}
+    own |= {f"memory {k}": v for k, v in gan.memory.items() if v.numel() == 1}
+    first = ranks.tell(own)
+    assert own.keys() == first.keys()
+    return max(float((own[name] - first[name]).abs().max()) for name in own)
+
+
+def farthest(gan: Gan, ranks: Ranks) -> float:
+    """Return :func:`apart` of the rank that is farthest from the first."""
+    own = torch.tensor([apart(gan, ranks)])
+    if ranks.count > 1:
+        dist.all_reduce(own, dist.ReduceOp.MAX)
+    return float(own)
+
+
 def trained(values: dict[str, Any]) -> dict[str, Any]:
     """Return what ``study`` does, in the precision of the moment."""
     settings = make_settings({"batch": BATCH, "precision": "float32", **values})
@@ -74,6 +98,7 @@ def trained(values: dict[str, Any]) -> dict[str, Any]:
                 if g.generator and g.discriminator and g.fades() and g.factors == (wanted, wanted)
             )
             gan = gan.branch(growth.generator, growth.discriminator, seed=number)
+        gan = carried(gan, runtime.ranks)
         piece = Slice(images=steps * BATCH, fade=fade)
         train(
             gan,
@@ -89,10 +114,14 @@ def trained(values: dict[str, Any]) -> dict[str, Any]:
         gan.generator.eval()
         gan.discriminator.eval()
         images = gan.generator(z)
-        weights = torch.cat([p.flatten() for p in gan.generator.parameters()])
-        found = {"images": images, "logits": gan.discriminator(images), "weights": weights}
+        found = {"images": images, "logits": gan.discriminator(images)}
+        for name in ("generator", "average"):
+            parameters = getattr(gan, name).parameters()
+            found[name] = torch.cat([p.flatten() for p in parameters])
+        found["average's images"] = gan.average(z)
     memory = [m.flatten().float() for _, m in sorted(gan.memory.items()) if m.numel() == 1]
     found["memory"] = torch.cat([*memory, torch.zeros(1)])
+    found["apart"] = torch.tensor(farthest(gan, runtime.ranks))
     return {name: value.numpy() for name, value in found.items()}
 
 

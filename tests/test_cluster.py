@@ -3,36 +3,52 @@
 from __future__ import annotations
 
 import os
+import pickle
 import signal
 import subprocess
 import sys
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from threading import Event, Thread
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 import growgan as gg
 from growgan.cli.app import main
+from growgan.cli.per_label import _own, _there
 from growgan.config import Settings, make_settings
 from growgan.data import ImageSet
 from growgan.errors import UserError
+from growgan.growth import cluster as on_cluster
+from growgan.growth.actions import UNCHANGED
 from growgan.growth.budget import Budget, Meter
-from growgan.growth.cluster import Cluster, spread
+from growgan.growth.cluster import Cluster, RayExecutor, spread
 from growgan.growth.desk import Desk, planned
-from growgan.growth.executor import Outcome, SerialExecutor, Task
-from growgan.growth.history import History, Proposal, Space
+from growgan.growth.executor import Outcome, SerialExecutor, Silent, Task
+from growgan.growth.history import Candidate, History, Proposal, Space
+from growgan.growth.ledger import Ledger
+from growgan.growth.lock import held
 from growgan.growth.policies import Dynamic
-from growgan.growth.pool import Pool, train_label
+from growgan.growth.pool import Pool, begin, train_label
 from growgan.growth.search import Search
+from growgan.growth.stop import Stop
+from growgan.growth.worker import Board, Common, Seen, Teller, make, moved
+from growgan.metrics.features import untrained
+from growgan.report.files import replacing
 from growgan.training.checkpoint import packed, save_gan, unpacked
 from growgan.training.gan import Gan
+from growgan.training.ranks import Ranks
+from growgan.training.stage import Progress, Slice
 
 Make = Callable[..., ImageSet]
 pytestmark = pytest.mark.usefixtures("own_cache")
@@ -181,10 +197,264 @@ def test_options_of_a_cluster_are_checked(
         return capsys.readouterr().err
 
     assert "unknown executor 'slurm'" in said("--executor", "slurm")
-    assert "--address, --gpus and --free are of --executor ray" in said("--free")
+    assert "--address, --cpus, --gpus and --free are of --executor ray" in said("--free")
     monkeypatch.setitem(sys.modules, "ray", None)
     ends = ("--images", "800", "--resolution", "16", "--executor", "ray")
     assert "pip install 'growgan[cluster]'" in said(*ends)
+
+
+def machine(**resources: float) -> dict[str, Any]:
+    return {"Alive": True, "Resources": resources}
+
+
+def test_room_is_counted_machine_by_machine() -> None:
+    room, halves = on_cluster._room, [{"CPU": 2.0}, {"CPU": 2.0}]
+    assert room(halves, 3, 0) == 0  # four CPUs together are no room for three
+    assert room(halves, 1, 0) == 4
+    assert room([{"CPU": 32.0, "GPU": 8.0}, {"CPU": 64.0}], 4, 1) == 8
+    assert room([{"CPU": 64.0, "GPU": 1.0}], 1, 0.1) == 10  # and 1 // 0.1 is 9.0
+    ray = SimpleNamespace(nodes=lambda: [machine(CPU=4), {"Alive": False, "Resources": {"CPU": 8}}])
+    assert on_cluster._machines(ray) == [{"CPU": 4}]
+
+
+def test_a_child_takes_its_gpus_share_of_the_cpus() -> None:
+    machines = [{"CPU": 32.0, "GPU": 8.0}, {"CPU": 12.0, "GPU": 4.0}, {"CPU": 64.0}]
+    need = on_cluster._need
+    assert need(machines, Cluster(gpus=1), 32) == (3, 1)
+    assert need(machines, Cluster(gpus=0.5), 32) == (1, 0.5)
+    assert need(machines, Cluster(cpus=5, gpus=1), 32) == (5, 1)
+    assert need(machines, Cluster(), 4) == (4, 0)
+    assert need(machines, Cluster(), None) == (1, 0)
+
+
+def test_without_gpus_of_its_own_a_child_trains_on_cpus(data: ImageSet) -> None:
+    assert on_cluster._placed(settings(), Cluster()).device == "cpu"
+    assert on_cluster._placed(settings(), Cluster(gpus=1)).device == "auto"
+    with pytest.raises(UserError, match="device 'cuda' needs --gpus above 0"):
+        on_cluster._placed(settings().model_copy(update={"device": "cuda"}), Cluster())
+    scorer = untrained(data.images)
+    again = moved(scorer, torch.device("cpu"))
+    assert again is not scorer and again is not None and moved(None, torch.device("cpu")) is None
+    images = torch.from_numpy(data.images[:4])
+    assert again.fingerprint == scorer.fingerprint
+    assert torch.equal(again(images), scorer(images))
+
+
+def test_the_board_keeps_the_newest_word_of_each_child() -> None:
+    board, point = Board(), Progress(0.5, 8, 1.0, 1.0, {})
+    for images in (8, 16):
+        board.write(("0001", Seen((16, 16), 1.0, images), point))
+    board.write(("0001", 2, None))
+    board.write(("0002", Seen((16, 16), 1.0, 8), None))
+    seen = [Seen((16, 16), 1.0, 16), 2, Seen((16, 16), 1.0, 8)]
+    assert [word[1] for word in board.take()] == seen and board.take() == []
+
+
+def test_workers_of_a_large_cluster_tell_less_often() -> None:
+    words: list[Any] = []
+    teller = Teller(SimpleNamespace(write=SimpleNamespace(remote=words.append)), every=1000)
+    task, gan = a_task(), SimpleNamespace(resolution=(16, 16), alpha=1.0, images=8)
+    for _ in range(5):
+        teller.report(task, gan, Progress(0.5, 8, 1.0, 1.0, {}))
+    assert len(words) == 1
+    teller.report(task, gan, None)  # that it is being scored is said at once
+    teller.out_of_memory(task, 2)
+    assert [word[0] for word in words] == ["0001"] * 3 and len(pickle.dumps(words[0])) < 400
+
+
+def a_task() -> Task:
+    stacks = Space("pggan", settings().stack, 1, (16, 16)).stacks(2)
+    return Task("0001", 0, Proposal(None, 0.1, stacks=stacks), Slice(images=8), 0, settings())
+
+
+def test_a_worker_of_another_version_is_refused(data: ImageSet) -> None:
+    common = Common("run", data, settings(), None, version="0.0.1")
+    with pytest.raises(UserError, match=r"and the head has 0\.0\.1: install the same"):
+        make(common, None, a_task(), None)
+
+
+class Broken:
+    """Ray, as an executor sees it: whatever is asked for raises the next error, then is there."""
+
+    class exceptions:  # as Ray names it
+        RayError = type("RayError", (Exception,), {})
+        RayTaskError = type("RayTaskError", (RayError,), {})
+        WorkerCrashedError = type("WorkerCrashedError", (RayError,), {})
+
+    def __init__(self, *errors: Exception) -> None:
+        self.errors, self.begun = list(errors), 0
+
+    def wait(self, references: list[Any], timeout: float) -> tuple[list[Any], list[Any]]:
+        return references[:1], []
+
+    def get(self, reference: Any, timeout: float | None = None) -> Any:
+        if reference == "board":
+            raise self.exceptions.RayError("the board is gone")
+        if self.errors:
+            raise self.errors.pop(0)
+        return Outcome(a_task(), images=8)
+
+
+def outcome(*errors: Exception) -> Outcome:
+    """Return what an executor makes of a task whose worker fails so often."""
+    ray, executor = Broken(*errors), RayExecutor.__new__(RayExecutor)
+    executor._ray, executor._stop, executor._lost = ray, Stop(), Counter()
+    executor._flying, executor._parents, executor._common = {}, {}, None
+    take = SimpleNamespace(take=SimpleNamespace(remote=lambda: "board"))
+    executor._board, executor._keeper = take, Silent()
+    executor._make = SimpleNamespace(remote=lambda *words: object())
+    executor.submit(a_task())
+    return executor.wait()
+
+
+def test_a_task_whose_worker_is_lost_begins_anew_and_is_no_divergence(
+    data: ImageSet, tmp_path: Path
+) -> None:
+    kinds = Broken.exceptions
+    assert outcome(*[kinds.RayError("a machine died")] * 3).images == 8
+    lost = outcome(*[kinds.RayError("a machine died")] * 4)
+    assert lost.lost and lost.error == "its worker was lost 4 times: a machine died"
+    assert outcome(kinds.WorkerCrashedError("it crashed")).lost
+    with pytest.raises(kinds.RayTaskError):
+        outcome(*[kinds.RayTaskError("a bug")] * 4)
+    mistake = kinds.RayTaskError("a mistake")
+    mistake.cause = UserError("no such thing")
+    with pytest.raises(UserError, match="no such thing"):
+        outcome(mistake)
+
+
+def test_a_lost_worker_is_written_down_and_changes_no_settings(
+    data: ImageSet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plain, lost = SerialExecutor.run, []
+
+    def run(executor: SerialExecutor, tasks: Any) -> Iterator[Outcome]:
+        for made in plain(executor, tasks):
+            unlucky = made.task.id == "0001"
+            lost.append(made.task.id) if unlucky else None
+            yield Outcome(made.task, error="its worker was lost", lost=True) if unlucky else made
+
+    monkeypatch.setattr(SerialExecutor, "run", run)
+    run_ = gg.grow(data, out=tmp_path / "run", images=1600, settings=settings())
+    assert lost == ["0001"]
+    (child,) = [e for e in run_.events if e["event"] == "candidate" and e["id"] == "0001"]
+    assert child["error"] == "its worker was lost" and child["ailment"] is None
+    assert not [e for e in run_.events if e["event"] == "doctor"]
+
+
+def test_a_history_finds_by_id_and_knows_its_best_at_once() -> None:
+    space = Space("pggan", settings().stack, 1, (16, 16))
+    specs = space.stacks(2)
+    rest = (UNCHANGED, *specs, 8, 1.0, 1.0, 8.0)
+    children = tuple(
+        Candidate(f"{i:04d}", f"{i - 1:04d}" if i else None, i, *rest, 9.0 - i, 0.1, 1.0, 0.1, {})
+        for i in range(5)
+    )
+    history = History(space, Budget(images=80), 0).with_round(children, ("0004",))
+    assert history["0003"] is children[3] and history.best is children[4]
+    assert history.lineage(children[4]) == list(children)
+    with pytest.raises(KeyError):
+        history["0005"]
+    assert replace(history, lost=frozenset(["0004"])).best is children[3]
+    assert history.with_round((replace(children[0], id="0005", score=0.1),), ()).best == (
+        replace(children[0], id="0005", score=0.1)
+    )
+
+
+def test_a_cluster_and_torchrun_exclude_each_other(
+    data: ImageSet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("ray")
+    monkeypatch.setattr("growgan.growth.run.join", lambda: Ranks(1, 2))
+    with pytest.raises(UserError, match="no meaning under torchrun"):
+        gg.grow(data, out=tmp_path / "run", images=80, settings=settings(), cluster=Cluster())
+
+
+# Pairs for labels
+
+
+def pool_of(folder: Path) -> Pool:
+    return begin(folder, {"classes": ["one"], "command": [], "settings": []})
+
+
+def test_a_label_that_was_given_up_is_not_finished(tmp_path: Path) -> None:
+    pool = pool_of(tmp_path / "pool")
+    ledger = pool.folder(0) / "ledger.jsonl"
+    ledger.parent.mkdir()
+    ledger.touch()  # killed before the first line
+    assert not pool.begun(0) and not pool.finished(0)
+    Ledger(ledger).append({"event": "start"})
+    assert pool.begun(0) and not pool.finished(0)
+    Ledger(ledger).append({"event": "end", "best": "0000", "stopped": "it diverged"})
+    assert not pool.finished(0)
+    Ledger(ledger).append({"event": "end", "best": "0000"})
+    assert pool.finished(0)
+
+
+def a_label(folder: Path, stop: Event) -> Path:
+    """Begin a long run of a label in a thread; return its ledger, once it trains."""
+    words = ["pggan", "glyphs", "--resolution", "16", "--seed", "0", "--budget", "10m"]
+    changes = ["score.kind=swd", "batch=8", "stack.width=8", "threads=1"]
+    pool = pool_of(folder)
+    how = {"words": words, "changes": changes, "stop": stop}
+    Thread(target=train_label, args=(pool, 0), kwargs=how, daemon=True).start()
+    wait_for(lambda: (pool.folder(0) / "stats.jsonl").is_file())
+    return pool.folder(0) / "ledger.jsonl"
+
+
+def wait_for(there: Callable[[], bool], seconds: float = 120) -> None:
+    until = time.monotonic() + seconds
+    while not there():
+        assert time.monotonic() < until
+        time.sleep(0.1)
+
+
+def test_workers_get_whole_paths_and_a_share_of_a_machine(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    pool_of(Path("pool"))
+    (tmp_path / "photos").mkdir()
+    made: list[Any] = []
+    monkeypatch.setattr(on_cluster, "spread", lambda cluster, make, labels: made.append(make) or [])
+    for data in ("photos", "digits"):
+        _there(Cluster(), Pool(Path("pool")), [], ["pggan", data, "--seed", "0"], [])
+    assert [each.args[0].path for each in made] == [tmp_path / "pool"] * 2
+    assert [each.keywords["words"][1] for each in made] == [str(tmp_path / "photos"), "digits"]
+    assert _own(Cluster(cpus=3), 1) == ["threads=3", "device=cpu"]
+    assert _own(Cluster(gpus=1), 1) == ["threads=1"]
+    monkeypatch.setattr("growgan.data.parallel.cores", lambda: 8)
+    assert _own(None, 3) == ["threads=2"]
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(300)
+def test_a_stopped_label_saves_what_is_in_training(tmp_path: Path) -> None:
+    stop = Event()
+    run = a_label(tmp_path / "pool", stop).parent
+    stop.set()
+    wait_for(lambda: not (run / ".owner").exists())
+    assert list((run / "candidates").glob(".0000.at-*"))
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(300)
+@pytest.mark.skipif(sys.platform != "linux", reason="the system tells nobody of a parent's death")
+def test_a_label_dies_with_the_worker_that_began_it(tmp_path: Path) -> None:
+    program = (
+        "import sys; from pathlib import Path; from growgan.growth.pool import Pool, train_label\n"
+        "words = 'pggan glyphs --resolution 16 --seed 0 --budget 10m'.split()\n"
+        "changes = 'score.kind=swd batch=8 stack.width=8 threads=1'.split()\n"
+        "train_label(Pool(Path(sys.argv[1])), 0, words=words, changes=changes)\n"
+    )
+    pool = pool_of(tmp_path / "pool")
+    worker = subprocess.Popen([sys.executable, "-c", program, str(pool.path)])
+    wait_for(lambda: (pool.folder(0) / "stats.jsonl").is_file())
+    worker.kill()
+    worker.wait()
+    time.sleep(0.5)
+    with held(pool.folder(0)):  # nobody has it
+        pass
 
 
 # With Ray itself
@@ -316,3 +586,34 @@ def test_a_pair_for_each_label_is_trained_by_workers_as_here(
     capsys.readouterr()
     assert main([*command, "--out", str(tmp_path / "x"), "--address", "somewhere"]) == 2
     assert "are of --executor ray" in capsys.readouterr().err
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(300)
+@pytest.mark.parametrize("how", [[], ["--executor", "ray"]], ids=["here", "ray"])
+def test_sigterm_lets_labels_save(tmp_path: Path, how: list[str]) -> None:
+    """Also where Ctrl-C is ignored, as in the background of a batch job."""
+    pytest.importorskip("ray")
+    out = tmp_path / "pool"
+    words = ["per-label", "pggan", "digits", "--out", str(out), "--only-label", "0", *how]
+    words += [word for each in ("batch=8", "stack.width=8") for word in ("--set", each)]
+    program = (
+        "import signal, sys; signal.signal(signal.SIGINT, signal.SIG_IGN)\n"
+        "from growgan.cli.app import main; sys.exit(main(sys.argv[1:]))\n"
+    )
+    caller = subprocess.Popen([sys.executable, "-c", program, *words])
+    run = out / "label-000"
+    wait_for(lambda: (run / "stats.jsonl").is_file())
+    caller.terminate()
+    assert caller.wait(timeout=100) == 130
+    assert list((run / "candidates").glob(".0000.at-*")) and not (run / ".owner").exists()
+
+
+def test_two_writers_of_one_file_do_not_meet(tmp_path: Path) -> None:
+    """Their temporary files have other names, also on other machines in threads of one number."""
+    with replacing(tmp_path / "x.json") as mine, replacing(tmp_path / "x.json") as other:
+        mine.write_text("mine")
+        other.write_text("other")
+        assert mine != other and mine.suffix == other.suffix == ".json"
+    assert (tmp_path / "x.json").read_text() == "mine"
+    assert [each.name for each in tmp_path.iterdir()] == ["x.json"]

@@ -6,20 +6,30 @@ and are run in order, so that a command may use what one before it made.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 import shlex
+import shutil
 import subprocess
 import sys
+import urllib.request
 from collections.abc import Iterator
+from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
+import yaml
 from PIL import Image
+
+from growgan.cli import main
 
 ROOT = Path(__file__).resolve().parent.parent
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
+# A line that is indented as code is, outside of a block, and begins as a command does.
+INDENTED = re.compile(r"^(?: {4,}|\t)\s*(?:growgan|pip|make|python|import|from) ", re.MULTILINE)
 BLOCK = re.compile(r"^```(\w+)\n(.*?)^```", re.MULTILINE | re.DOTALL)
 KINDS = {"sh", "python", "text", "toml", "yaml"}
 # Small enough to be run: what a budget buys has its own benchmarks.
@@ -41,15 +51,15 @@ def commands(text: str) -> Iterator[str]:
     """Yield the commands of a block, with a small budget in place of theirs."""
     for line in text.replace("\\\n", " ").splitlines():
         words = shlex.split(line, comments=True)
-        if not words or line.startswith(ELSEWHERE):
-            continue
+        if not words or line.startswith(ELSEWHERE) or words[:2] == ["growgan", "explore"]:
+            continue  # the explorer ends when it is told to, and has a test of its own
         if words[0] == "growgan" and words[1] in GROWING:
             if "--resume" not in words:
                 words += shlex.split(SMALL)
             words = shlex.split(re.sub(r"--budget \S+", "--images 160", shlex.join(words)))
             if "--resume" in words:
                 words[words.index("--images") + 1] = "320"
-        yield shlex.join(words)
+        yield shlex.join(words).replace(" '>' ", " > ")  # into a file
 
 
 def python(text: str) -> str:
@@ -79,6 +89,58 @@ def test_every_block_says_what_it_is(page: Path) -> None:
     plain = [text for kind, text in zip(kinds, texts, strict=True) if not kind]
     # A command is run, so it says sh.
     assert not any(line.startswith("growgan ") for text in plain for line in text.splitlines())
+
+
+@pytest.mark.parametrize("page", PAGES, ids=name)
+def test_no_command_is_hidden_by_an_indent(page: Path) -> None:
+    assert not INDENTED.findall(BLOCK.sub("", page.read_text()))
+
+
+def test_an_indented_command_is_found() -> None:
+    assert INDENTED.search("# Metrics\n\n    growgan evaluate RUN DATA\n")
+    assert not INDENTED.search("- a list, of what\n  growgan report makes\n")
+
+
+def pages_of(entries: list[Any]) -> Iterator[str]:
+    """Yield the pages of a site's navigation."""
+    for entry in entries:
+        (found,) = entry.values() if isinstance(entry, dict) else (entry,)
+        if isinstance(found, list):
+            yield from pages_of(found)
+        else:
+            yield found
+
+
+def test_the_site_has_every_page_and_nothing_else() -> None:
+    entries = list(pages_of(yaml.safe_load((ROOT / "mkdocs.yml").read_text())["nav"]))
+    written = [p.relative_to(ROOT / "docs").as_posix() for p in (ROOT / "docs").rglob("*.md")]
+    assert sorted(entries) == sorted(written) and entries[0] == "index.md"
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(300)
+def test_the_site_is_built_without_a_warning(tmp_path: Path) -> None:
+    if find_spec("mkdocs") is None or find_spec("mkdocstrings") is None:
+        pytest.skip("mkdocs and mkdocstrings are not installed")
+    words = [sys.executable, "-m", "mkdocs", "build", "--strict", "--site-dir", str(tmp_path)]
+    done = subprocess.run(words, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr[-3000:]
+    reference = (tmp_path / "reference" / "index.html").read_text()
+    for shown in ("growgan.growth.model.Model.sample", "growgan.Generator.from_pretrained"):
+        assert f'id="{shown}"' in reference
+    assert 'id="growgan.Cluster"' in reference
+
+
+@pytest.mark.parametrize(("page", "kind"), [("COMMANDS", "commands"), ("SETTINGS", "settings")])
+def test_what_is_made_from_the_code_is_current(
+    page: str, kind: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["list", kind, "--markdown"]) == 0
+    remade = f"docs/{page}.md must be made again from: growgan list {kind} --markdown"
+    made = capsys.readouterr().out.strip()
+    assert (ROOT / "docs" / f"{page}.md").read_text().strip().endswith(made), remade
+    assert main(["list", kind]) == 0
+    assert {"commands": "grow ", "settings": "optimiser.lr"}[kind] in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("page", PAGES, ids=name)
@@ -139,3 +201,43 @@ def test_a_notebook_runs_from_end_to_end(
     nbclient.NotebookClient(notebook, timeout=600, resources=where).execute()
     code = [cell for cell in notebook.cells if cell.cell_type == "code"]
     assert any("image/png" in str(cell.outputs) for cell in code)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(300)
+def test_the_explorer_is_served_by_its_command(tmp_path: Path) -> None:
+    for module in ("starlette", "uvicorn"):
+        pytest.importorskip(module)
+    pictures(tmp_path / "photos", 60, 0)
+    grow = next(commands("growgan grow photos/ --resolution 16 --budget 5m --out runs/photos"))
+    python = [sys.executable, "-m", "growgan"]
+    subprocess.run([*python, *shlex.split(grow)[1:]], cwd=tmp_path, check=True, capture_output=True)
+    words = ["explore", "runs/photos", "--data", "photos/", "--no-browser", "--port", "0"]
+    told = {"stdout": subprocess.PIPE, "stderr": subprocess.DEVNULL, "text": True}
+    with subprocess.Popen([*python, *words], cwd=tmp_path, **told) as served:
+        try:
+            assert served.stdout is not None
+            address = served.stdout.readline().split()[0]
+            opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+            for _ in range(100):  # it is said just before it listens
+                with contextlib.suppress(OSError), opener.open(address, timeout=10) as page:
+                    assert b"growgan explorer" in page.read()
+                    break
+            else:
+                raise AssertionError(f"nothing answers at {address}")
+        finally:
+            served.terminate()
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_the_demo_is_made_as_the_readme_says(tmp_path: Path) -> None:
+    if shutil.which("make") is None or not (ROOT / ".venv" / ".ready").is_file():
+        pytest.skip("there is no make, or no environment that it made")
+    # Nothing is installed anew: the test is of the demo.
+    words = ["make", "demo", f"DEMO={tmp_path / 'demo'}", "--old-file=.venv/.ready"]
+    done = subprocess.run(words, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr[-2000:]
+    for made in ("report.html", "samples.png"):
+        assert (tmp_path / "demo" / made).stat().st_size > 1000
+        assert made in done.stdout

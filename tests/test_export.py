@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 import resource
 import shutil
 import sys
@@ -120,6 +121,39 @@ def test_an_export_may_be_made_again_but_never_over_other_things(
     with pytest.raises(UserError, match="unknown export 'onxx'"):
         export(run.best, "onxx", tmp_path / "other")
     assert not (tmp_path / "other").exists()
+
+
+def test_no_graph_of_an_older_generator_stays_behind(run: gg.Run, tmp_path: Path) -> None:
+    folder = export(run.best, "torchscript", tmp_path / "out")
+    (folder / "model.onnx.data").write_bytes(b"of an older one")
+    assert (folder / "model.pt").is_file()
+    export(run.best, "safetensors", folder)
+    names = {p.name for p in folder.iterdir()}
+    assert names == {"README.md", "config.json", "model.safetensors"}
+
+
+def test_a_card_that_was_changed_by_hand_is_kept_and_named(
+    run: gg.Run, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ["export", str(run.path), "--out", str(tmp_path / "out")]
+    card = tmp_path / "out" / "README.md"
+    assert main(words) == 0
+    made = card.read_text()
+    assert main(words) == 0 and card.read_text() == made
+    assert "by hand" not in capsys.readouterr().err
+    card.write_text(made + "Mine.\n")
+    for _ in range(2):
+        assert main(words) == 0 and card.read_text() == made + "Mine.\n"
+        assert "was changed by hand" in capsys.readouterr().err
+
+
+def test_what_the_model_card_tells_to_write_works(run: gg.Run, tmp_path: Path) -> None:
+    folder = export(run.best, "safetensors", tmp_path / "out")
+    (program,) = re.findall(r"```python\n(.*?)```", (folder / "README.md").read_text(), re.DOTALL)
+    found: dict[str, Any] = {}
+    exec(program.replace("FOLDER", str(folder)), found)
+    assert run.best.network().spec.classes == 2
+    assert found["images"].shape == (64, 3, 16, 16)
 
 
 def test_torchscript_draws_what_the_conditional_generator_draws(

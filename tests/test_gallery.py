@@ -107,6 +107,31 @@ def test_samples_without_variety_have_no_recall(
     assert torch.tensor([p["precision"] for p in curve]).min() > 0.9
 
 
+def test_the_data_of_a_run_are_read_in_its_own_form(tmp_path: Path) -> None:
+    """Not square, in colour, and of one label: as they are in the folder, they are other images."""
+    rng = np.random.default_rng(0)
+    images = rng.integers(0, 256, (80, 12, 20, 3), dtype=np.uint8)
+    source, sheet = tmp_path / "wide.npz", tmp_path / "near.npz"
+    np.savez(source, images=images, labels=np.arange(80) % 2)
+    data = load_images(source, resolution=16, channels=1, fit="stretch").only(1)
+    settings = {
+        "policy": "fixed",
+        "batch": 8,
+        "data": {"fit": "stretch", "channels": 1},
+        "labels": {"only": 1},
+        "stack": {"latent": 16, "width": 8},
+        "score": {"kind": "swd", "samples": 32},
+    }
+    whole = load_images(source, resolution=16, channels=1, fit="stretch")
+    run = grow(whole, out=tmp_path / "run", images=64, settings=settings)
+    assert run.best.load_data(source).fingerprint == data.fingerprint
+    assert main(["report", str(run.path), "--data", str(source)]) == 0
+    assert (run.path / "gallery" / "neighbours.png").is_file()
+    ask = ["sample", str(run.path), "-n", "4", "--out", str(sheet)]
+    for way in ("--nearest", "--curve"):
+        assert main([*ask, way, str(source)]) == 0
+
+
 def test_other_data_is_refused(run: Run, make_images: Callable[..., ImageSet]) -> None:
     with pytest.raises(UserError, match="is other data than"):
         write_gallery(run, make_images(301, 1, 16, 16))

@@ -8,20 +8,28 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+import torch.distributed as dist
 from rank_study import study
 
 import growgan as gg
 from growgan.config import make_settings
+from growgan.data import ImageSet
+from growgan.data.batches import Batches
 from growgan.errors import UserError
-from growgan.growth.ranked import check_ranks
+from growgan.growth.ranked import check_ranks, follow
+from growgan.objectives import make_objective
 from growgan.objectives.step import Chance
-from growgan.training.ranks import Ranks, join
+from growgan.training import runtime
+from growgan.training.ranks import LostRank, Ranks, join
+from growgan.training.stage import _inputs
 
 STUDY = Path(__file__).with_name("rank_study.py")
 CASES: dict[str, dict[str, Any]] = {
@@ -41,6 +49,23 @@ CASES: dict[str, dict[str, Any]] = {
         "augment_options": {"p": 0.5, "pace": 1000},
         "loss": "non-saturating",
     },
+    # A share of eight chooses none every other time; G's batch norm waits for all shares.
+    "some fakes as reals, batch norm": {
+        "stack": {"norm": "batch"},
+        "augment": "apa",
+        "augment_options": {"p": 0.08, "pace": 0},
+        "loss": "non-saturating",
+    },
+}
+# What looks at the mean of a rank's own share: not as one process, but the same on all ranks.
+MIXING: dict[str, dict[str, Any]] = {
+    "LeCam": {"loss": "hinge", "regularisers": {"lecam": {"weight": 0.3}}},
+    "path length": {
+        "preset": "stylegan2",
+        "stack": {"kind": "modulated", "discriminator_kind": "smooth", "mixing": 0.5},
+        "regularisers": {"path-length": {"every": 2}, "r1": {}},
+        "loss": "non-saturating",
+    },
 }
 
 
@@ -51,13 +76,18 @@ def torchrun(count: int, *words: str, **how: Any) -> subprocess.CompletedProcess
     return subprocess.run(command, env=environment, capture_output=True, text=True, **how)
 
 
-def check_study(name: str, count: int, folder: Path) -> None:
-    values = dict(CASES[name])
+def studied(values: dict[str, Any], count: int, folder: Path) -> Any:
     values["stack"] = {"latent": 8, "width": 8, **values.get("stack", {})}
     (folder / "settings.json").write_text(json.dumps(values))
-    done = torchrun(count, str(STUDY), str(folder / "out.npz"), str(folder / "settings.json"))
-    assert done.returncode == 0, done.stderr[-3000:]
-    found = np.load(folder / "out.npz")
+    words = [str(STUDY), str(folder / "out.npz"), str(folder / "settings.json")]
+    done = torchrun(count, *words, timeout=120)
+    assert done.returncode == 0, done.stderr[:3000]
+    return np.load(folder / "out.npz")
+
+
+def check_study(name: str, count: int, folder: Path) -> None:
+    values = dict(CASES[name])
+    found = studied(values, count, folder)
     for key, alone in study(values).items():
         np.testing.assert_allclose(found[key], alone, rtol=1e-9, atol=1e-9, err_msg=key)
 
@@ -71,6 +101,12 @@ def test_two_ranks_train_as_one_process_does(name: str, tmp_path: Path) -> None:
 @pytest.mark.parametrize("name", CASES)
 def test_four_ranks_train_as_one_process_does(name: str, tmp_path: Path) -> None:
     check_study(name, 4, tmp_path)
+
+
+@pytest.mark.parametrize("name", MIXING)
+def test_what_two_ranks_remember_stays_the_same_on_both(name: str, tmp_path: Path) -> None:
+    """One has the pair as it was made, the other from files, where names are in order."""
+    assert studied(dict(MIXING[name]), 2, tmp_path)["apart"] == 0
 
 
 def test_a_share_of_a_batch_draws_its_own_rows_of_the_whole() -> None:
@@ -97,12 +133,91 @@ def test_alone_nothing_is_exchanged() -> None:
     assert value.tolist() == [1.0, 2.0]
 
 
+def test_what_is_on_the_cpu_is_exchanged_there_also_with_gpus(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    begun: list[Any] = []
+    monkeypatch.setattr(dist, "init_process_group", begun.append)
+    monkeypatch.setattr(dist, "get_rank", lambda: 5)
+    monkeypatch.setattr(dist, "get_world_size", lambda: 8)
+    monkeypatch.setattr(torch.cuda, "set_device", begun.append)
+    told = {"WORLD_SIZE": "8", "LOCAL_RANK": "5"}
+    for gpus in (0, 1, 8):  # of several, SLURM may show each process its own alone
+        monkeypatch.setattr(torch.cuda, "device_count", lambda gpus=gpus: gpus)
+        assert join(told) == Ranks(5, 8)
+    assert begun == ["gloo", 0, "cpu:gloo,cuda:nccl", 5, "cpu:gloo,cuda:nccl"]
+
+
+@pytest.mark.parametrize(
+    ("said", "lost"),
+    [
+        ("Connection closed by peer [127.0.0.1]:4711", True),
+        ("Timed out waiting 1800000ms for send operation to complete", True),
+        ("ncclRemoteError: remote process exited or there was a network error", True),
+        ("The size of tensor a (3) must match the size of tensor b (4)", False),
+        ("CUDA error: an illegal memory access was encountered", False),
+    ],
+)
+def test_only_a_lost_connection_is_called_one(said: str, lost: bool) -> None:
+    def fail() -> None:
+        raise RuntimeError(said)
+
+    with pytest.raises(RuntimeError) as caught:
+        Ranks(0, 2)._guarded(fail)
+    assert isinstance(caught.value, LostRank) == lost
+
+
+def test_processes_of_one_machine_share_what_they_may_use(monkeypatch: pytest.MonkeyPatch) -> None:
+    tried: list[int] = []
+    monkeypatch.setattr(runtime, "_time_convolution", lambda n: tried.append(n) or 1 / n)
+    monkeypatch.setattr(runtime, "cores", lambda: 12)  # of a machine with more
+    assert runtime.best_threads() == 12 and tried == [1, 12]
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "4")
+    assert runtime.best_threads() == 3
+
+
+def test_noise_is_another_one_on_each_rank() -> None:
+    drawn = [noise_of(Ranks(rank, 2)) for rank in (0, 1)]
+    assert not torch.equal(*drawn)
+    assert torch.equal(drawn[0], noise_of(Ranks()))
+
+
+def noise_of(ranks: Ranks) -> torch.Tensor:
+    """Return the first of torch's own random numbers in a step of a noisy pair."""
+    settings = make_settings({"batch": 8})
+    gan: Any = SimpleNamespace(
+        steps=3,
+        images=24,
+        resolution=(16, 16),
+        generator=SimpleNamespace(
+            noisy=True,
+            fade_factor=1,
+            spec=SimpleNamespace(channels=1, given=0, latent=4, classes=0),
+        ),
+        discriminator=SimpleNamespace(fade_factor=1),
+    )
+    pixels = np.zeros((16, 1, 16, 16), np.uint8)
+    batches = Batches(ImageSet("black", pixels, None, (), "black"), 8, 0)
+    here = replace(runtime.make_runtime("cpu", "float32"), ranks=ranks)
+    with torch.random.fork_rng():
+        _inputs(gan, batches, make_objective(settings), settings, here)
+        return torch.rand(8)
+
+
 def test_each_rank_needs_whole_groups() -> None:
     settings = make_settings({"batch": 16})
     check_ranks(Ranks(0, 4), settings)
     with pytest.raises(UserError, match="batch 16 must be a multiple of 32"):
         check_ranks(Ranks(0, 8), settings)
     check_ranks(Ranks(0, 8), make_settings({"batch": 16, "stack": {"deviation_group": 0}}))
+
+
+def test_a_rank_with_other_data_is_refused() -> None:
+    pixels = np.zeros((16, 1, 16, 16), np.uint8)
+    data = ImageSet("black", pixels, None, (), "black")
+    told: Any = SimpleNamespace(rank=1, tell=lambda: (make_settings({}), "white"))
+    with pytest.raises(UserError, match="'black' is other data on rank 1 than on the first"):
+        follow(told, data)
 
 
 def grow(out: Path, *more: str) -> list[str]:
@@ -127,25 +242,51 @@ def test_a_search_over_ranks_is_one_run_and_goes_on_with_another_number(tmp_path
     assert later[: len(first)] == first and len(later) > len(first)
 
 
+def begun(out: Path) -> tuple[subprocess.Popen[str], list[int]]:
+    """Return a run of two ranks in training, and their process ids, the first rank's first."""
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
+    command += ["--nproc-per-node", "2", *grow(out, "--budget", "10m", "--policy", "fixed")]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    both = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT}
+    process = subprocess.Popen(command, env=environment, text=True, **both)  # type: ignore[call-overload]
+    while not (out / "stats.jsonl").is_file():
+        assert process.poll() is None
+        time.sleep(0.1)
+    found = subprocess.run(["pgrep", "-P", str(process.pid)], capture_output=True, text=True)
+    return process, sorted(map(int, found.stdout.split()))
+
+
+def goes_on(out: Path) -> None:
+    """Go on with a run alone, and see it end."""
+    alone = [sys.executable, *grow(out, "--images", "800", "--resume")[:-10]]
+    again = subprocess.run(alone, capture_output=True, text=True)
+    assert again.returncode == 0, again.stderr
+    assert gg.Run.open(out).events[-1]["event"] == "end"
+
+
 @pytest.mark.slow
 @pytest.mark.timeout(600)
-def test_a_lost_rank_stops_all_with_a_clear_message(tmp_path: Path) -> None:
+def test_a_lost_rank_stops_all_with_a_clear_message_and_one_goes_on(tmp_path: Path) -> None:
     out = tmp_path / "run"
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
-    command += ["--nproc-per-node", "2", *grow(out, "--budget", "10m")]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    begun = subprocess.Popen(
-        command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-    )
-    while not (out / "stats.jsonl").is_file():
-        assert begun.poll() is None
-        time.sleep(0.1)
-    workers = subprocess.run(
-        ["pgrep", "-P", str(begun.pid)], capture_output=True, text=True, check=True
-    )
-    os.kill(int(workers.stdout.split()[-1]), signal.SIGKILL)
-    _, said = begun.communicate(timeout=120)
-    assert begun.returncode != 0
-    assert "has lost another one" in said or "SIGKILL" in said or "Signal 9" in said
-    resumed = [sys.executable, *grow(out, "--images", "800")[:-10]]
-    assert "already holds a run" in subprocess.run(resumed, capture_output=True, text=True).stderr
+    process, workers = begun(out)
+    os.kill(workers[-1], signal.SIGKILL)
+    said, _ = process.communicate(timeout=120)
+    assert process.returncode != 0
+    assert "rank 0 of 2 has lost another one: the run stops here; go on with --resume" in said
+    goes_on(out)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_to_torchrun_saves_what_is_in_training(
+    tmp_path: Path, number: signal.Signals
+) -> None:
+    out = tmp_path / "run"
+    process, _ = begun(out)
+    process.send_signal(number)
+    said, _ = process.communicate(timeout=120)
+    assert "has lost another one" not in said and "go on with: growgan grow" in said
+    (saved,) = (out / "candidates").glob(".0000.at-*")
+    assert int(saved.name.split("-")[-1]) > 0
+    goes_on(out)

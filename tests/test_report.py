@@ -9,11 +9,13 @@ import math
 import re
 from html.parser import HTMLParser
 from pathlib import Path
+from typing import Any
 from xml.etree import ElementTree
 
 import numpy as np
 import pytest
 import synthetic_run
+from browsing import serious
 from numpy.typing import NDArray
 from PIL import Image
 from synthetic_run import PLAN, START, append, candidate_event, write_run
@@ -246,6 +248,47 @@ def test_the_page_stays_small(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     monkeypatch.setattr(synthetic_run, "PLAN", larger)
     path = write_report(write_run(tmp_path, channels=4))
     assert 2_000_000 < path.stat().st_size < 5_000_000  # noise does not compress
+
+
+def test_the_page_stays_small_with_a_gallery(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rng = np.random.default_rng(0)
+    folder = write_run(tmp_path)
+    (folder / "gallery").mkdir()
+    for name in ("walk", "neighbours", "classes", "morph", "codes"):  # 128x128 RGB, as they come
+        pixels = rng.integers(0, 256, (12 * 128, 8 * 128, 3), np.uint8)
+        Image.fromarray(pixels).save(folder / "gallery" / f"{name}.png")
+    assert len(page(read_run(folder))) > 8_000_000
+    text = write_report(folder).read_text("utf-8")
+    assert len(text.encode()) <= 5_000_000
+    shown = [a for tag, a in Page(text).tags if tag == "img"]
+    pictures = [str(a["src"]).partition(";base64,") for a in shown]
+    assert {kind for kind, _, _ in pictures} == {"data:image/png", "data:image/webp"}
+    for _, _, data in pictures:
+        with Image.open(io.BytesIO(base64.b64decode(data))) as picture:
+            picture.load()
+            assert min(picture.size) >= 16
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+@pytest.mark.parametrize("width", [1280, 390])
+def test_the_page_in_a_browser(width: int, scheme: str, run_dir: Path, browser: Any) -> None:
+    path = write_report(run_dir)
+    page = browser.new_page(viewport={"width": width, "height": 900}, color_scheme=scheme)
+    wrong: list[str] = []
+    page.on("console", lambda told: wrong.append(told.text) if told.type == "error" else None)
+    page.goto(path.resolve().as_uri())
+    # axe is a script, of which the page itself has none
+    assert not serious(page) and not wrong
+    assert page.evaluate("document.documentElement.scrollWidth <= innerWidth")
+    assert page.evaluate("[...document.images].every(i => i.complete && i.naturalWidth > 0)")
+    paper = "getComputedStyle(document.body).backgroundColor"
+    assert (page.evaluate(paper) == "rgb(20, 23, 27)") == (scheme == "dark")
+    page.emulate_media(media="print")
+    assert page.evaluate(paper) == "rgb(255, 255, 255)"
+    assert len(page.pdf()) > 10_000
 
 
 def test_images_of_a_slice_count_once(tmp_path: Path) -> None:

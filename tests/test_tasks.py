@@ -16,7 +16,6 @@ from growgan.data import ImageSet
 from growgan.errors import UserError
 from growgan.growth.export import export
 from growgan.metrics.similarity import ssim
-from growgan.report.page import write_report
 from growgan.tasks import TASKS, prepare, train_task
 from growgan.tasks.base import Pairs, likeness
 from growgan.tasks.pix2pix import from_edges, mask, overlap
@@ -80,7 +79,22 @@ def test_overlap_is_the_mean_of_both_classes() -> None:
     made = torch.zeros_like(truth)
     made[..., 1:3] = 255  # 2 of 6 in common of what is drawn, 2 of 6 of what is not
     assert overlap(made, made, truth) == {"miou": pytest.approx(1 / 3)}
-    assert overlap(made, made, truth + 7) == {}
+    assert overlap(made, made, torch.arange(64, dtype=torch.uint8).view(1, 1, 8, 8)) == {}
+
+
+def test_overlap_of_three_classes_takes_the_nearest_and_leaves_out_the_empty() -> None:
+    colours = torch.tensor([[0, 0, 0], [250, 0, 0], [0, 250, 250]], dtype=torch.uint8)
+    wanted = torch.tensor([[0, 0, 1, 1], [2, 2, 2, 2]])
+    found = torch.tensor([[0, 1, 1, 1], [2, 2, 2, 0]])
+    truth, made = (colours[each].permute(2, 0, 1)[None] for each in (wanted, found))
+    # In common: 1, 2, 3; in either: 3, 3, 4.
+    expected = {"miou": pytest.approx((1 / 3 + 2 / 3 + 3 / 4) / 3)}
+    assert overlap(made, made, truth) == expected
+    near = made.clone()
+    near[made > 0] -= 40
+    assert overlap(made, near, truth) == expected
+    blank = torch.zeros(2, 1, 4, 4, dtype=torch.uint8)
+    assert overlap(blank, blank, blank) == {"miou": 1.0}  # no pixel is of another class
 
 
 @pytest.mark.parametrize(
@@ -88,7 +102,7 @@ def test_overlap_is_the_mean_of_both_classes() -> None:
     [
         f"{e.name}:{kind}"
         for e in TASKS
-        if type(e.value) is Pairs
+        if isinstance(e.value, Pairs)
         for kind in e.value.kinds
         if kind not in ("4", "8")
     ],
@@ -104,7 +118,36 @@ def test_images_are_made_from_images_and_measured(
     made = run.best.sample(3, given=np.moveaxis(pairs.given[:3], 1, 3))
     assert made.shape == (3, 16, 16, pairs.channels)
     assert run.best.sample(2).shape == (2, 16, 16, pairs.channels)  # of what the run kept
-    assert "what it should be" in write_report(run.path).read_text()
+    page = (run.path / "report.html").read_text()  # as the run itself left it
+    assert "what it should be" in page and "psnr" in page
+    assert "miou" in found or name != "pix2pix:segment"
+    if name.startswith("srgan"):
+        more = {"bicubic psnr", "deviation of samples"}
+        assert more <= set(found) and found["bicubic psnr"] > 10
+
+
+def test_labels_may_be_told_beside_what_is_given(squares: ImageSet, tmp_path: Path) -> None:
+    labels = np.arange(64) % 2
+    data = replace(squares, labels=labels, classes=("a", "b"), fingerprint="labelled")
+    settings = {**SMALL, "policy": "fixed", "conditioning": "projection"}
+    run = train_task(
+        "srgan:2", prepare("srgan:2", data), out=tmp_path / "r", images=32, settings=settings
+    )
+    spec = run.best.network().spec
+    assert spec.classes == 2 and spec.given == 3 and run.best.classes == ("a", "b")
+    asked: list[object] = []
+    draw = type(run.best).sample
+
+    class Asked:
+        classes = run.best.classes
+
+        def sample(self, *args: object, **how: object) -> object:
+            asked.append(how["labels"])
+            return draw(run.best, *args, **how)  # type: ignore[arg-type]
+
+    task, rows = TASKS["srgan"], prepare("srgan:2", data).subset(np.arange(3, 8))
+    task.compared(Asked(), rows)  # type: ignore[attr-defined]
+    assert asked == [[1, 0, 1, 0, 1]]  # each is made for its own label
 
 
 def test_what_has_no_meaning_for_a_task_says_so(squares: ImageSet, tmp_path: Path) -> None:
@@ -134,7 +177,7 @@ def test_the_error_falls_when_the_truth_is_told(squares: ImageSet, tmp_path: Pat
     settings = {**SMALL, "policy": "fixed", "stack": {"width": 16, "latent": 4}}
     run = train_task("pix2pix:segment", pairs, out=tmp_path / "r", images=3000, settings=settings)
     found = json.loads((run.path / "gallery" / "task.json").read_text())
-    assert found["l1"] < 0.5 * flat
+    assert found["l1"] < 0.5 * flat and found["miou"] > 0.6
 
 
 def test_pairs_of_two_sets(squares: ImageSet) -> None:
@@ -142,8 +185,11 @@ def test_pairs_of_two_sets(squares: ImageSet) -> None:
     assert pairs.given is squares.images
     with pytest.raises(UserError, match="are no pairs: 64 of"):
         prepare("pix2pix", squares, squares.subset(np.arange(8)))
-    with pytest.raises(UserError, match="makes its own pairs"):
-        prepare("srgan", squares, squares)
+    for task in ("srgan", "pix2pix:edges"):
+        with pytest.raises(UserError, match=f"'{task}' makes its own pairs"):
+            prepare(task, squares, squares)
+    with pytest.raises(UserError, match="unknown kind of task 'pix2pix' 'nonsense'"):
+        prepare("pix2pix:nonsense", squares, squares)
 
 
 def test_mistakes_are_named(squares: ImageSet, tmp_path: Path) -> None:
@@ -173,3 +219,13 @@ def test_the_command_trains_a_task_and_prints_its_figures(
     assert "preset or task" in capsys.readouterr().err
     assert main(["train", "pggan", "glyphs", "digits"]) == 2
     assert "takes one DATA" in capsys.readouterr().err
+    assert main(["train", "cyclegan", "glyphs", "digits", "glyphs:rgb"]) == 2
+    assert "one DATA or two, but got 3" in capsys.readouterr().err
+    dry = ["glyphs:count=200", "--resolution", "16", "--dry-run"]
+    for task, words in (
+        ("semi", "needs the number of labels"),
+        ("anogan:99", "the class that is unusual"),
+        ("augment:50", "needs the images of a class"),
+    ):
+        assert main(["grow", *dry, "--task", task]) == 2
+        assert words in capsys.readouterr().err

@@ -148,7 +148,8 @@ def test_images_are_made_from_captions(
     out = tmp_path / "run"
     run = train_task(kind, data, out=out, images=64, settings={**SMALL, "policy": "fixed"})
     found = json.loads((out / "gallery" / "task.json").read_text())
-    assert found["true caption"] >= 0 and ("sketched caption" in found) == (kind == "text2image")
+    assert found["true words"] > 0.6 and "words" in found  # chance: a half
+    assert ("sketched words" in found) == (kind == "text2image")
     command = ["sample", str(out), "-n", "3", "--out", str(tmp_path / "s.npz")]
     assert main([*command, "--caption", "a red A bar", "--caption", "a white F bar"]) == 0
     with np.load(tmp_path / "s.npz") as file:

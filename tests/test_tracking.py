@@ -35,14 +35,16 @@ def test_tensorboard_has_curves_settings_and_sheets(make_images: Make, tmp_path:
     events = EventAccumulator(str(run.path / "tensorboard"), size_guidance={"images": 0})
     events.Reload()
     tags = events.Tags()
-    assert {"training/alpha", "candidate/score", "training/pixels"} <= set(tags["scalars"])
+    ids = [e["id"] for e in run.events if e["event"] == "candidate"]
+    own = {f"training/{name}/{ids[0]}" for name in ("alpha", "pixels")}
+    assert own | {"candidate/score"} <= set(tags["scalars"])
     status = Status("0000", "train", (16, 16), 1.0, 40, 9.0, losses={"loss_generator": 2.0})
     followed = trackers(tmp_path / "other", make_settings({"tracking": "tensorboard"}))[0]
     followed.progress(status)
     followed.stop({})
     other = EventAccumulator(str(tmp_path / "other" / "tensorboard"))
     other.Reload()
-    (point,) = other.Scalars("objective/loss_generator")
+    (point,) = other.Scalars("objective/loss_generator/0000")
     assert (point.step, point.value) == (40, 2.0)
     told = [e for e in run.events if e["event"] == "candidate"]
     scores = {each.step: each.value for each in events.Scalars("candidate/score")}
@@ -70,8 +72,10 @@ def test_weights_and_biases_gets_the_same_through_its_client(
         def finish(self) -> None:
             began["finished"] = began.get("finished", 0) + 1
 
-    def init(*, project: str, name: str, dir: str, config: dict[str, Any]) -> Told:
-        began.update(project=project, name=name, config=config)
+    def init(
+        *, project: str, name: str, id: str, resume: str, dir: str, config: dict[str, Any]
+    ) -> Told:
+        began.update(project=project, name=name, id=id, resume=resume, config=config)
         return Told()
 
     client = types.ModuleType("wandb")
@@ -82,6 +86,11 @@ def test_weights_and_biases_gets_the_same_through_its_client(
     assert began["project"] == "growgan" and began["name"] == "run"
     assert began["config"]["stack"]["width"] == 8 and began["finished"] == 1
     assert began["axis"] == ("*", "images")
+    first = began["id"]
+    trackers(run.path, make_settings({"tracking": "wandb"}))
+    assert (began["id"], began["resume"]) == (first, "allow")
+    trackers(tmp_path / "other" / "run", make_settings({"tracking": "wandb"}))
+    assert began["id"] != first
     sheets = [each["samples"] for each in logged if "samples" in each]
     told = [e["id"] for e in run.events if e["event"] == "candidate"]
     assert sheets == [("samples.png", name) for name in told]

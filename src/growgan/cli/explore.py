@@ -28,19 +28,20 @@ def explore(
     """Open a run in the browser: its growth, its samples, and what lies between them."""
     for module in ("starlette", "uvicorn"):
         require(module, "the explorer", "'growgan[explore]'")
-    from growgan.data import load_images
     from growgan.explore.server import serve
     from growgan.explore.studio import Studio
     from growgan.growth.run import Run, check_out
 
     model = Run.open(run).best
-    images = load_images(data, **model.form) if data else None
+    port = _free(host, port)
+    address = f"http://{f'[{host}]' if ':' in host else host}:{port}/"
+    typer.echo(f"{address} in a moment ...", err=True)
+    images = model.load_data(data) if data else None
     if images is not None:
         check_out(run, images, resume=True)
-    port = _free(host, port)
+        typer.echo(f"looking at {len(images):,} training images ...", err=True)
     studio = Studio(run, images)
     studio.warm()
-    address = f"http://{f'[{host}]' if ':' in host else host}:{port}/"
     if host != HOST:
         typer.echo("there is no password: whoever reaches this address can look", err=True)
     typer.echo(f"{address}  (Ctrl-C ends it)")

@@ -21,6 +21,7 @@ def export(
 ) -> None:
     """Write a generator with its spec and a model card into a folder, and print its path."""
     from growgan.growth.export import export as write
+    from growgan.growth.export import own_card
     from growgan.growth.load import Exported, load
     from growgan.growth.pool import Pool
     from growgan.nets.pretrained import push as upload
@@ -30,7 +31,10 @@ def export(
         raise UserError(f"'{run}' pools several runs: export them one by one")
     if isinstance(model, Exported):
         raise UserError(f"'{run}' is an export, not a run")
-    folder = write(model, to, out or run / "export")
+    place = out or run / "export"
+    if own_card(place):
+        typer.echo(f"'{place}/README.md' was changed by hand, and stays as it is", err=True)
+    folder = write(model, to, place)
     typer.echo(str(folder))
     if push:
         typer.echo(upload(folder, push))

@@ -33,6 +33,10 @@ Resume = Annotated[bool, typer.Option("--resume", help="go on with the run in --
 Dry = Annotated[bool, typer.Option("--dry-run", help="show the stages and their cost, then stop")]
 Executor = Annotated[str, typer.Option(help="serial, or ray: children are trained by workers")]
 Address = Annotated[str | None, typer.Option(help="of a Ray cluster; default: this machine alone")]
+Cpus = Annotated[
+    int | None,
+    typer.Option(min=1, help="that each child takes; default: its GPUs' share, without GPUs 1"),
+]
 Gpus = Annotated[float, typer.Option(min=0, help="that each child takes on the cluster")]
 Free = Annotated[
     bool, typer.Option("--free", help="no rounds: a free worker takes the next proposal at once")
@@ -68,14 +72,13 @@ def grow(
     max_broken: Broken = 0.05,
     executor: Executor = "serial",
     address: Address = None,
+    cpus: Cpus = None,
     gpus: Gpus = 0,
     free: Free = False,
 ) -> None:
     """Grow a GAN on DATA within a budget."""
     given = options_given(preset=preset, policy=policy, seed=seed, device=device)
-    small = _small(preset or "pggan", task)
-    if truth is not None and task is None:
-        raise UserError("--truth is of a --task; see: growgan list tasks")
+    small = _small(preset or "pggan", task, truth)
     _run(
         [data, *([truth] if truth else [])],
         out,
@@ -88,7 +91,7 @@ def grow(
         resume,
         dry_run,
         max_broken,
-        cluster_of(executor, address, gpus, free),
+        cluster_of(executor, address, gpus, free, cpus),
         task,
     )
 
@@ -115,10 +118,12 @@ def train(
     task = None if preset in PRESETS else _task(preset)
     if task is None and len(data) > 1:
         raise UserError(f"preset '{preset}' takes one DATA, but got {len(data)}: {', '.join(data)}")
+    if len(data) > 2:
+        raise UserError(f"a task takes one DATA or two, but got {len(data)}: {', '.join(data)}")
 
     def start(side: int) -> dict[str, Any]:
         if task is not None:
-            return {**task.published, "policy": "fixed"}
+            return {**task.start(side), "policy": "fixed"}
         return {**PRESETS[preset].settings(side), "preset": preset, "policy": "fixed"}
 
     given, named = options_given(seed=seed, device=device), preset if task else None
@@ -126,12 +131,14 @@ def train(
     _run(data, out, start, given, *fixed)
 
 
-def _small(preset: str, task: str | None) -> Mapping[str, Any]:
-    """Return the settings that growth begins with."""
+def _small(preset: str, task: str | None, truth: str | None) -> Mapping[str, Any]:
+    """Return the settings that growth begins with; raise a UserError for a truth of no task."""
     from growgan.config import merged
     from growgan.nets.presets import PRESETS
 
     small = PRESETS[preset].small
+    if task is None and truth is not None:
+        raise UserError("--truth is of a --task; see: growgan list tasks")
     if task is None:
         return small
     from growgan.tasks.base import named
@@ -180,7 +187,7 @@ def _run(
     if size is not None:
         # Say what cannot be reached before any image is read.
         PRESETS[settings.preset].family.base(settings.stack, size)
-    form = settings.data.model_dump() | {"resolution": size}
+    form = _one_fit(sources, settings.data.model_dump() | {"resolution": size})
     found = _made_ready([loaded(each, max_broken, **form) for each in sources], task)
     if told is None:
         settings = _settings(known, start(min(found.resolution)), given, overrides)
@@ -191,6 +198,19 @@ def _run(
     how["cluster"] = cluster
     again = loading(sources[0], max_broken) + [f"--truth={each}" for each in sources[1:]]
     _carried(task)(found, out or free_folder(found.name), again, **how)
+
+
+def _one_fit(sources: list[str], form: dict[str, Any]) -> dict[str, Any]:
+    """Return how images are loaded: where two sets would each be fitted otherwise, both cropped."""
+    from growgan.data import default_cache
+    from growgan.data.prepare import make_plan
+    from growgan.data.sources import Request, open_source
+
+    if len(sources) < 2 or form["fit"] != "auto" or form["resolution"] is None:
+        return form
+    surveys = [open_source(each, Request(default_cache())).survey() for each in sources]
+    fits = {make_plan(each, form["resolution"], form["channels"]).fit for each in surveys}
+    return form if len(fits) == 1 else {**form, "fit": "crop"}
 
 
 def _carried(task: str | None) -> Callable[..., None]:
@@ -221,16 +241,18 @@ def _made_ready(sets: list[ImageSet], task: str | None) -> ImageSet:
     return prepare(task, *sets)
 
 
-def cluster_of(executor: str, address: str | None, gpus: float, free: bool) -> Cluster | None:
+def cluster_of(
+    executor: str, address: str | None, gpus: float, free: bool, cpus: int | None
+) -> Cluster | None:
     """Return the workers that the options name, None for this process."""
     if executor == "ray":
         from growgan.growth.cluster import Cluster
 
-        return Cluster(address, gpus=gpus, free=free)
+        return Cluster(address, cpus=cpus, gpus=gpus, free=free)
     if executor != "serial":
         raise unknown("executor", executor, ("serial", "ray"))
-    if address is not None or gpus or free:
-        raise UserError("--address, --gpus and --free are of --executor ray")
+    if address is not None or cpus or gpus or free:
+        raise UserError("--address, --cpus, --gpus and --free are of --executor ray")
     return None
 
 

@@ -8,6 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
+from growgan.cli.app import VERBS
 from growgan.errors import unknown
 from growgan.registry import Entry, Registry
 
@@ -29,17 +30,25 @@ REGISTRIES = {
     "tasks": "growgan.tasks:TASKS",
 }
 
+OTHERS = ("settings", "commands")  # what is named otherwise than by a registry; alone if asked for
+
 
 def list_entries(
     kind: Annotated[
         str | None,
-        typer.Argument(metavar="KIND", help=f"One of: {', '.join(REGISTRIES)}. [default: all]"),
+        typer.Argument(
+            metavar="KIND",
+            help=f"One of: {', '.join((*REGISTRIES, *OTHERS))}. [default: all parts]",
+        ),
     ] = None,
     markdown: Annotated[bool, typer.Option(help="print tables, with every option")] = False,
 ) -> None:
     """List what can be named, a line each: kind, name, what it is, and its paper."""
+    if kind in OTHERS:
+        _list_other(kind, markdown)
+        return
     if kind is not None and kind not in REGISTRIES:
-        raise unknown("kind", kind, REGISTRIES)
+        raise unknown("kind", kind, (*REGISTRIES, *OTHERS))
     kinds = list(REGISTRIES) if kind is None else [kind]
     if markdown:
         typer.echo("\n".join(_table(each) for each in kinds))
@@ -49,6 +58,24 @@ def list_entries(
     name_width = max((len(entry.name) for _, entry in rows), default=0)
     for each, entry in rows:
         typer.echo(f"{each:<{kind_width}}  {entry.name:<{name_width}}  {describe(entry)}")
+
+
+def _list_other(kind: str, markdown: bool) -> None:
+    from growgan.cli import tables
+
+    if kind == "settings":
+        rows = list(tables.settings())
+        if markdown:
+            typer.echo(tables.table(iter(rows)))
+            return
+        width = max(len(name) for name, *_ in rows)
+        for name, _, default, words in rows:
+            typer.echo(f"{name:<{width}}  {default or '-'}{'  ' * bool(words)}{words}")
+    elif markdown:
+        typer.echo(tables.commands_page())
+    else:
+        for name, verb in VERBS.items():
+            typer.echo(f"{name:<10}  {verb.summary}")
 
 
 def _table(kind: str) -> str:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from functools import partial
+from pathlib import Path
+from threading import Event
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -14,6 +15,7 @@ import typer
 from growgan.cli.grow import (
     Address,
     Broken,
+    Cpus,
     Data,
     Executor,
     Gpus,
@@ -53,6 +55,7 @@ def per_label(
     only_label: Only = None,
     executor: Executor = "serial",
     address: Address = None,
+    cpus: Cpus = None,
     gpus: Gpus = 0,
     seed: Seed = None,
     set_: Set = None,
@@ -77,17 +80,22 @@ def per_label(
     size = "x".join(str(side) for side in found.resolution)
     words = [preset, data, "--resolution", size, "--seed", str(seed or 0), *how]
     words += ["--max-broken", f"{max_broken:g}"]
-    threads = max(1, (os.cpu_count() or 1) // jobs)
-    changes = [*USUAL, f"threads={threads}", *(set_ or [])]
-    cluster = cluster_of(executor, address, gpus, free=False)
-    crew = replace(cluster, cpus=threads) if cluster else jobs
+    cluster = cluster_of(executor, address, gpus, False, cpus)
+    changes = [*USUAL, *_own(cluster, jobs), *(set_ or [])]
     asked = {"classes": list(found.classes), "command": words, "settings": list(set_ or [])}
     pool = begin(out or free_folder(f"{found.name}-per-label"), asked)
-    try:
-        _train(pool, labels, words, changes, crew)
-    except KeyboardInterrupt:
-        raise KeyboardInterrupt("the same command goes on") from None
+    _train(pool, labels, words, changes, cluster or jobs)
     typer.echo(f"{pool.path}: {len(labels)} of {len(found.classes)} labels are done")
+
+
+def _own(cluster: Cluster | None, jobs: int) -> list[str]:
+    """Return the settings of a label's share of a machine."""
+    from growgan.data.parallel import cores
+
+    if cluster is None:
+        return [f"threads={max(1, cores() // jobs)}"]
+    # Without a GPU of their own, all labels on a machine would share its first one.
+    return [f"threads={cluster.cpus or 1}", *([] if cluster.gpus else ["device=cpu"])]
 
 
 def _labels(only: int | None, classes: int) -> Sequence[int]:
@@ -103,17 +111,43 @@ def _train(
     pool: Pool, labels: Sequence[int], words: list[str], changes: list[str], crew: int | Cluster
 ) -> None:
     """Train what is not finished, some at a time."""
+    left = [label for label in labels if not pool.finished(label)]
+    try:
+        if isinstance(crew, int):
+            _here(crew, pool, left, words, changes)
+        else:
+            _there(crew, pool, left, words, changes)
+    except KeyboardInterrupt:
+        raise KeyboardInterrupt("the same command goes on") from None
+
+
+def _here(
+    jobs: int, pool: Pool, labels: Sequence[int], words: list[str], changes: list[str]
+) -> None:
+    """Train labels on this machine; interrupted, let them save."""
     from growgan.growth.pool import train_label
 
-    left = [label for label in labels if not pool.finished(label)]
-    make = partial(train_label, pool, words=words, changes=changes)
-    if isinstance(crew, int):
-        with ThreadPoolExecutor(crew) as workers:
-            _tell(pool, left, workers.map(make, left))
-        return
-    from growgan.growth.cluster import spread
+    stop = Event()
+    make = partial(train_label, pool, words=words, changes=changes, stop=stop)
+    with ThreadPoolExecutor(jobs) as workers:
+        try:
+            _tell(pool, labels, workers.map(make, labels))
+        finally:
+            stop.set()
 
-    _tell(pool, left, spread(crew, make, left))
+
+def _there(
+    cluster: Cluster, pool: Pool, labels: Sequence[int], words: list[str], changes: list[str]
+) -> None:
+    """Train labels by the workers of a cluster, whose working folders are others."""
+    from growgan.growth.cluster import spread
+    from growgan.growth.pool import train_label
+
+    preset, data, *rest = words
+    data = str(Path(data).resolve()) if Path(data).exists() else data
+    pool = replace(pool, path=pool.path.resolve())
+    make = partial(train_label, pool, words=[preset, data, *rest], changes=changes)
+    _tell(pool, labels, spread(cluster, make, labels))
 
 
 def _tell(pool: Pool, labels: Sequence[int], made: Iterable[bool]) -> None:

@@ -23,10 +23,6 @@ def report(
 
     known = read_run(run)
     if (run / "candidates" / str(known.best) / "weights.safetensors").is_file():
-        images = None
-        if data is not None:
-            from growgan.data import load_images
-
-            images = load_images(data, resolution=known.resolution)
-        write_gallery(Run.open(run), images)
+        opened = Run.open(run)
+        write_gallery(opened, opened.best.load_data(data) if data else None)
     typer.echo(str(write_report(run)))

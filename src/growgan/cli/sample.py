@@ -164,11 +164,10 @@ def _compared(model: Model, way: str, source: str, count: int, seed: int) -> tup
     """Return samples beside their nearest training images, or a row a truncation."""
     import numpy as np
 
-    from growgan.data import load_images
     from growgan.growth import Run
     from growgan.growth.gallery import comparing, nearest_images, truncation_curve
 
-    run, data = Run.open(model.run_folder), load_images(source, **model.form)
+    run, data = Run.open(model.run_folder), model.load_data(source)
     extractor = comparing(run, model, data)
     if way == "nearest":
         columns = min(count, COLUMNS)

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 def carry_out_task(
     task: str, data: ImageSet, out: Path, sources: Sequence[str], **how: Any
 ) -> None:
-    """Train on pairs, and print what new ones say."""
+    """Train a task's players, and print its figures."""
     from growgan.cli.grow import carry_out
     from growgan.tasks.base import PICTURE, train_task
     from growgan.training.ranks import join
@@ -27,7 +27,9 @@ def carry_out_task(
     if not join().first:
         return
     figures = json.loads((out / "gallery" / f"{PICTURE}.json").read_text())
+    longest = max(16, *map(len, figures)) if figures else 0
     for name, value in figures.items():
-        typer.echo(f"{name:<16} {value:.4g}")
+        typer.echo(f"{name:<{longest}} {value:.4g}")
+    typer.echo((out / "gallery" / f"{PICTURE}.txt").read_text())
     if (sheet := out / "gallery" / f"{PICTURE}.png").exists():
         typer.echo(f"sheet: {sheet}")

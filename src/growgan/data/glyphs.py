@@ -2,7 +2,8 @@
 
 Each image shows one letter or digit in a random font, weight, slant, turn, size, place and
 colours, labelled by the character. Nothing is stored but a table of random numbers, so every
-resolution shows the same images, and so does every style, each in its own fonts.
+resolution shows the same images, and so do both styles: an image has the same character, weight,
+slant, size and place in either, in fonts of its own. Where ink is can be had as a mask.
 """
 
 from __future__ import annotations
@@ -27,6 +28,7 @@ from growgan.data.sources import Labels, parse_options
 from growgan.errors import UserError, require, unknown
 
 Floats = NDArray[np.float64]
+Box = tuple[float, float]  # width and height in units of the font's size
 
 VERSION: Final = 1
 COUNT: Final = 20_000
@@ -40,11 +42,23 @@ FONTS: Final = (
     "DejaVuSansMono-Bold DejaVuSerif DejaVuSerif-Bold DejaVuSerif-Italic DejaVuSerif-BoldItalic "
     "STIXGeneral STIXGeneralBol STIXGeneralItalic STIXGeneralBolIta cmr10 cmb10 cmss10 cmtt10"
 ).split()
-STYLES: Final = {
-    "all": FONTS,
-    "serif": [name for name in FONTS if name.startswith(("DejaVuSerif", "STIX", "cmr", "cmb"))],
-    "sans": [name for name in FONTS if name.startswith(("DejaVuSans", "cmss"))],
-}
+CELLS: Final = (  # each of one weight and slant: the fonts of either style
+    {
+        "serif": ("DejaVuSerif", "STIXGeneral", "cmr10"),
+        "sans": ("DejaVuSans", "DejaVuSansMono", "cmss10"),
+    },
+    {
+        "serif": ("DejaVuSerif-Bold", "STIXGeneralBol", "cmb10"),
+        "sans": ("DejaVuSans-Bold", "DejaVuSansMono-Bold"),
+    },
+    {"serif": ("DejaVuSerif-Italic", "STIXGeneralItalic"), "sans": ("DejaVuSans-Oblique",)},
+    {
+        "serif": ("DejaVuSerif-BoldItalic", "STIXGeneralBolIta"),
+        "sans": ("DejaVuSans-BoldOblique",),
+    },
+)
+STYLES: Final = ("all", "serif", "sans")
+STYLED: Final = 2  # version of how styles share what they do not differ in
 
 
 @cache
@@ -74,13 +88,18 @@ class Glyphs:
     location = "rendered"
 
     def __init__(
-        self, count: int, characters: str, colour: bool, seed: int, style: str = "all"
+        self,
+        count: int,
+        characters: str,
+        colour: bool,
+        seed: int,
+        style: str = "all",
+        mask: bool = False,
     ) -> None:
-        self.name = "glyphs:rgb" if colour else "glyphs"
         self.count, self.characters, self.colour, self.seed = count, characters, colour, seed
-        self.style = style
-        if style != "all":
-            self.name += ("," if colour else ":") + f"style={style}"
+        self.style, self.mask = style, mask
+        said = ["rgb"] * colour + ["mask"] * mask + [f"style={style}"] * (style != "all")
+        self.name = ":".join(["glyphs", *([",".join(said)] if said else [])])
 
     def __getstate__(self) -> dict[str, Any]:
         drawn = {"labels", "numbers", "paints"}
@@ -114,9 +133,10 @@ class Glyphs:
 
     def content(self) -> str:
         made_by = [metadata.version(package) for package in ("pillow", "matplotlib")]
-        style = [] if self.style == "all" else [self.style]
+        more: list[Any] = [] if self.style == "all" else [self.style, STYLED]
+        more += ["mask"] * self.mask
         return combine(
-            "glyphs", VERSION, made_by, self.count, self.characters, self.colour, self.seed, *style
+            "glyphs", VERSION, made_by, self.count, self.characters, self.colour, self.seed, *more
         )
 
     def item(self, index: int) -> str:
@@ -129,10 +149,26 @@ class Glyphs:
     def pixels(self, index: int, target: Size | None) -> Pixels:
         """Render one image at the target's size: uint8 [H, W, C], C = 1 or 3."""
         character = self.characters[self.labels[index]]
-        fonts = STYLES[self.style]
-        ink = draw_mask(character, self.numbers[index], target or NATIVE, fonts)[..., None]
+        fonts, box = fonts_of(self.style, character, self.numbers[index, 0])
+        ink = draw_mask(character, self.numbers[index], target or NATIVE, fonts, box)[..., None]
+        if self.mask:
+            return (ink >= 0.5).astype(np.uint8) * np.uint8(255)
         ground, colour = self.paints[index]
         return paint(ink, ground, colour)
+
+
+def fonts_of(style: str, character: str, u: float) -> tuple[Sequence[str], Box | None]:
+    """Return the fonts that a uniform number chooses from, and the box that decides the size.
+
+    Of a style there is one font, of the weight and slant that the number gives every style, and the
+    box holds the character in the fonts of both. Otherwise there are all fonts, each with its own.
+    """
+    if style == "all":
+        return FONTS, None
+    place, rest = divmod(u * len(CELLS), 1)
+    chosen = {name: each[int(rest * len(each))] for name, each in CELLS[int(place)].items()}
+    sizes = [_extent(font, character)[2:] for font in chosen.values()]
+    return (chosen[style],), (max(w for w, _ in sizes), max(h for _, h in sizes))
 
 
 def paint(ink: NDArray[np.float32], ground: Floats, colour: Floats) -> Pixels:
@@ -174,11 +210,8 @@ class Pose:
     moved: Floats  # where the middle goes
 
 
-def pose(u: Floats, box: tuple[float, float], size: Size) -> Pose:
-    """Choose a pose by uniform numbers such that the character stays within the image.
-
-    ``box`` is the character's width and height in units of the font's size.
-    """
+def pose(u: Floats, box: Box, size: Size) -> Pose:
+    """Choose a pose by uniform numbers such that a character of this box stays in the image."""
     slant, turn, weight = -0.2 + 0.5 * u[1], np.deg2rad(-8 + 16 * u[2]), 0.03 * u[3]
     cos, sin = np.cos(turn), np.sin(turn)
     matrix = np.array([[cos, -sin], [sin, cos]]) @ np.array([[1, -slant], [0, 1]])
@@ -192,18 +225,19 @@ def pose(u: Floats, box: tuple[float, float], size: Size) -> Pose:
 
 
 def draw_mask(
-    character: str, u: Floats, size: Size, fonts: Sequence[str] = FONTS
+    character: str, u: Floats, size: Size, fonts: Sequence[str] = FONTS, box: Box | None = None
 ) -> NDArray[np.float32]:
     """Draw one character by its uniform numbers: ink coverage [H, W] in 0..1.
 
-    It is drawn upright around the middle, then slanted, turned and moved in one step. Small
-    images are drawn larger and averaged down.
+    ``box`` decides its size and place, None the character's own in its font. It is drawn upright
+    around the middle, then slanted, turned and moved in one step. Small images are drawn larger and
+    averaged down.
     """
     font = fonts[int(u[0] * len(fonts))]
     zoom = max(1, min(4, 64 // min(size)))
     height, width = size[0] * zoom, size[1] * zoom
-    x, y, *box = _extent(font, character)
-    how = pose(u, (box[0], box[1]), (height, width))
+    x, y, *own = _extent(font, character)
+    how = pose(u, box or (own[0], own[1]), (height, width))
     canvas = Image.new("L", (width, height))
     middle = np.array([width / 2, height / 2])
     corner = (middle[0] - x * how.points, middle[1] - y * how.points)
@@ -220,14 +254,14 @@ def draw_mask(
 
 
 def open_glyphs(options: str, seed: int, channels: int | None) -> Glyphs:
-    """Read ``[rgb|gray|captions][,count=20000][,chars=ABC][,style=serif]``.
+    """Read ``[rgb|gray|captions|mask][,count=20000][,chars=ABC][,style=serif]``.
 
-    3 or 4 channels mean colour.
+    3 or 4 channels mean colour. A mask is white where half of a pixel or more is ink.
     Raises UserError for other options and for values that make no set.
     """
     from growgan.data.captioned import CaptionedGlyphs
 
-    kinds = ("rgb", "gray", "captions")
+    kinds = ("rgb", "gray", "captions", "mask")
     valid = {**dict.fromkeys(kinds, False), "count": True, "chars": True, "style": True}
     chosen = parse_options(options, "glyphs", valid)
     if len(named := [kind for kind in kinds if kind in chosen]) > 1:
@@ -245,4 +279,6 @@ def open_glyphs(options: str, seed: int, channels: int | None) -> Glyphs:
         if style != "all":
             raise UserError("captions of glyphs say their style themselves: leave style away")
         return CaptionedGlyphs(int(text), characters, seed)
-    return Glyphs(int(text), characters, colour, seed, style)
+    if mask := "mask" in chosen:
+        colour = False
+    return Glyphs(int(text), characters, colour, seed, style, mask)

@@ -3,46 +3,79 @@
 
 const $ = (id) => document.getElementById(id);
 const state = { about: null, images: [], picks: [], sets: { a: [], b: [], c: [] }, frames: [] };
+const DRAGGED = "application/x-growgan-sample"; // a file that is dropped has no such thing
+const MOST = { picks: 16, classes: 40, morphed: 8 };
 
 function make(tag, attributes = {}, ...children) {
   const node = document.createElement(tag);
   for (const [name, value] of Object.entries(attributes)) {
     if (name.startsWith("on")) node.addEventListener(name.slice(2), value);
+    else if (name.startsWith("aria-") || name === "draggable") node.setAttribute(name, String(value));
     else if (value !== false && value !== null) node.setAttribute(name, value === true ? "" : value);
   }
   node.append(...children);
   return node;
 }
 
+// What went wrong, by what was asked: an answer takes back its own complaint alone.
+const wrong = new Map();
+const GONE = "The explorer does not answer: is growgan explore still running?";
+
+function say(about, text = "") {
+  if (text) wrong.set(about, text); else wrong.delete(about);
+  $("message").textContent = [...new Set(wrong.values())].join(" ");
+}
+
+// Send a request, and raise what can be told of a server that is gone, or that failed.
+async function sent(address, how = {}) {
+  let response;
+  try { response = await fetch(address, how); } catch {
+    throw new Error(GONE);
+  }
+  for (const [about, text] of wrong) if (text === GONE) say(about);
+  if (response.ok) return response;
+  const text = await response.text();
+  let told = text;
+  try { told = JSON.parse(text).error; } catch { /* it is plain text */ }
+  throw new Error(response.status < 500 ? told : `The explorer failed (${response.status}); its terminal says why.`);
+}
+
 async function ask(question, form = {}) {
-  const response = await fetch(`ask/${question}`, {
-    method: "POST",
-    headers: { "Content-Type": "application/json" },
-    body: JSON.stringify(form),
-  });
-  const answer = await response.json();
-  $("message").textContent = answer.error || "";
-  if (answer.error) throw new Error(answer.error);
-  return answer;
+  try {
+    const response = await sent(`ask/${question}`, {
+      method: "POST",
+      headers: { "Content-Type": "application/json" },
+      body: JSON.stringify(form),
+    });
+    const answer = await response.json();
+    say(question);
+    return answer;
+  } catch (error) { say(question, error.message); throw error; }
 }
 
 // Only the newest call of a tool counts, and one is on its way at a time.
 function latest(work) {
-  let busy = false, again = false;
-  return async function run() {
-    if (busy) { again = true; return; }
+  let busy = false, again = null;
+  return async function run(...words) {
+    if (busy) { again = words; return; }
     busy = true;
-    try { await work(); } catch (error) { $("message").textContent = error.message; }
+    try { await work(...words); say("page"); } catch (error) {
+      if (![...wrong.values()].includes(error.message)) say("page", error.message);
+    }
     busy = false;
-    if (again) { again = false; run(); }
+    if (again) { const next = again; again = null; await run(...next); }
   };
 }
 
+// How the shelf is drawn: every tool asks with all of it, so that it plays with what is seen.
 function drawn() {
+  const cut = $("truncation").value, label = $("class").value;
   return {
     candidate: $("candidate").value || null,
     seed: Number($("seed").value) || 0,
     count: Math.min(144, Math.max(4, Number($("count").value) || 36)),
+    truncation: cut ? Number(cut) : null,
+    labels: label ? [Number(label)] : null,
   };
 }
 
@@ -52,7 +85,7 @@ function tile(uri, text, more) {
 
 function fill(list, uris, texts, columns) {
   list.replaceChildren(...uris.map((uri, i) => tile(uri, texts(i))));
-  list.style.gridTemplateColumns = columns ? `repeat(${columns}, minmax(0, 1fr))` : "";
+  list.style.gridTemplateColumns = columns ? `repeat(${columns}, minmax(0, ${columns > 6 ? "1fr" : "96px"}))` : "";
 }
 
 // Tabs: arrows move, as in the ARIA pattern.
@@ -68,6 +101,8 @@ function select(tab) {
     $(each.getAttribute("aria-controls")).hidden = !chosen;
   }
   shown[list.id] = tab.getAttribute("aria-controls");
+  wrong.clear();
+  say("page");
   refresh();
 }
 
@@ -109,11 +144,12 @@ function branch(node) {
   return line;
 }
 
-async function showCandidate(id) {
+const showCandidate = latest(async (id) => {
   const found = await ask("candidate", { candidate: id });
   for (const button of $("tree").querySelectorAll("button")) {
     button.setAttribute("aria-current", button.dataset.id === id);
   }
+  $("read").textContent = `Candidate ${found.id}, score ${found.facts.score}`;
   const facts = Object.entries(found.facts).flatMap(([name, value]) =>
     [make("dt", {}, name), make("dd", {}, value)]);
   const layers = (name, lines) => lines.length
@@ -126,7 +162,7 @@ async function showCandidate(id) {
     ...layers("Discriminator, the image end last", found.discriminator),
     ...(found.drawable ? [make("button", { onclick: () => playWith(found.id) }, "Play with it")] : []),
   );
-}
+});
 
 function playWith(id) {
   $("candidate").value = id;
@@ -157,22 +193,19 @@ $("lapse-range").addEventListener("input", showFrame);
 $("lapse-play").addEventListener("click", () => {
   const range = $("lapse-range");
   clearInterval(playing);
-  playing = playing ? null : setInterval(() => {
+  playing = playing || state.frames.length < 2 ? null : setInterval(() => {
     range.value = (Number(range.value) + 1) % state.frames.length;
     showFrame();
   }, 700);
-  $("lapse-play").setAttribute("aria-pressed", Boolean(playing));
-  $("lapse-play").textContent = playing ? "Stop" : "Play";
+  $("lapse-text").setAttribute("aria-live", playing ? "off" : "polite"); // or each would be read out
+  $("lapse-play").textContent = playing ? "Stop" : "Run through";
 });
 
 // The shelf
 
 const drawShelf = latest(async () => {
-  const form = drawn();
-  const cut = $("truncation").value, label = $("class").value;
-  if (cut) form.truncation = Number(cut);
-  if (label) form.labels = [Number(label)];
-  const found = await ask("sample", form);
+  say("take");
+  const found = await ask("sample", drawn());
   state.images = found.images;
   state.labels = found.labels;
   state.picks = state.picks.filter((pick) => pick < found.images.length);
@@ -192,7 +225,7 @@ function showShelf() {
       draggable: true,
       "data-index": i,
       onclick: () => pick(i),
-      ondragstart: (event) => event.dataTransfer.setData("text/plain", String(i)),
+      ondragstart: (event) => event.dataTransfer.setData(DRAGGED, String(i)),
     }, make("img", { src: uri, alt: nameOf(i), draggable: false }));
     if (place >= 0) button.append(make("span", { class: "place", "aria-hidden": true }, String(place + 1)));
     return make("li", {}, button);
@@ -218,7 +251,7 @@ function forget() {
 for (const id of ["seed", "count"]) $(id).addEventListener("change", () => { forget(); drawShelf(); });
 $("truncation").addEventListener("change", drawShelf);
 $("class").addEventListener("change", drawShelf);
-$("candidate").addEventListener("change", opened);
+$("candidate").addEventListener("change", () => opened());
 $("draw").addEventListener("submit", (event) => event.preventDefault());
 $("again").addEventListener("click", () => {
   $("seed").value = Number($("seed").value) + 1;
@@ -228,7 +261,7 @@ $("again").addEventListener("click", () => {
 $("unpick").addEventListener("click", () => { state.picks = []; showShelf(); refresh(); });
 
 // A candidate that is opened says what it can do.
-async function opened() {
+const opened = latest(async () => {
   const about = await ask("about", { candidate: $("candidate").value || null });
   state.about = { ...about, best: state.about ? state.about.best : about.best };
   const cuts = about.mapping ? [0.25, 0.5, 0.7, 0.85] : [0.25, 0.5, 0.75, 1, 1.5, 2];
@@ -237,17 +270,17 @@ async function opened() {
   $("class").replaceChildren(make("option", { value: "" }, "all in turn"),
     ...about.classes.map((name, i) => make("option", { value: i }, name)));
   $("class-label").hidden = !about.classes.length;
+  $("tab-vary").hidden = !about.directions.length && !about.latent;
   $("tab-mix").hidden = !about.styles;
   $("tab-morph").hidden = !about.classes.length;
-  for (const id of ["mix", "morph"]) if ($(`tab-${id}`).hidden) $(id).hidden = true;
-  if ($(`tab-${shown.tools}`).hidden) select($("tab-vary"));
+  for (const id of ["vary", "mix", "morph"]) if ($(`tab-${id}`).hidden) $(id).hidden = true;
+  if ($(`tab-${shown.tools}`).hidden) select($("tools").querySelector('[role="tab"]:not([hidden])'));
   $("near-hint").hidden = !about.data_given;
   $("latent").max = about.latent - 1;
   showSliders();
   showClasses();
-  showLinks();
-  drawShelf();
-}
+  await drawShelf();
+});
 
 // Vary
 
@@ -287,7 +320,8 @@ $("vary-reset").addEventListener("click", () => {
 const drawWalk = latest(async () => {
   if (state.picks.length < 2) { $("walk-images").replaceChildren(); return; }
   const steps = Math.min(32, Math.max(2, Number($("walk-steps").value) || 8));
-  const found = await ask("walk", { ...drawn(), picks: state.picks.slice(0, 16), steps });
+  const found = await ask("walk", { ...drawn(), picks: state.picks.slice(0, MOST.picks), steps });
+  $("walk-cut").hidden = state.picks.length <= MOST.picks;
   fill($("walk-images"), found.images, (i) => i % steps ? `step ${i % steps} after ${nameOf(state.picks[Math.floor(i / steps)])}`
     : nameOf(state.picks[i / steps]), Math.min(found.columns, 16));
 });
@@ -299,13 +333,25 @@ function showSets() {
   for (const box of document.querySelectorAll(".set")) {
     const name = box.dataset.set;
     box.querySelector("ul").replaceChildren(...state.sets[name].map((i) => make("li", {},
-      make("button", { onclick: () => { state.sets[name] = state.sets[name].filter((each) => each !== i); showSets(); drawSum(); } },
+      make("button", { onclick: () => takeOut(name, i) },
         make("img", { src: state.images[i], alt: `take ${nameOf(i)} out` })))));
   }
 }
 
+function takeOut(name, i) {
+  const place = state.sets[name].indexOf(i);
+  state.sets[name].splice(place, 1);
+  showSets();
+  const box = document.querySelector(`.set[data-set="${name}"]`);
+  const left = box.querySelectorAll("li button");
+  (left[Math.min(place, left.length - 1)] || box.querySelector(".add")).focus();
+  drawSum();
+}
+
 function put(name, indices) {
-  for (const i of indices) if (!state.sets[name].includes(i) && state.sets[name].length < 16) state.sets[name].push(i);
+  const added = [...new Set([...state.sets[name], ...indices])];
+  state.sets[name] = added.slice(0, MOST.picks);
+  say("sets", added.length > MOST.picks ? `A set holds ${MOST.picks} samples; the others were left out.` : "");
   showSets();
   drawSum();
 }
@@ -323,8 +369,8 @@ for (const box of document.querySelectorAll(".set")) {
   box.addEventListener("drop", (event) => {
     event.preventDefault();
     box.classList.remove("over");
-    const i = Number(event.dataTransfer.getData("text/plain"));
-    if (Number.isInteger(i) && i < state.images.length) put(box.dataset.set, [i]);
+    const text = event.dataTransfer.getData(DRAGGED);
+    if (text && Number(text) < state.images.length) put(box.dataset.set, [Number(text)]);
   });
   box.querySelector(".add").addEventListener("click", () => put(box.dataset.set, state.picks));
 }
@@ -346,15 +392,19 @@ const drawMix = latest(async () => {
 
 function showClasses() {
   const legend = $("morph-classes").querySelector("legend");
-  $("morph-classes").replaceChildren(legend, ...state.about.classes.slice(0, 40).map((name, i) =>
+  $("morph-classes").replaceChildren(legend, ...state.about.classes.slice(0, MOST.classes).map((name, i) =>
     make("label", {}, make("span", {}, make("input", { type: "checkbox", value: i, checked: i < 3, onchange: drawMorph }), ` ${name}`))));
+  const more = state.about.classes.length - MOST.classes;
+  $("morph-cut").textContent = `The first ${MOST.classes} classes; ${more} more are not shown. growgan sample --morph takes all.`;
+  $("morph-cut").hidden = more <= 0;
 }
 
 const drawMorph = latest(async () => {
-  const labels = [...$("morph-classes").querySelectorAll("input:checked")].map((box) => Number(box.value)).slice(0, 8);
+  const labels = [...$("morph-classes").querySelectorAll("input:checked")].map((box) => Number(box.value));
+  if (labels.length > MOST.morphed) { say("morph", `Choose ${MOST.morphed} classes at most.`); return; }
+  say("morph");
   if (labels.length < 2) { $("morph-images").replaceChildren(); return; }
-  const { candidate, seed } = drawn();
-  const found = await ask("morph", { candidate, seed, labels });
+  const found = await ask("morph", { ...drawn(), labels });
   fill($("morph-images"), found.images, (i) => `row ${Math.floor(i / found.columns) + 1}, step ${i % found.columns + 1}`, found.columns);
 });
 
@@ -369,24 +419,41 @@ const drawNearest = latest(async () => {
     ...found.images.map((uri, i) => tile(uri, `training image, ${i + 1} nearest`, make("span", {}, `distance ${found.distances[i]}`))));
 });
 
+const KINDS = [
+  ["png", "These samples as one PNG sheet"],
+  ["npz", "These samples as an npz file: images, labels"],
+  ["safetensors", "The generator: safetensors, spec and model card (zip)"],
+  ["onnx", "The generator as ONNX, with them (zip)"],
+  ["torchscript", "The generator as TorchScript, with them (zip)"],
+];
+
 function showLinks() {
-  const { candidate, seed, count } = drawn();
-  const cut = $("truncation").value;
-  const images = `candidate=${candidate || ""}&seed=${seed}&count=${count}${cut ? `&truncation=${cut}` : ""}`;
-  const links = [
-    ["png", "These samples as one PNG sheet", images],
-    ["npz", "These samples as an npz file: images, labels", images],
-    ["safetensors", "The generator: safetensors, spec and model card (zip)", `candidate=${candidate || ""}`],
-    ["onnx", "The generator as ONNX, with them (zip)", `candidate=${candidate || ""}`],
-    ["torchscript", "The generator as TorchScript, with them (zip)", `candidate=${candidate || ""}`],
-  ];
-  $("take-links").replaceChildren(...links.map(([kind, text, query]) =>
-    make("li", {}, make("a", { href: `take/${kind}?${query}`, download: true }, text))));
+  if ($("take-links").children.length) return;
+  $("take-links").replaceChildren(...KINDS.map(([kind, text]) =>
+    make("li", {}, make("button", { onclick: (event) => download(kind, event.currentTarget, text) }, text))));
+}
+
+async function download(kind, button, text) {
+  const words = Object.entries(drawn()).filter(([, value]) => value !== null);
+  button.textContent = "Writing ...";
+  button.disabled = true;
+  try {
+    const response = await sent(`take/${kind}?${new URLSearchParams(words)}`);
+    const named = response.headers.get("Content-Disposition");
+    const full = named.match(/filename\*=UTF-8''(.*)$/);
+    const href = URL.createObjectURL(await response.blob());
+    make("a", { href, download: full ? decodeURIComponent(full[1]) : named.match(/"(.*)"/)[1] }).click();
+    setTimeout(() => URL.revokeObjectURL(href), 60_000);
+    say("take");
+  } catch (error) { say("take", error.message); }
+  button.textContent = text;
+  button.disabled = false;
+  button.focus();
 }
 
 // What depends on the picks is drawn where it can be seen.
 const tools = {
-  vary: () => drawVaried(), walk: () => drawWalk(), sum: () => showSets(), mix: () => drawMix(),
+  vary: () => drawVaried(), walk: () => drawWalk(), sum: () => { showSets(); drawSum(); }, mix: () => drawMix(),
   morph: () => drawMorph(), near: () => drawNearest(), take: () => showLinks(),
 };
 function refresh() {
@@ -404,4 +471,4 @@ async function start() {
   await opened();
   document.body.dataset.ready = "1";
 }
-start().catch((error) => { $("message").textContent = error.message; });
+start().catch((error) => say("page", error.message));

@@ -7,6 +7,7 @@ reach it by a name of its own), and needs no network.
 from __future__ import annotations
 
 import io
+import re
 import tempfile
 import zipfile
 from collections.abc import Mapping
@@ -14,9 +15,10 @@ from functools import cache
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 import uvicorn
-from pydantic import Field
+from pydantic import Field, field_validator
 from starlette.applications import Starlette
 from starlette.concurrency import run_in_threadpool
 from starlette.middleware import Middleware
@@ -26,7 +28,7 @@ from starlette.responses import JSONResponse, PlainTextResponse, Response
 from starlette.routing import Route
 
 from growgan.errors import UserError
-from growgan.explore.studio import SampleForm, Studio
+from growgan.explore.studio import Form, Studio
 from growgan.growth.export import export
 from growgan.plain import parse
 from growgan.report.sheet import write_images
@@ -44,12 +46,19 @@ HEADERS = {
 }
 TYPES = {"png": "image/png", "npz": "application/octet-stream", "zip": "application/zip"}
 LARGEST = 1 << 16  # bytes of a question
+FOREIGN = "a page of somewhere else may not ask"
 
 
-class TakenForm(SampleForm):
+class TakenForm(Form):
     """Samples to take away, more of them than a page shows."""
 
     count: int = Field(36, ge=1, le=4096)
+
+    @field_validator("labels", mode="before")
+    @classmethod
+    def _listed(cls, value: object) -> object:
+        """Accept ``0,3`` for labels, as in the words of an address."""
+        return value.split(",") if isinstance(value, str) else value
 
 
 def application(studio: Studio, host: str = HOSTS[0]) -> Starlette:
@@ -69,6 +78,8 @@ def application(studio: Studio, host: str = HOSTS[0]) -> Starlette:
         return Response(_static(file), media_type=kind, headers=HEADERS)
 
     async def ask(request: Request) -> Response:
+        if _foreign(request):
+            return JSONResponse({"error": FOREIGN}, 403, HEADERS)
         try:
             given = await _question(request)
             answer = await run_in_threadpool(studio.ask, request.path_params["name"], given)
@@ -77,12 +88,14 @@ def application(studio: Studio, host: str = HOSTS[0]) -> Starlette:
         return JSONResponse(answer, headers=HEADERS)
 
     def download(request: Request) -> Response:
+        if _foreign(request):
+            return PlainTextResponse(FOREIGN, 403, HEADERS)
         try:
             name, content = taken(studio, request.path_params["kind"], request.query_params)
         except (UserError, ValueError) as error:
             return PlainTextResponse(_one_line(error), 400, HEADERS)
         kind = TYPES[name.rpartition(".")[2]]
-        put = {"Content-Disposition": f'attachment; filename="{name}"'}
+        put = {"Content-Disposition": _attached(name)}
         return Response(content, media_type=kind, headers=HEADERS | put)
 
     routes = [
@@ -92,6 +105,22 @@ def application(studio: Studio, host: str = HOSTS[0]) -> Starlette:
         Route("/take/{kind}", download),
     ]
     return Starlette(routes=routes, middleware=[Middleware(TrustedHostMiddleware, names)])
+
+
+def _foreign(request: Request) -> bool:
+    """Return whether a browser says that a page of somewhere else asks."""
+    return request.headers.get("sec-fetch-site", "none") not in ("same-origin", "none")
+
+
+def _attached(name: str) -> str:
+    """Return the header that names a file: in ASCII, and in full where that is not all (RFC 6266).
+
+    >>> print(_attached("naïve-0001.png"))
+    attachment; filename="na_ve-0001.png"; filename*=UTF-8''na%C3%AFve-0001.png
+    """
+    plain = re.sub(r"[^\w. -]", "_", name, flags=re.ASCII)
+    full = "" if plain == name else f"; filename*=UTF-8''{quote(name, safe='')}"
+    return f'attachment; filename="{plain}"{full}'
 
 
 async def _question(request: Request) -> dict[str, Any]:
@@ -113,23 +142,21 @@ def taken(studio: Studio, kind: str, asked: Mapping[str, str]) -> tuple[str, byt
     """Return the name and the bytes of what is taken away: "png", "npz", or a form of export.
 
     Args:
-        asked: ``candidate``, and of images ``count``, ``seed`` and ``truncation``.
+        asked: ``candidate``, and of images ``count``, ``seed``, ``truncation`` and ``labels``.
 
     Raises:
         UserError: an unknown kind, or what cannot be made.
         ValueError: ``asked`` does not fit :class:`TakenForm`.
     """
     form = TakenForm.model_validate({key: value for key, value in asked.items() if value})
-    model = studio.model(form.candidate)
-    stem = f"{studio.path.resolve().name}-{model.folder.name}"
-    if kind in ("png", "npz"):
-        images = model.sample(form.count, seed=form.seed, truncation=form.truncation)
-        name = f"{stem}-{form.seed}.{kind}"
-        with tempfile.TemporaryDirectory() as made:
-            labels = model.labels(form.count)
-            path = write_images(images.transpose(0, 3, 1, 2), labels, Path(made) / name)
+    with studio.lock, tempfile.TemporaryDirectory() as made:
+        model = studio.model(form.candidate)
+        stem = f"{studio.path.resolve().name}-{model.folder.name}"
+        if kind in ("png", "npz"):
+            images, labels = model.sample(**form.sheet), model.labels(form.count, form.labels)
+            name = f"{stem}-{form.seed}.{kind}"
+            path = write_images(images.transpose(0, 3, 1, 2), labels, Path(made) / f"it.{kind}")
             return name, path.read_bytes()
-    with tempfile.TemporaryDirectory() as made:
         folder = export(model, kind, Path(made) / "export")
         return f"{stem}-{kind}.zip", _zipped(folder)
 

@@ -21,7 +21,7 @@ from torch import Tensor
 from growgan.data import ImageSet
 from growgan.errors import UserError
 from growgan.growth.gallery import extractor_of, real_features
-from growgan.growth.model import Images, Model
+from growgan.growth.model import Images, Model, Sheet
 from growgan.growth.run import Run
 from growgan.metrics.features import Extractor
 from growgan.nets.spec import LayerSpec, StackSpec
@@ -40,20 +40,28 @@ Picks = Annotated[list[int], Field(max_length=16)]
 
 
 class Form(BaseModel):
-    """What a page asks with. Picks are numbers of the images that ``count`` and ``seed`` draw."""
+    """What a page asks with: how its sheet is drawn, truncated or not, of some classes or all.
+
+    Picks are numbers of the images on that sheet.
+    """
 
     model_config = ConfigDict(extra="forbid")
 
     candidate: Annotated[str, AfterValidator(folder_name)] | None = None
     seed: int = Field(0, ge=0, lt=2**32)
     count: int = Field(36, ge=1, le=144)
-
-
-class SampleForm(Form):
-    """Samples, truncated or not, of some classes."""
-
     truncation: float | None = Field(None, ge=0.05, le=10)
     labels: list[int] | None = None
+
+    @property
+    def sheet(self) -> Sheet:
+        """What the images were drawn with."""
+        return {
+            "count": self.count,
+            "seed": self.seed,
+            "truncation": self.truncation,
+            "labels": self.labels or None,
+        }
 
 
 class VaryForm(Form):
@@ -135,7 +143,8 @@ class Studio:
         self.path, self.data = run, data
         self.run = Run.open(run)
         self._models: dict[str, Model] = {}
-        self._lock = threading.Lock()
+        self._read: tuple[object, RunRecord] | None = None
+        self.lock = threading.Lock()  # one network at a time: torch has all threads already
         self.model()  # a run without a candidate is refused here
 
     def warm(self) -> None:
@@ -154,13 +163,19 @@ class Studio:
         """
         asked = QUESTIONS[name]
         form = asked.form.model_validate(dict(given))
-        with self._lock:  # one network at a time: torch has all threads already
+        with self.lock:
             return asked.answer(self, form)
 
     @property
     def record(self) -> RunRecord:
-        """The run as it is now; it may still be growing."""
-        return read_run(self.path)
+        """The run as it is now; it may still be growing, and is read again where it has."""
+        files = (self.path / name for name in ("ledger.jsonl", "stats.jsonl"))
+        marks = [
+            (s.st_mtime_ns, s.st_size) for each in files if each.is_file() and (s := each.stat())
+        ]
+        if self._read is None or self._read[0] != marks:
+            self._read = marks, read_run(self.path)
+        return self._read[1]
 
     def model(self, candidate: str | None = None) -> Model:
         """Return a candidate's generator, the best one's for None, kept from call to call."""
@@ -180,18 +195,20 @@ class Studio:
             "time": duration(known.elapsed),
             "state": "finished" if known.finished else "still growing, or stopped",
         }
-        directions = model.directions
+        spec = network.spec
+        # What is made from images varies with these, and has no directions of its own.
+        shares = [] if spec.given else [float(share) for share in model.directions.shares]
         return {
             "name": self.path.resolve().name,
             "facts": facts,
             "best": known.best,
             "candidate": model.folder.name,
-            "resolution": list(network.spec.resolution),
-            "latent": network.spec.latent,
+            "resolution": list(spec.resolution),
+            "latent": 0 if spec.given else spec.latent,
             "classes": list(model.classes),
             "styles": network.styles if network.styles > 1 else 0,
-            "mapping": bool(network.spec.mapping),
-            "directions": [float(share) for share in directions.shares],
+            "mapping": bool(spec.mapping),
+            "directions": shares,
             "data_given": self.data is not None,
         }
 
@@ -260,12 +277,10 @@ class Studio:
             ]
         }
 
-    @question(SampleForm, "samples, truncated or not, of any class")
-    def sample(self, form: SampleForm) -> Answer:
+    @question(Form, "samples, truncated or not, of any class")
+    def sample(self, form: Form) -> Answer:
         model = self.model(form.candidate)
-        images = model.sample(
-            form.count, seed=form.seed, truncation=form.truncation, labels=form.labels or None
-        )
+        images = model.sample(**form.sheet)
         labels = model.labels(form.count, form.labels or None)
         known = dict(enumerate(model.classes))
         names = [] if labels is None else [known.get(label, str(label)) for label in labels]
@@ -274,13 +289,13 @@ class Studio:
     @question(VaryForm, "one sample, moved along directions and latents")
     def vary(self, form: VaryForm) -> Answer:
         model = self.model(form.candidate)
-        drawn = model.vary(form.pick, form.along, form.latents, count=form.count, seed=form.seed)
+        drawn = model.vary(form.pick, form.along, form.latents, **form.sheet)
         return {"images": pictures(drawn)}
 
     @question(WalkForm, "the way from each pick to the next")
     def walk(self, form: WalkForm) -> Answer:
         model = self.model(form.candidate)
-        images = model.walk(form.picks, form.steps, count=form.count, seed=form.seed)
+        images = model.walk(form.picks, form.steps, **form.sheet)
         return {"images": pictures(images), "columns": form.steps}
 
     @question(CombineForm, "sums of mean latents")
@@ -289,19 +304,20 @@ class Studio:
         if not plus and not minus:
             raise UserError("a sum needs a set with an image in it")
         model = self.model(form.candidate)
-        images = model.combine(plus, minus, count=form.count, seed=form.seed)
+        images = model.combine(plus, minus, **form.sheet)
         return {"images": pictures(images), "columns": 3}
 
     @question(MixForm, "coarse styles of some, fine styles of others")
     def mix(self, form: MixForm) -> Answer:
         model = self.model(form.candidate)
-        images = model.mix(form.rows, form.columns, count=form.count, seed=form.seed)
+        images = model.mix(form.rows, form.columns, **form.sheet)
         return {"images": pictures(images), "columns": len(form.columns)}
 
     @question(MorphForm, "latents on their way between classes")
     def morph(self, form: MorphForm) -> Answer:
         model = self.model(form.candidate)
-        images = model.morph(form.labels, form.steps, rows=form.rows, seed=form.seed)
+        how = {"rows": form.rows, "seed": form.seed}
+        images = model.morph(form.labels, form.steps, truncation=form.truncation, **how)
         columns = (len(form.labels) - 1) * form.steps + 1
         return {"images": pictures(images), "columns": columns}
 
@@ -310,7 +326,7 @@ class Studio:
         if self.data is None:
             raise UserError("the training images are not known here: add --data DATA to explore")
         model = self.model(form.candidate)
-        drawn = model.sample(form.count, seed=form.seed)
+        drawn = model.sample(**form.sheet)
         if not 0 <= form.pick < form.count:
             raise UserError(f"pick {form.pick} is none of the {form.count} images")
         if self.data.resolution != drawn.shape[1:3]:

@@ -8,6 +8,10 @@ anew elsewhere, with the same result, since all that is random in it is a functi
 
 from __future__ import annotations
 
+import signal
+import threading
+import time
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
@@ -19,18 +23,20 @@ import torch
 from growgan.config import Settings
 from growgan.data import ImageSet
 from growgan.errors import UserError, require
-from growgan.growth.executor import Keeper, Outcome, Silent, Standing, Task, Trainer, batches_of
+from growgan.growth.executor import Keeper, Outcome, Task, Trainer
 from growgan.growth.history import Candidate
-from growgan.growth.scoring import scorer_of
 from growgan.growth.search import Search
-from growgan.growth.stop import Stop
-from growgan.metrics.features import Extractor
-from growgan.training.checkpoint import Files, packed, unpacked
-from growgan.training.runtime import runtime_of
-from growgan.training.stage import Progress
+from growgan.growth.stop import SIGNALS, Stop
+from growgan.growth.worker import Board, Common, Word, make, moved
+from growgan.training.checkpoint import Files, packed
 
 RETRIES = 3  # of a task whose worker died
 LOOK_EVERY = 0.5  # seconds between two looks at what the workers say
+COUNT_EVERY = 10.0  # seconds between two counts of the workers
+PATIENCE = 5.0  # seconds for the board to answer
+ENDING = 60.0  # seconds for interrupted calls to save and end
+WORDS = 20  # a second, of all workers together, that the head shows and logs
+NEARLY = 1e-6  # 1 / 0.1 GPUs are ten tasks, whatever is rounded
 
 
 @dataclass(frozen=True)
@@ -40,7 +46,8 @@ class Cluster:
     Attributes:
         address: of a Ray cluster, "auto" for the one that this machine belongs to; None: a cluster
             of this machine alone, begun and ended with the run.
-        cpus, gpus: what each child takes; cpus None: the run's threads.
+        cpus, gpus: what each child takes; cpus None: a GPU's share of its machine's, or, without
+            GPUs, the run's threads.
         free: without rounds: a worker that is free takes the next proposal at once.
 
     Raises:
@@ -54,90 +61,6 @@ class Cluster:
 
     def __post_init__(self) -> None:
         require("ray", "a cluster", "'growgan[cluster]'")
-
-
-@dataclass(frozen=True)
-class Common:
-    """What every child of a run needs."""
-
-    run: str
-    data: ImageSet
-    settings: Settings
-    extractor: Extractor | None
-    origin: Files | None = None
-
-
-@dataclass(frozen=True)
-class Seen:
-    """What of a pair in training is shown."""
-
-    resolution: tuple[int, int]
-    alpha: float
-    images: int
-
-
-Word = tuple[Task, Seen | int, Progress | None]  # of a child: where it stands, or parts it needs
-
-
-class Board:
-    """An actor on which workers write how their children fare."""
-
-    def __init__(self) -> None:
-        self.words: list[Word] = []
-
-    def write(self, word: Word) -> None:
-        """Add a word."""
-        self.words.append(word)
-
-    def take(self) -> list[Word]:
-        """Return what was written since the last call."""
-        words, self.words = self.words, []
-        return words
-
-
-class Teller(Silent):
-    """The :class:`Keeper` of a worker: it tells the board, and keeps nothing.
-
-    A child whose worker dies begins anew.
-    """
-
-    def __init__(self, board: Any) -> None:
-        self.board = board
-
-    def report(self, task: Task, gan: Standing, progress: Progress | None) -> None:
-        """Tell where a child stands."""
-        self.board.write.remote((task, Seen(gan.resolution, gan.alpha, gan.images), progress))
-
-    def out_of_memory(self, task: Task, parts: int) -> None:
-        """Tell that batches go through in parts."""
-        self.board.write.remote((task, parts, None))
-
-
-_trainers: dict[str, Trainer] = {}  # of this worker's process, by run; the newest one only
-
-
-def make(common: Common, board: Any, task: Task, parent: Files | None) -> Outcome:
-    """Make one child in a worker; return its outcome, with the pair's files."""
-    if common.run not in _trainers:
-        _trainers.clear()
-        _trainers[common.run] = _trainer(common)
-    trainer = _trainers[common.run]
-    trainer.keeper = Teller(board)
-    torch.set_num_threads(common.settings.threads or 1)
-    outcome = trainer.make(task, unpacked(parent, trainer.runtime.device) if parent else None)
-    files = packed(outcome.gan) if outcome.gan is not None else None
-    return replace(outcome, gan=None, files=files)
-
-
-def _trainer(common: Common) -> Trainer:
-    """Return what makes a run's children, in this process."""
-    data, settings = common.data, common.settings
-    scorer = scorer_of(data, settings, common.extractor)
-    runtime = runtime_of(settings)
-    trainer = Trainer(batches_of(data, settings), runtime, scorer, Silent())
-    if common.origin:
-        trainer.origin = unpacked(common.origin, runtime.device)
-    return trainer
 
 
 class RayExecutor:
@@ -163,19 +86,31 @@ class RayExecutor:
         ray, self._ours = _connected(cluster.address)
         self._ray = ray
         self._parent, self._keeper, self._stop = parent, keeper, stop
-        cpus = cluster.cpus or common.settings.threads or 1
-        self._make = ray.remote(**_taken(ray, cluster, cpus))(make)
-        self.workers = _room(ray.cluster_resources(), cpus, cluster.gpus)
-        self._common = ray.put(common)
-        self._board: Any = ray.remote(num_cpus=0)(Board).remote()
+        self._need = _need(_machines(ray), cluster, common.settings.threads)
+        self._make = ray.remote(**_options(ray, *self._need))(make)
+        self._workers, self._counted = 0, float("-inf")
+        self._common = ray.put(replace(common, every=self.workers / WORDS))
+        self._board = _board(ray)
         self._parents: dict[str, Any] = {}
         self._flying: dict[Any, Task] = {}
+        self._lost: Counter[str] = Counter()  # by task: how often Ray gave it up
+
+    @property
+    def workers(self) -> int:
+        """How many children are made at once; machines may come and go."""
+        now = time.perf_counter()
+        if now - self._counted > COUNT_EVERY:
+            self._counted = now
+            self._workers = max(1, _room(_machines(self._ray), *self._need))
+        return self._workers
 
     def run(self, tasks: Iterable[Task]) -> Iterator[Outcome]:
         """Begin all tasks at once, and yield their outcomes in their order."""
-        begun = [self._begin(task) for task in tasks]
-        for reference in begun:
-            yield self._outcome(reference)
+        begun = list(tasks)
+        for task in begun:
+            self._begin(task)
+        for task in begun:
+            yield self._next(task.id)
 
     def submit(self, task: Task) -> None:
         """Begin a task."""
@@ -183,10 +118,7 @@ class RayExecutor:
 
     def wait(self) -> Outcome:
         """Return the outcome of a task that is finished, whichever is first."""
-        while True:
-            ready = self._look(list(self._flying))
-            if ready:
-                return self._outcome(ready[0])
+        return self._next()
 
     def close(self) -> None:
         """Give up what is under way, and leave the cluster."""
@@ -196,7 +128,7 @@ class RayExecutor:
         if self._ours:
             self._ray.shutdown()
 
-    def _begin(self, task: Task) -> Any:
+    def _begin(self, task: Task) -> None:
         name = task.proposal.parent
         if name is not None and name not in self._parents:
             self._parents[name] = self._ray.put(self._parent(name))
@@ -206,7 +138,15 @@ class RayExecutor:
         # What no child under way goes on from may leave the store.
         needed = {each.proposal.parent for each in self._flying.values()}
         self._parents = {key: kept for key, kept in self._parents.items() if key in needed}
-        return reference
+
+    def _next(self, name: str | None = None) -> Outcome:
+        """Return the outcome of a task, of whichever is first if none is named."""
+        while True:
+            asked = [each for each, task in self._flying.items() if name in (None, task.id)]
+            ready = self._look(asked)
+            outcome = self._outcome(ready[0]) if ready else None
+            if outcome is not None:
+                return outcome
 
     def _look(self, references: list[Any]) -> list[Any]:
         """Wait a little for some children, and pass on what workers told meanwhile.
@@ -215,24 +155,44 @@ class RayExecutor:
             KeyboardInterrupt: the run shall stop.
         """
         ready, _ = self._ray.wait(references, timeout=LOOK_EVERY)
-        for task, seen, progress in self._ray.get(self._board.take.remote()):
+        tasks = {task.id: task for task in self._flying.values()}
+        for name, seen, progress in self._words():
+            if name not in tasks:
+                continue
             if isinstance(seen, int):
-                self._keeper.out_of_memory(task, seen)
+                self._keeper.out_of_memory(tasks[name], seen)
             else:
-                self._keeper.report(task, seen, progress)
+                self._keeper.report(tasks[name], seen, progress)
         if self._stop.between_steps():
             raise KeyboardInterrupt
         return list(ready)
 
-    def _outcome(self, reference: Any) -> Outcome:
-        while not self._look([reference]):
-            pass
-        task = self._flying.pop(reference)
+    def _words(self) -> list[Word]:
+        try:
+            words: list[Word] = self._ray.get(self._board.take.remote(), timeout=PATIENCE)
+        except self._ray.exceptions.RayError:
+            return []  # the board has died, and begins anew
+        return words
+
+    def _outcome(self, reference: Any) -> Outcome | None:
+        """Return the outcome of a finished task, None where it begins anew."""
+        task, exceptions = self._flying.pop(reference), self._ray.exceptions
         try:
             outcome: Outcome = self._ray.get(reference)
-        except self._ray.exceptions.WorkerCrashedError:
-            return Outcome(task, error=f"its worker died {RETRIES + 1} times")
-        return replace(outcome, task=task)
+            return replace(outcome, task=task)
+        except exceptions.RayError as error:
+            if isinstance(cause := getattr(error, "cause", None), UserError):
+                raise cause from None
+            self._lost[task.id] += 1
+            # What crashed its worker has been tried several times by Ray itself.
+            crashed = isinstance(error, exceptions.WorkerCrashedError)
+            if self._lost[task.id] <= RETRIES and not crashed:
+                self._begin(task)
+                return None
+            if isinstance(error, exceptions.RayTaskError):
+                raise
+            said = f"its worker was lost {RETRIES + 1} times"
+            return Outcome(task, error=f"{said}: {str(error).strip().splitlines()[0]}", lost=True)
 
 
 def search_on(
@@ -241,13 +201,16 @@ def search_on(
     """Run a search whose children are trained on a cluster; return the best candidate.
 
     Raises:
-        UserError: the cluster cannot be had.
+        UserError: the cluster cannot be had, or has no GPUs for a device that is one.
     """
     # A plain array goes into the store as it is, and is read there without a copy.
     data = replace(data, images=np.asarray(data.images))
     origin = packed(trainer.origin) if trainer.origin is not None else None
-    extractor = trainer.scorer.extractor if trainer.scorer else None
-    common = Common(uuid4().hex, data, search.settings, extractor, origin)
+    extractor = moved(trainer.scorer.extractor if trainer.scorer else None, torch.device("cpu"))
+    settings = _placed(search.settings, cluster)
+    if settings.device == "cpu" and trainer.runtime.device.type != "cpu":
+        search.display.message("children are trained by CPUs; --gpus 1 gives each of them a GPU")
+    common = Common(uuid4().hex, data, settings, extractor, origin)
     executor = RayExecutor(cluster, common, search.files, search.keeper, stop)
     try:
         if search.meter.budget.seconds is not None:
@@ -257,39 +220,78 @@ def search_on(
         executor.close()
 
 
+def _placed(settings: Settings, cluster: Cluster) -> Settings:
+    """Return ``settings`` for workers: without a GPU of its own, a child trains on CPUs.
+
+    Ray does not hide GPUs from who takes none, and all children would share the first one.
+
+    Raises:
+        UserError: the device is named, and is a GPU.
+    """
+    if cluster.gpus:
+        return settings
+    if settings.device not in ("auto", "cpu"):
+        raise UserError(f"with --executor ray, device '{settings.device}' needs --gpus above 0")
+    return settings.model_copy(update={"device": "cpu"})
+
+
 def spread(cluster: Cluster, make: Callable[[int], bool], numbers: Iterable[int]) -> Iterator[bool]:
     """Call ``make`` for each number on the workers of a cluster; yield what it returns, in order.
 
-    A call whose worker dies is given to another, and is False where that happens too often.
+    A call whose worker is lost is given to another, and is False where that happens too often. What
+    is under way when the caller is interrupted is interrupted, too, and has some time to end.
 
     Raises:
         UserError: the cluster cannot be had, or ``make`` raised it.
     """
     ray, ours = _connected(cluster.address)
+    references: list[Any] = []
     try:
-        call = ray.remote(**_taken(ray, cluster, cluster.cpus or 1))(lambda number: make(number))
-        for reference in [call.remote(number) for number in numbers]:
+        need = _need(_machines(ray), cluster, None)
+        call = ray.remote(**_options(ray, *need))(_called)
+        references += [call.remote(make, number) for number in numbers]
+        for reference in references:
             try:
                 yield ray.get(reference)
-            except ray.exceptions.WorkerCrashedError:
-                yield False
             except ray.exceptions.RayTaskError as error:
                 raise error.cause from None
+            except ray.exceptions.RayError:
+                yield False
     finally:
+        for reference in references:
+            ray.cancel(reference)
+        if references:
+            ray.wait(references, num_returns=len(references), timeout=ENDING)
         if ours:
             ray.shutdown()
 
 
-def _taken(ray: Any, cluster: Cluster, cpus: int) -> dict[str, Any]:
-    """Return what Ray is told that a task takes.
+def _called(make: Callable[[int], bool], number: int) -> bool:
+    """Call ``make`` in a worker, so that Ray can interrupt it."""
+    # Ray does it as Ctrl-C would, which is ignored in the background of a batch job.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    return make(number)
+
+
+def _board(ray: Any) -> Any:
+    """Return a board on this machine, which dies with the search, and not with another machine."""
+    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+    here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
+    how = {"num_cpus": 0, "max_restarts": -1, "scheduling_strategy": here}
+    return ray.remote(**how)(Board).remote()
+
+
+def _options(ray: Any, cpus: int, gpus: float) -> dict[str, Any]:
+    """Return what Ray is told of a task.
 
     Raises:
-        UserError: no worker has that.
+        UserError: no machine has what it takes.
     """
-    if not _room(ray.cluster_resources(), cpus, cluster.gpus):
-        need = f"{cpus} CPUs" + (f" and {cluster.gpus:g} GPUs" if cluster.gpus else "")
+    if not _room(_machines(ray), cpus, gpus):
+        need = f"{cpus} CPUs" + (f" and {gpus:g} GPUs" if gpus else "")
         raise UserError(f"no worker of the cluster has {need}, which a task takes")
-    return {"num_cpus": cpus, "num_gpus": cluster.gpus, "max_retries": RETRIES}
+    return {"num_cpus": cpus, "num_gpus": gpus, "max_retries": RETRIES}
 
 
 def _connected(address: str | None) -> tuple[Any, bool]:
@@ -299,14 +301,42 @@ def _connected(address: str | None) -> tuple[Any, bool]:
     if ray.is_initialized():
         return ray, False
     how: dict[str, Any] = {} if address else {"include_dashboard": False}
+    before = {each: signal.getsignal(each) for each in SIGNALS}
     try:
-        ray.init(address=address, log_to_driver=False, **how)
+        # Without a name, Ray would join whatever cluster the environment names.
+        ray.init(address=address or "local", log_to_driver=False, **how)
     except (ConnectionError, ValueError, RuntimeError) as error:
         raise UserError(f"there is no Ray cluster at '{address}': {error}") from error
+    if threading.current_thread() is threading.main_thread():
+        for each, handler in before.items():  # Ray's own would abort the process
+            signal.signal(each, handler)
     return ray, True
 
 
-def _room(resources: Mapping[str, float], cpus: int, gpus: float) -> int:
-    """Return how many children the cluster makes at once."""
-    most = int(resources.get("CPU", 0) // cpus)
-    return min(most, int(resources.get("GPU", 0) // gpus)) if gpus else most
+def _machines(ray: Any) -> list[Mapping[str, float]]:
+    """Return what each living machine of the cluster has."""
+    return [node["Resources"] for node in ray.nodes() if node["Alive"]]
+
+
+def _need(
+    machines: Iterable[Mapping[str, float]], cluster: Cluster, threads: int | None
+) -> tuple[int, float]:
+    """Return how many CPUs and GPUs a task takes.
+
+    Where no CPUs are named, these are as many as ``threads``; beside a GPU its share of them, on
+    the machine that has the fewest for each.
+    """
+    gpus = cluster.gpus
+    if cluster.cpus or not gpus:
+        return cluster.cpus or threads or 1, gpus
+    shares = [each.get("CPU", 0) * gpus / each["GPU"] for each in machines if each.get("GPU")]
+    return max(1, int(min(shares, default=1) + NEARLY)), gpus
+
+
+def _room(machines: Iterable[Mapping[str, float]], cpus: int, gpus: float) -> int:
+    """Return how many tasks the machines take at once: one must fit on a single machine."""
+    room = 0
+    for each in machines:
+        most = int(each.get("CPU", 0) / cpus + NEARLY)
+        room += min(most, int(each.get("GPU", 0) / gpus + NEARLY)) if gpus else most
+    return room

@@ -34,7 +34,8 @@ def condition(
         way: "reprogram" keeps the generator as it is and learns an invertible map of latents and
             labels before it (InRep+, Lee et al. 2021, 2112.10930); "fine-tune" lets both players
             read labels and trains them on.
-        budget, images: as in :func:`growgan.grow`.
+        budget: as in :func:`growgan.grow`.
+        images: as in :func:`growgan.grow`.
         settings: nested values beside those of ``run`` and those of the way.
 
     The new run is complete by itself, and is resumed as any other.

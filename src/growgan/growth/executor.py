@@ -52,11 +52,11 @@ class Outcome:
     """What became of a task; of a pair that failed there are no specs, score or vitals.
 
     Attributes:
-        gan: the pair, where it was trained in this process.
-        files: the pair's files, where it was trained in another.
+        gan, files: the pair, where it was trained in this process; its files, where in another.
         specs, sizes: G's and D's, as the slice ended; sizes in parameters.
         sheet: its first images, uint8 [SHEET, C, H, W].
         memory: the most that was in use, in MiB, where the system tells.
+        lost: its worker was, so that its ``error`` says nothing of the pair.
     """
 
     task: Task
@@ -72,6 +72,7 @@ class Outcome:
     memory: float | None = None
     costs: dict[str, float] = field(default_factory=dict)
     error: str = ""
+    lost: bool = False
 
 
 class Executor(Protocol):

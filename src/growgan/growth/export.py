@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import io
 import warnings
 from collections.abc import Callable, Iterator
@@ -16,7 +17,7 @@ from growgan import __version__
 from growgan.errors import UserError, require
 from growgan.growth.model import Model
 from growgan.nets.players import Generator
-from growgan.nets.pretrained import CARD, WEIGHTS
+from growgan.nets.pretrained import CARD, WEIGHTS, read_config
 from growgan.registry import Registry
 from growgan.report.run import RunRecord, read_run
 from growgan.report.text import count, duration, size
@@ -26,6 +27,8 @@ Writer = Callable[[nn.Module, tuple[Tensor, ...], Path], None]
 EXPORTS: Registry[Writer] = Registry("export")
 TRACED = 2  # images of the call that a graph is made from
 OPSET = 18
+GRAPHS = ("model.onnx", "model.onnx.data", "model.pt")
+MADE = "card"  # in config.json: a hash of the model card as it was made
 
 
 class Drawing(nn.Module):
@@ -87,6 +90,8 @@ def _quiet() -> Iterator[None]:
 def export(model: Model, to: str, out: str | Path) -> Path:
     """Write a generator into the folder ``out``: weights, spec, model card, and what ``to`` names.
 
+    What an earlier export left there is replaced, but for a card that was changed by hand.
+
     Args:
         to: a name of :data:`EXPORTS`.
 
@@ -101,7 +106,13 @@ def export(model: Model, to: str, out: str | Path) -> Path:
     if network.spec.given:
         raise UserError("generators that make images from images cannot be exported yet")
     known = read_run(model.run_folder)
-    network.save_pretrained(out, config=_config(model, known), card=model_card(model, known))
+    card = model_card(model, known)
+    config = {**_config(model, known), MADE: _mark(card)}
+    if own_card(out):
+        card = (out / CARD).read_text("utf-8")
+    for name in GRAPHS:
+        (out / name).unlink(missing_ok=True)  # it may be of another generator
+    network.save_pretrained(out, config=config, card=card)
     spec = network.spec
     example = [torch.randn(TRACED, spec.latent)]
     if spec.classes:
@@ -118,6 +129,17 @@ def export(model: Model, to: str, out: str | Path) -> Path:
 
 def _is_ours(folder: Path) -> bool:
     return (folder / WEIGHTS).is_file() and (folder / CARD).is_file()
+
+
+def own_card(folder: Path) -> bool:
+    """Return whether an export's model card was changed by hand since it was written."""
+    if not _is_ours(folder):
+        return False
+    return bool(read_config(folder).get(MADE) != _mark((folder / CARD).read_text("utf-8")))
+
+
+def _mark(card: str) -> str:
+    return hashlib.sha256(card.encode()).hexdigest()[:16]
 
 
 def _config(model: Model, known: RunRecord) -> dict[str, Any]:
@@ -164,10 +186,17 @@ USE = """## Use
 
 ```python
 import growgan as gg
+import torch
 
 images = gg.load("FOLDER").sample(64, seed=0)  # uint8 [64, H, W, C]
-network = gg.Generator.from_pretrained("FOLDER")  # float [N, latent] to [N, C, H, W] in [-1, 1]
+
+network = gg.Generator.from_pretrained("FOLDER")
+z = torch.randn(64, network.spec.latent)
+images = network(network.labelled(z))  # float [64, C, H, W], about [-1, 1]; any classes take turns
 ```
+
+`network` takes float [N, latent + classes]: latents, and where there are classes 1 at each image's
+own and 0 elsewhere. `network.labelled(z)` adds them.
 
 `model.onnx` and `model.pt`, where they are here, take `z`, float32 [N, latent], standard normal,
 and where there are classes `y`, float32 [N, classes], with 1 at each image's class and 0 elsewhere.

@@ -180,18 +180,19 @@ class History:
     lost: frozenset[str] = frozenset()
     workers: int = 1
 
+    @cached_property
+    def _by_id(self) -> dict[str, Candidate]:
+        return {candidate.id: candidate for candidate in self.candidates}
+
     def __getitem__(self, candidate_id: str) -> Candidate:
-        for candidate in self.candidates:
-            if candidate.id == candidate_id:
-                return candidate
-        raise KeyError(candidate_id)
+        return self._by_id[candidate_id]
 
     @property
     def left(self) -> float:
         """Share of the budget that is left."""
         return max(0.0, 1 - self.spent)
 
-    @property
+    @cached_property
     def best(self) -> Candidate | None:
         """The lowest score at the highest resolution reached."""
         scored = [c for c in self.candidates if c.score is not None and c.id not in self.lost]
@@ -200,9 +201,9 @@ class History:
     def lineage(self, candidate: Candidate) -> list[Candidate]:
         """Return ``candidate`` and its ancestors, the root first."""
         line = [candidate]
-        while line[0].parent is not None:
-            line.insert(0, self[line[0].parent])
-        return line
+        while line[-1].parent is not None:
+            line.append(self[line[-1].parent])
+        return line[::-1]
 
     def with_round(self, children: tuple[Candidate, ...], alive: tuple[str, ...]) -> History:
         """Return the history after a round."""

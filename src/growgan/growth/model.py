@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict, Unpack
 
 import numpy as np
 import torch
@@ -20,9 +20,11 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from growgan.config import Settings
+from growgan.data import ImageSet, load_images
 from growgan.data.npz import read_arrays
 from growgan.errors import UserError
 from growgan.growth.directions import Directions, principal
+from growgan.growth.latents import slerp, truncate
 from growgan.nets.players import Generator
 from growgan.nets.wishes import one_hot
 from growgan.objectives import make_objective
@@ -34,6 +36,15 @@ Images = UInt8[np.ndarray, "n h w c"]
 GIVEN = "given.npz"  # in a run's folder, where it makes images from images: some to make them from
 SWEPT = 2.0  # deviations of a continuous code, to either side
 AROUND = 0.25  # deviations by which the neighbours of a sum differ (Radford et al. 2016, figure 7)
+
+
+class Sheet(TypedDict, total=False):
+    """How the images were drawn that picks are numbers of, as :meth:`Model.sample` takes it."""
+
+    count: int  # 64 where it is not said
+    seed: int
+    truncation: float | None
+    labels: Sequence[int] | None
 
 
 @dataclass(frozen=True)
@@ -70,6 +81,15 @@ class Model:
         fit = settings.data.fit
         return {"resolution": settings.resolution, "channels": channels, "fit": fit}
 
+    def load_data(self, source: str | Path) -> ImageSet:
+        """Return what its run was trained on, read again from ``source`` in the run's own form.
+
+        Raises:
+            UserError: it cannot be read, or has no image of the one label that the run is of.
+        """
+        data, only = load_images(source, **self.form), self.settings.labels.only
+        return data if only is None else data.only(only)
+
     @property
     def run_folder(self) -> Path:
         """The directory of its run."""
@@ -98,26 +118,15 @@ class Model:
                 with a mapping network, move each style to the mean one by this factor instead
                 (Karras et al. 2019, section B).
         """
-        spec = self._network.spec
-        self._check(labels)
-        if labels is None and given is None:
-            labels = self._examples_labels
-        z = inputs(spec, count, seed, labels, self._examples(given))
-        if truncation is None:
-            return self._images(z)
-        if not spec.mapping:
-            cut = truncate(z[:, : spec.latent], truncation, seed)
-            return self._images(torch.cat([cut, z[:, spec.latent :]], 1))
-        with torch.no_grad():
-            mean, styles = self._network.stem.mean, self._network.embed(z)
-        return self._made(torch.lerp(mean, styles, truncation))
+        z = self._drawn(count, seed, truncation, labels, given)
+        return self._images(z, truncation)
 
     def labels(self, count: int, labels: Sequence[int] | None = None) -> NDArray[np.int64] | None:
         """Return the labels that :meth:`sample` draws, int64 [N]; None if it is unconditional."""
         known = self._network.spec.categories
         return turns(count, known, labels) if known else None
 
-    def walk(self, picks: Sequence[int], steps: int, *, count: int = 64, seed: int = 0) -> Images:
+    def walk(self, picks: Sequence[int], steps: int, **sheet: Unpack[Sheet]) -> Images:
         """Return images on the way from each pick to the next: ``steps`` a way, and the last one.
 
         The way is along a great circle: on a line between two latents there are shorter ones, which
@@ -125,7 +134,7 @@ class Model:
         """
         if steps < 1 or len(picks) < 2:
             raise UserError(f"a walk needs two picks and a step, but got {len(picks)} and {steps}")
-        z = self._picked(picks, count, seed)
+        z = self._picked(picks, sheet)
         shares = torch.arange(steps) / steps
         n = self._network.spec.latent
         ways = [
@@ -133,9 +142,17 @@ class Model:
             for a, b in pairwise(z)
             for share in shares
         ]
-        return self._images(torch.stack([*ways, z[-1]]))
+        return self._images(torch.stack([*ways, z[-1]]), sheet.get("truncation"))
 
-    def morph(self, labels: Sequence[int], steps: int, *, rows: int = 8, seed: int = 0) -> Images:
+    def morph(
+        self,
+        labels: Sequence[int],
+        steps: int,
+        *,
+        rows: int = 8,
+        seed: int = 0,
+        truncation: float | None = None,
+    ) -> Images:
         """Return a table, row by row: one latent a row, on its way from each label to the next.
 
         Each way has ``steps`` images, and the last label its own; between two classes the label is
@@ -148,14 +165,16 @@ class Model:
             raise UserError(f"a morph needs two labels and a step, but got {[*labels]}, {steps}")
         self._check(labels)
         shares = torch.arange(steps) / steps
-        z = inputs(self._network.spec, rows, seed, given=self._examples())
+        z = self._cut(
+            inputs(self._network.spec, rows, seed, given=self._examples()), truncation, seed
+        )
         ends = one_hot(torch.tensor(labels), self._network.spec.categories)
         ways = [torch.lerp(a, b, share) for a, b in pairwise(ends) for share in shares]
         y = torch.stack([*ways, ends[-1]])
         table = z[:, None].repeat(1, len(y), 1)
         first = self._network.spec.latent
         table[:, :, first : first + y.shape[1]] = y
-        return self._images(table.flatten(0, 1))
+        return self._images(table.flatten(0, 1), truncation)
 
     def sweep(self, code: int, steps: int, *, rows: int = 8, seed: int = 0) -> Images:
         """Return a table, row by row: one latent a row, its continuous code from -2 to 2.
@@ -178,9 +197,7 @@ class Model:
         self,
         plus: Sequence[Sequence[int]],
         minus: Sequence[Sequence[int]],
-        *,
-        count: int = 64,
-        seed: int = 0,
+        **sheet: Unpack[Sheet],
     ) -> Images:
         """Return nine images of sums of mean latents: the sum itself, then eight near it.
 
@@ -191,15 +208,14 @@ class Model:
         total = torch.zeros(spec.inputs)
         for sign, sets in ((1, plus), (-1, minus)):
             for picks in sets:
-                total = total + sign * self._picked(picks, count, seed).mean(0)
-        rng = torch.Generator().manual_seed(seed)
+                total = total + sign * self._picked(picks, sheet).mean(0)
+        rng = torch.Generator().manual_seed(sheet.get("seed", 0))
         near = torch.rand(8, spec.latent, generator=rng) * 2 - 1
         near = torch.cat([near, near.new_zeros(8, spec.wish)], 1)
-        return self._images(torch.cat([total[None], total + AROUND * near]))
+        sums = torch.cat([total[None], total + AROUND * near])
+        return self._images(sums, sheet.get("truncation"))
 
-    def mix(
-        self, rows: Sequence[int], columns: Sequence[int], *, count: int = 64, seed: int = 0
-    ) -> Images:
+    def mix(self, rows: Sequence[int], columns: Sequence[int], **sheet: Unpack[Sheet]) -> Images:
         """Return a table of style mixes, row by row: coarse styles of a row's pick, fine ones of a
         column's (Karras et al. 2019, figure 3).
 
@@ -209,10 +225,10 @@ class Model:
         network = self._network
         if network.styles < 2:
             raise UserError("styles cannot be mixed: this generator's layers have none")
-        with torch.no_grad():
-            coarse, fine = (
-                network.embed(self._picked(picks, count, seed)) for picks in (rows, columns)
-            )
+        coarse, fine = (
+            self._embedded(self._picked(picks, sheet), sheet.get("truncation"))
+            for picks in (rows, columns)
+        )
         half = (torch.arange(network.styles) < network.styles // 2).view(-1, 1)
         table = torch.where(half, coarse[:, None, None], fine[None, :, None])
         return self._made(table.flatten(0, 1))
@@ -266,9 +282,7 @@ class Model:
         pick: int,
         along: Mapping[int, float],
         latents: Mapping[int, float] | None = None,
-        *,
-        count: int = 64,
-        seed: int = 0,
+        **sheet: Unpack[Sheet],
     ) -> Images:
         """Return one image, a pick that is moved: uint8 [1, H, W, C].
 
@@ -281,21 +295,22 @@ class Model:
         """
         spec, latents = self._network.spec, latents or {}
         for what, asked, known in (
-            ("direction", along, len(self.directions)),
+            ("direction", along, len(self.directions) if along else 0),
             ("latent", latents, spec.latent),
         ):
             for index in asked:
                 if not 0 <= index < known:
                     raise UserError(f"{what} {index} is none of the {known}: 0 to {known - 1}")
-        z = self._picked([pick], count, seed)
+        z, truncation = self._picked([pick], sheet), sheet.get("truncation")
         for index, value in latents.items():
             z[0, index] = value
+        if not along:
+            return self._images(z, truncation)
         move = self.directions.move(along)
         if not self.directions.styles:
             z[0, : spec.latent] += move
-            return self._images(z)
-        with torch.no_grad():
-            return self._made(self._network.embed(z) + move)
+            return self._images(z, truncation)
+        return self._made(self._embedded(z, truncation) + move)
 
     def _check(self, labels: Sequence[int] | None) -> None:
         known = self._network.spec.categories
@@ -303,14 +318,46 @@ class Model:
             raise UserError("labels have no meaning here: this generator is not conditional")
         turns(0, known, labels)
 
-    def _picked(self, picks: Sequence[int], count: int, seed: int) -> Float[Tensor, "n z"]:
+    def _picked(self, picks: Sequence[int], sheet: Sheet) -> Float[Tensor, "n z"]:
+        count, seed = sheet.get("count", 64), sheet.get("seed", 0)
         for pick in picks:
             if not 0 <= pick < count:
                 raise UserError(f"pick {pick} is none of the {count} images: 0 to {count - 1}")
-        kept = self._examples_labels, self._examples()
-        return inputs(self._network.spec, count, seed, *kept)[list(picks)]
+        return self._drawn(count, seed, sheet.get("truncation"), sheet.get("labels"))[list(picks)]
 
-    def _images(self, z: Float[Tensor, "n z"]) -> Images:
+    def _drawn(
+        self,
+        count: int,
+        seed: int,
+        truncation: float | None,
+        labels: Sequence[int] | None,
+        given: Images | None = None,
+    ) -> Float[Tensor, "n z"]:
+        """Return what the images of a sheet are made of."""
+        self._check(labels)
+        if labels is None and given is None:
+            labels = self._examples_labels
+        z = inputs(self._network.spec, count, seed, labels, self._examples(given))
+        return self._cut(z, truncation, seed)
+
+    def _cut(self, z: Float[Tensor, "n z"], truncation: float | None, seed: int) -> Tensor:
+        """Return ``z`` with latents truncated, where it is not the styles that are."""
+        spec = self._network.spec
+        if truncation is None or spec.mapping:
+            return z
+        return torch.cat([truncate(z[:, : spec.latent], truncation, seed), z[:, spec.latent :]], 1)
+
+    @torch.no_grad()
+    def _embedded(self, z: Float[Tensor, "n z"], truncation: float | None) -> Tensor:
+        """Return what images are a smooth function of, truncated where that is a style."""
+        styles = self._network.embed(z)
+        if truncation is None or not self._network.spec.mapping:
+            return styles
+        return torch.lerp(self._network.stem.mean, styles, truncation)
+
+    def _images(self, z: Float[Tensor, "n z"], truncation: float | None = None) -> Images:
+        if truncation is not None and self._network.spec.mapping:
+            return self._made(self._embedded(z, truncation))
         with torch.no_grad():
             return _last(to_uint8(self._network, z))
 
@@ -330,30 +377,6 @@ def turns(count: int, classes: int, labels: Sequence[int] | None) -> NDArray[np.
         if not 0 <= label < classes:
             raise UserError(f"label {label} is none of the {classes} classes: 0 to {classes - 1}")
     return np.resize(wanted, count).astype(np.int64)
-
-
-def truncate(z: Tensor, threshold: float, seed: int) -> Tensor:
-    """Redraw the values of ``z`` beyond ``threshold`` until none is left."""
-    if threshold < 0.05:
-        raise UserError(f"truncation must be at least 0.05, but got {threshold}")
-    rng = torch.Generator().manual_seed(~seed & 0xFFFFFFFF)
-    while (far := z.abs() > threshold).any():
-        z = torch.where(far, torch.randn(z.shape, generator=rng), z)
-    return z
-
-
-def slerp(a: Float[Tensor, " z"], b: Float[Tensor, " z"], share: Tensor) -> Float[Tensor, " z"]:
-    """Return the point that lies ``share`` of the way from ``a`` to ``b`` on a great circle.
-
-    Shoemake 1985: angles and lengths both change evenly.
-    """
-    lengths = torch.lerp(a.norm(), b.norm(), share)
-    a, b = a / a.norm(), b / b.norm()
-    angle = torch.acos((a * b).sum().clamp(-1, 1))
-    if float(angle) < 1e-4:
-        return lengths * torch.lerp(a, b, share)
-    weights = torch.sin((1 - share) * angle), torch.sin(share * angle)
-    return lengths * (weights[0] * a + weights[1] * b) / torch.sin(angle)
 
 
 def _last(images: Tensor) -> Images:

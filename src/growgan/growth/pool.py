@@ -7,12 +7,15 @@ others: no labels inside, no messages between. What they draw is pooled, equally
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from threading import Event
 from typing import Any
 
 import numpy as np
@@ -20,11 +23,24 @@ from numpy.typing import NDArray
 
 from growgan.errors import UserError
 from growgan.growth.model import Images, Model, turns
+from growgan.growth.place import begun
 from growgan.growth.run import Run
 from growgan.plain import parse
 from growgan.report.files import replacing
 
 FILE = "per-label.json"  # what was asked for, and the labels
+# growgan's command line, which the system kills as soon as its parent is dead: it would hold a
+# label that another worker is to go on with.
+TIED = """
+import os, signal, sys
+if sys.platform == "linux":
+    import ctypes
+    ctypes.CDLL(None).prctl(1, signal.SIGKILL)
+    if os.getppid() != int(sys.argv[1]):
+        sys.exit(1)
+from growgan.cli.app import main
+sys.exit(main(sys.argv[2:]))
+"""
 
 
 @dataclass(frozen=True)
@@ -64,11 +80,14 @@ class Pool:
 
     def begun(self, label: int) -> bool:
         """Return whether the run of a label has begun."""
-        return (self.folder(label) / "ledger.jsonl").is_file()
+        return begun(self.folder(label)) is not None
 
     def finished(self, label: int) -> bool:
-        """Return whether the run of a label has come to its end."""
-        return self.begun(label) and self.run(label).events[-1]["event"] == "end"
+        """Return whether the run of a label has spent its budget, and was not given up."""
+        if not self.begun(label):
+            return False
+        last = self.run(label).events[-1]
+        return last["event"] == "end" and "stopped" not in last
 
     @property
     def best(self) -> Pool:
@@ -104,8 +123,17 @@ class Pool:
         return made
 
 
-def train_label(pool: Pool, label: int, *, words: Sequence[str], changes: Sequence[str]) -> bool:
+def train_label(
+    pool: Pool,
+    label: int,
+    *,
+    words: Sequence[str],
+    changes: Sequence[str],
+    stop: Event | None = None,
+) -> bool:
     """Train the pair of a label in a process of its own, or go on with it; return whether it ended.
+
+    The process saves and ends where this is interrupted or ``stop`` is set, and ends with it.
 
     Args:
         pool: what it belongs to.
@@ -128,14 +156,26 @@ def train_label(pool: Pool, label: int, *, words: Sequence[str], changes: Sequen
         own = [*changes, f"labels.only={label}"]
         command = ["train", *words, *out, *(word for change in own for word in ("--set", change))]
     with pool.folder(label).with_suffix(".log").open("a") as log:
-        done = subprocess.run(
-            [sys.executable, "-m", "growgan", *command],
+        child = subprocess.Popen(
+            [sys.executable, "-c", TIED, str(os.getpid()), *command],
             stdout=log,
             stderr=log,
             stdin=subprocess.DEVNULL,
-            check=False,
+            start_new_session=True,  # Ctrl-C reaches it once, from here
         )
-    return done.returncode == 0
+    return _ended(child, stop) == 0
+
+
+def _ended(child: subprocess.Popen[bytes], stop: Event | None) -> int:
+    """Return a process's exit status, once it has ended; ask it to where this is stopped."""
+    try:
+        while not (stop and stop.is_set()):
+            with suppress(subprocess.TimeoutExpired):
+                return child.wait(timeout=0.5)
+    finally:
+        child.terminate()  # nothing, where it has ended
+        child.wait()
+    return child.returncode
 
 
 def begin(path: Path, asked: dict[str, Any]) -> Pool:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import signal
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 
 import torch
@@ -10,6 +13,7 @@ from growgan.config import Settings
 from growgan.data import ImageSet
 from growgan.errors import UserError
 from growgan.growth.executor import Silent, Trainer, batches_of
+from growgan.growth.stop import SIGNALS
 from growgan.training.checkpoint import unpacked
 from growgan.training.ranks import Ranks
 from growgan.training.runtime import runtime_of
@@ -26,17 +30,32 @@ def check_ranks(ranks: Ranks, settings: Settings) -> None:
 
 
 def follow(ranks: Ranks, data: ImageSet) -> None:
-    """Train along with the first rank until it lets go; nothing is written.
+    """Train along with the first rank until it lets go or is interrupted; nothing is written.
 
     Raises:
         LostRank: the first rank is gone.
+        UserError: this rank's data are other data.
     """
-    settings: Settings = ranks.tell()
+    settings, fingerprint = ranks.tell()
     if settings.labels.only is not None:
         data = data.only(settings.labels.only)
+    if data.fingerprint != fingerprint:
+        raise UserError(f"'{data.name}' is other data on rank {ranks.rank} than on the first")
     torch.set_num_threads(settings.threads or 1)
     runtime = replace(runtime_of(settings), ranks=ranks)
     trainer = Trainer(batches_of(data, settings), runtime, None, Silent())
-    while (told := ranks.tell()) is not None:
-        task, files, mark = told
-        trainer.along(task, unpacked(files, runtime.device), mark)
+    with _deaf(), suppress(KeyboardInterrupt):
+        while (told := ranks.tell()) is not None:
+            task, files, mark = told
+            trainer.along(task, unpacked(files, runtime.device), mark)
+
+
+@contextmanager
+def _deaf() -> Iterator[None]:
+    """Hear no signal to stop: torchrun passes it to all, and the first rank decides when."""
+    before = {each: signal.signal(each, signal.SIG_IGN) for each in SIGNALS}
+    try:
+        yield
+    finally:
+        for each, handler in before.items():
+            signal.signal(each, handler)

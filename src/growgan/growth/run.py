@@ -127,6 +127,8 @@ def grow(
         RuntimeError: no candidate could be trained.
     """
     clock, out, ranks = Clock(), Path(out), join()
+    if cluster is not None and ranks.count > 1:
+        raise UserError("--executor ray has no meaning under torchrun: use either")
     if not ranks.first:
         follow(ranks, data)
         return Run(out)
@@ -145,7 +147,7 @@ def grow(
     if len(data) < LEAST_IMAGES:
         raise UserError(f"a run needs at least {LEAST_IMAGES} images, but there are {len(data)}")
     limit = _limit(budget, images, Ledger(out / "ledger.jsonl"))
-    chosen = _settled(chosen, limit, data)
+    chosen = _settled(chosen, limit, data, cluster)
     with held(out), Stop() as stop:
         began = check_out(out, data, resume=resume)  # another process may just have left it
         prepare(out, chosen, limit, data, began, origin)
@@ -165,10 +167,13 @@ def _grown(values: Mapping[str, Any]) -> Settings:
     return make_settings(PRESETS[preset].small, values)
 
 
-def _settled(settings: Settings, limit: Budget, data: ImageSet) -> Settings:
+def _settled(
+    settings: Settings, limit: Budget, data: ImageSet, cluster: Cluster | None
+) -> Settings:
     """Return ``settings`` with what they left to the data and to this machine."""
     # A run counted in images is for exact repetition, so nothing in it may hang on a measurement.
-    threads = settings.threads or (best_threads() if limit.seconds else torch.get_num_threads())
+    threads = settings.threads or (cluster.cpus or 1 if cluster is not None else 0)
+    threads = threads or (best_threads() if limit.seconds else torch.get_num_threads())
     return settings.model_copy(update={"resolution": data.resolution, "threads": threads})
 
 
@@ -332,7 +337,7 @@ def _search(
     runtime = replace(runtime_of(settings), ranks=join())
     search = Search(out, settings, space, policy, budget, meter, shown, str(runtime.device), stop)
     with _shown(out, search, events[0]), _threads(settings.threads or 1):
-        runtime.ranks.tell(settings)
+        runtime.ranks.tell((settings, data.fingerprint))
         trainer = trainer_of(out, settings, search, data, runtime)
         meter.charge("data", clock.lap())
         if cluster is None:

@@ -223,6 +223,8 @@ class Search:
     def _diagnose(self, outcome: Outcome) -> Diagnosis | None:
         """Return what ails a child, which is then a failed one."""
         proposal = outcome.task.proposal
+        if outcome.lost:
+            return None
         if outcome.vitals is None:
             return Diagnosis("divergence", outcome.error)
         before = self._vitals.get(proposal.parent or "")

@@ -1,7 +1,7 @@
 """A run that is followed elsewhere: each tracker is a :class:`Display` that writes instead.
 
-Curves are over the images that the lineage has seen. None is on by default: ``tracking`` names
-them, like ``--set tracking=tensorboard``.
+Curves are over the images that the lineage has seen, and each candidate has curves of its own. None
+is on by default: ``tracking`` names them, like ``--set tracking=tensorboard``.
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, ClassVar
+from uuid import uuid4
 
 import numpy as np
 from PIL import Image
@@ -53,11 +54,12 @@ def trackers(out: Path, settings: Settings) -> list[Display]:
 
 
 def scalars(status: Status) -> Iterator[tuple[str, float]]:
-    """Yield what is drawn as curves of a moment in training."""
-    yield from ((f"objective/{name}", value) for name, value in status.losses.items())
-    yield "training/images_per_second", status.images_per_second
-    yield "training/alpha", status.alpha
-    yield "training/pixels", float(status.resolution[0] * status.resolution[1])
+    """Yield what is drawn as curves of a moment in training, by the candidate that is trained."""
+    own = status.candidate
+    yield from ((f"objective/{name}/{own}", value) for name, value in status.losses.items())
+    yield f"training/images_per_second/{own}", status.images_per_second
+    yield f"training/alpha/{own}", status.alpha
+    yield f"training/pixels/{own}", float(status.resolution[0] * status.resolution[1])
 
 
 def facts(record: Mapping[str, Any]) -> Iterator[tuple[str, float]]:
@@ -120,9 +122,15 @@ class WeightsAndBiases(Tracker):
         import wandb
 
         super().__init__(out, settings)
-        self.client, name = wandb, out.resolve().name
+        place = out.resolve()
+        self.client = wandb
         self.run: Any = wandb.init(
-            project="growgan", name=name, dir=str(out), config=settings.model_dump(mode="json")
+            project="growgan",
+            name=place.name,
+            id=_kept_id(place),  # a run that is resumed goes on in its own curves
+            resume="allow",
+            dir=str(out),
+            config=settings.model_dump(mode="json"),
         )
         self.run.define_metric("*", step_metric="images")
 
@@ -140,3 +148,12 @@ class WeightsAndBiases(Tracker):
             self.run.summary.update({name: str(value) for name, value in summary.items()})
             self.run.finish()
             self.run = None
+
+
+def _kept_id(out: Path) -> str:
+    """Return the id that a run has elsewhere, written down in its folder."""
+    path = out / "wandb-id.txt"
+    if not path.is_file():
+        out.mkdir(parents=True, exist_ok=True)
+        path.write_text(uuid4().hex[:16])
+    return path.read_text().strip()

@@ -190,8 +190,10 @@ class Discriminator(Stack):
         if spec.judging == "concat":
             self.label = label_map(spec)
         width = self.form.end.width(spec)
+        self.patched = spec.patches and spec.judging in ("projection", "heads")
+        reads = spec.stem if self.patched else width
         self.readouts = nn.ModuleDict(
-            {name: Dense(width, size, rate=spec.rate) for name, size in spec.readouts}
+            {name: Dense(reads, size, rate=spec.rate) for name, size in spec.readouts}
         )
         if spec.proxies:
             self.proxies = nn.Parameter(torch.randn(spec.classes, spec.proxies))
@@ -228,24 +230,28 @@ class Discriminator(Stack):
     def judge(
         self, features: Float[Tensor, "n d"], y: Float[Tensor, "n k"] | None = None
     ) -> Float[Tensor, " n"]:
-        """Return the logits of features.
+        """Return the logits of features, float [N], or [N, P] of P patches.
 
         To the logit of all classes comes that of their own: the projection <v_y, features>
         (Miyato & Koyama 2018), the difference of two such (Han et al. 2021), or the latter alone.
         Or it is log Σ_k exp of the scores of the classes (Salimans et al. 2016, section 5).
+        Where patches are judged each has a projection, or a logit of its class, of its own.
         """
         logits = self.end.judge(features) if self.spec.has_logit else features.new_zeros(())
         y = None if y is None else y[:, : self.spec.classes]
         if self.spec.judging in ("projection", "heads", "difference"):
             assert y is not None
-            own = self.readouts["p"](features).float()
+            read = features
+            if self.patched:
+                read = features.unflatten(1, (self.spec.stem, -1)).mT  # [N, P, stem]
+            own = self.readouts["p"](read).float()
             if self.spec.judging == "difference":
                 own = own - self.readouts["q"](features).float()
-            logits = logits + (own * y).sum(1)
+            logits = _added(logits, (own * (y[:, None] if self.patched else y)).sum(-1))
         if self.spec.judging == "classes":  # one class more, of fakes, has the score 0
-            logits = logits + self.readouts["p"](features).float().logsumexp(1)
+            logits = _added(logits, self.readouts["p"](features).float().logsumexp(1))
         if self.spec.kernels:  # beside the others, as if features had been appended
-            logits = logits + self.closeness(self.discrimination(features)).flatten()
+            logits = _added(logits, self.closeness(self.discrimination(features)).flatten())
         return logits
 
     def forward(
@@ -255,6 +261,11 @@ class Discriminator(Stack):
         if not self.spec.energy:
             return self.judge(features, y)
         return (x - self.decoder(features)).abs().float().mean((1, 2, 3))
+
+
+def _added(logits: Tensor, each: Tensor) -> Tensor:
+    """Return logits, where they are of patches, with what is one number an image added to all."""
+    return logits + (each[:, None] if logits.ndim > each.ndim else each)
 
 
 def build(spec: StackSpec, seed: int | None = None) -> Generator | Discriminator:

@@ -153,11 +153,16 @@ class PseudoAugment(Adaptive):
     """
 
     def presented(self, step: Step) -> tuple[Tensor, Tensor]:
-        chosen = step.chance.uniform(len(step.real), 1, 1, 1) < self.probability(step)
+        share, shares = step.place
+        n = len(step.real)
+        # All shares of a batch go on or none: those on other ranks share G's batch norm.
+        everywhere = Chance(step.rng, n * shares).uniform(n * shares, 1, 1, 1)
+        chosen = everywhere < self.probability(step)
         z, rest = step.apart
         z = step.chance.normal(*z.shape)
         if not chosen.any():
             return step.real, step.fake
+        chosen = chosen[share * n : (share + 1) * n]
         with torch.no_grad():
             other = step.generator(torch.cat([z, rest], 1)).to(step.real.dtype)
         return torch.where(chosen, other, step.real), step.fake

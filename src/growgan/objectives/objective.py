@@ -82,19 +82,21 @@ class Objective:
         are left out that share a label, or one of which has none: it may be the same.
         """
         n = len(step.real)
-        turn = int(torch.randint(1, max(2, n), (), generator=step.rng, device=step.real.device))
+        if n < 2:
+            return torch.zeros((), device=step.real.device)  # there is no other row
+        turn = int(torch.randint(1, n, (), generator=step.rng, device=step.real.device))
         (right,) = step.labels_of(step.real)
         wrong = right.roll(turn, 0)
         labels, turned = step.labels, step.labels.roll(turn, 0)
         known = (labels.sum(1) > 0.5) & (turned.sum(1) > 0.5)
         other = known & ((turned * labels).sum(1) < 0.5) | bool(step.given.numel())
         total = torch.zeros((), device=step.real.device)
-        if not other.any():
-            return total
         for images in (step.real, step.fake):
+            # Also where no row is left: of several processes' D each must take part in its norms.
             logits = step.discriminator(step.augment(images.detach()), wrong)[other]
-            real = step.real_logits.detach()[other]
-            total = total + self.loss.discriminator(real, logits, dict(step.memory))
+            if len(logits):
+                real = step.real_logits.detach()[other]
+                total = total + self.loss.discriminator(real, logits, dict(step.memory))
         return total / 2
 
     def generator(self, step: Step) -> dict[str, Tensor]:

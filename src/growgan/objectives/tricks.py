@@ -39,18 +39,28 @@ class TopK(Regulariser):
         return logits[scores.topk(max(1, ceil(share * len(logits)))).indices]
 
 
-@term(
-    "feature-matching",
-    "mean features of fakes as of reals",
-    "Salimans et al. 2016, 1606.03498",
-    player="generator",
+@regulariser(
+    "feature-matching", "mean features of fakes as of reals", "Salimans et al. 2016, 1606.03498"
 )
-def feature_matching(step: Step) -> Tensor:
-    """||E f(x) - E f(G(z))||² / d, f the d features that D's logit is a linear map of."""
-    with torch.no_grad():
-        real = step.features(step.real).float().mean(0)
-    fake = step.features(step.fake).float().mean(0)
-    return (real - fake).square().mean()
+@dataclass(frozen=True)
+class FeatureMatching(Penalty):
+    """G: ||E f(x) - E f(G(z))||² / d, f the d features that D's logit is a linear map of.
+
+    Attributes:
+        alone: 1 in place of G's loss, whose value stays in the log, as in the paper (section 3.1);
+            0 beside it.
+    """
+
+    alone: int = 0
+
+    def kept(self, step: Step, logits: Tensor) -> Tensor:
+        return logits.detach() + 0 * logits if self.alone else logits
+
+    def generator(self, step: Step) -> Tensor:
+        with torch.no_grad():
+            real = step.features(step.real).float().mean(0)
+        fake = step.features(step.fake).float().mean(0)
+        return (real - fake).square().mean()
 
 
 @term(
@@ -135,7 +145,8 @@ class LatentOptimisation(Regulariser):
 class Replay(Regulariser):
     """D trains on fakes of which a share comes from a buffer of past ones (1612.07828).
 
-    Where fakes have labels, an old one takes the place of a new one of its own label.
+    An old one takes the place of a new one, of its own label where there are labels, which takes
+    its place in the buffer: what D was not shown stays there (as in CycleGAN's code, 1703.10593).
 
     Attributes:
         size: fakes in the buffer.
@@ -151,23 +162,29 @@ class Replay(Regulariser):
         known = step.memory.get("replay.labels")
         if store is None or known is None or store.shape[1:] != fake.shape[1:]:
             store, known = fake[:0].clone(), labels[:0]  # it has grown: its past is of another size
-        shown = fake
+        shown, room = fake, int(self.size) - len(store)
         if len(store):
-            old = self._places(len(store), round(self.share * len(fake)), step)
-            alike = (known[old] == labels[: len(old)]).all(1).view(-1, 1, 1, 1)
-            shown = torch.cat([torch.where(alike, store[old], fake[: len(old)]), fake[len(old) :]])
-        room = int(self.size) - len(store)
+            rows, places = _alike(labels[: round(self.share * len(fake))], known, step)
+            shown = fake.index_copy(0, rows, store[places])
+            if room <= 0:
+                store = store.index_copy(0, places, fake[rows])
         if room > 0:
             store, known = torch.cat([store, fake[:room]]), torch.cat([known, labels[:room]])
-        else:
-            places = self._places(len(store), min(len(store), len(fake)), step)
-            store = store.index_copy(0, places, fake[: len(places)])
-            known = known.index_copy(0, places, labels[: len(places)])
         step.memory["replay.fakes"], step.memory["replay.labels"] = store, known
         return step.real, shown
 
-    def _places(self, below: int, count: int, step: Step) -> Tensor:
-        return step.chance.integers(0, below, count)
+
+def _alike(labels: Tensor, known: Tensor, step: Step) -> tuple[Tensor, Tensor]:
+    """Return rows of ``labels`` [n, k], and for each a place of its own in ``known`` [m, k].
+
+    The place is drawn among those with the row's label; rows for which none is left are left out.
+    """
+    order = torch.rand(len(known), generator=step.rng, device=step.rng.device).argsort()
+    turn = (labels[:, None] == labels[None]).all(2).tril(-1).sum(1)  # of the row in its label
+    same = (labels[:, None] == known[order][None]).all(2)  # [n, m]
+    hit = same & (same.cumsum(1) == turn[:, None] + 1)
+    rows = hit.any(1).nonzero()[:, 0]
+    return rows, order[hit[rows].int().argmax(1)]
 
 
 @regulariser("dat", "D trains on attacked images", "Li et al. 2020, 2008.09041")

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import os
 import shutil
-import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from uuid import uuid4
 
 from growgan.data.files import sync_file, sync_folder
 
@@ -26,8 +26,9 @@ def replacing(path: Path, *, folder: bool = False) -> Iterator[Path]:
         OSError: the parent folder cannot be made or written.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    # The suffix stays last: writers such as numpy append one of their own otherwise.
-    part = path.with_name(f".{path.stem}.{threading.get_native_id()}.part{path.suffix}")
+    # Other machines may write to the same disk. The suffix stays last: writers such as numpy append
+    # one of their own otherwise.
+    part = path.with_name(f".{path.stem}.{uuid4().hex[:12]}.part{path.suffix}")
     try:
         if folder:
             part.mkdir()

@@ -9,7 +9,6 @@ from html import escape
 from pathlib import Path
 
 from growgan.errors import UserError
-from growgan.plain import parse
 from growgan.report.branches import branches
 from growgan.report.figures import (
     depth_figure,
@@ -21,9 +20,10 @@ from growgan.report.figures import (
     truncation_figures,
 )
 from growgan.report.files import replacing
-from growgan.report.pictures import evenly, img, picture
+from growgan.report.pictures import evenly, fitted, img, picture
 from growgan.report.run import CandidateRecord, RunRecord, read_run
 from growgan.report.style import STYLE
+from growgan.report.tables import box, class_by_class, said_of, task_figures
 from growgan.report.text import (
     clock,
     count,
@@ -37,6 +37,7 @@ from growgan.report.text import (
 from growgan.report.tree import tree_svg
 
 STAGES = 12
+LARGEST = 5_000_000  # bytes
 KINDS = {1: "grayscale", 3: "RGB", 4: "RGBA"}
 LOOKS = (
     ("walk", "From one sample to the next", "Each row a way between two latents."),
@@ -45,11 +46,7 @@ LOOKS = (
         "Samples and their nearest training images",
         "Above: samples, not picked; below: the nearest image, by features learnt from the data.",
     ),
-    (
-        "task",
-        "New images: what is given, what is made, what it should be",
-        "None of these was trained on.",
-    ),
+    ("task", "What the task makes of new images", "None of these was trained on."),
     ("classes", "Each class", "A row a class, the same latents in each."),
     ("codes", "Each continuous code", "From -2 to 2; three rows a code, each of one latent."),
     ("morph", "From one class to the next", "Each row one latent, its label a mixture on the way."),
@@ -72,7 +69,7 @@ def write_report(run_dir: str | Path) -> Path:
     path = run.path / "report.html"
     try:
         with replacing(path) as part:
-            part.write_text(page(run), "utf-8")
+            part.write_text(fitted(page(run), LARGEST), "utf-8")
     except OSError as error:
         raise UserError(f"report '{path}' cannot be written: {error.strerror or error}") from error
     return path
@@ -161,7 +158,7 @@ def _hero(run: RunRecord) -> str:
 
 def _score_note(best: CandidateRecord) -> str:
     error = "" if best.score_stderr is None else f"± {best.score_stderr:.2g}, "
-    return f"{error}lower is better"
+    return f"{error}how far samples are from the training images: lower is better"
 
 
 def _goal(run: RunRecord, best: CandidateRecord) -> str:
@@ -266,32 +263,14 @@ def _looks(run: RunRecord) -> str:
     for name, title, words in LOOKS:
         shown = picture(folder / f"{name}.png", 1024, title)
         if shown:
+            note = f"{said_of(folder / f'{name}.txt')} {words}".strip()
             figures.append(
                 f"<figure><figcaption><h3>{title}</h3></figcaption>{shown}"
-                f'<p class="note">{words}</p></figure>'
+                f'<p class="note">{note}</p></figure>'
             )
     figures += truncation_figures(folder / "truncation.json")
-    return _charts("Looking into G", figures) + _classes(folder / "classes.json")
-
-
-def _classes(path: Path) -> str:
-    """Show how near each class is, and what D makes of right and of wrong labels."""
-    try:
-        found = parse(path.read_bytes())
-        distances = {str(name): float(value) for name, value in found["distances"].items()}
-        scores = {str(name): float(value) for name, value in found["pairings"].items()}
-    except (OSError, ValueError, TypeError, KeyError, AttributeError):
-        return ""
-    parts = []
-    for title, values in (("Fréchet distance", distances), ("mean score of D", scores)):
-        rows = "".join(
-            f'<tr><td>{escape(name)}</td><td class="n">{number(value)}</td></tr>'
-            for name, value in values.items()
-        )
-        if rows:
-            head = f'<tr><th></th><th class="n">{title}</th></tr>'
-            parts.append(f"<table><thead>{head}</thead>{rows}</table>")
-    return _box("Class by class", "".join(parts))
+    looks = _charts("Looking into G", figures) + class_by_class(folder / "classes.json")
+    return looks + task_figures(folder / "task.json")
 
 
 def _health(run: RunRecord) -> str:
@@ -340,7 +319,7 @@ def _decisions(run: RunRecord) -> str:
     if not rows:
         return ""
     head = '<th class="n">round</th><th>best</th><th>go on</th><th>why</th>'
-    return _box("Decisions", f"<table><thead><tr>{head}</tr></thead>{rows}</table>")
+    return box("Decisions", f"<table><thead><tr>{head}</tr></thead>{rows}</table>")
 
 
 def _candidates(run: RunRecord) -> str:
@@ -356,7 +335,7 @@ def _candidates(run: RunRecord) -> str:
     rows = "".join(_row(c, leads=c.id in leading) for c in run.candidates)
     if not rows:
         return ""
-    return _box("All candidates", f"<table><thead><tr>{head}</tr></thead>{rows}</table>")
+    return box("All candidates", f"<table><thead><tr>{head}</tr></thead>{rows}</table>")
 
 
 def _row(c: CandidateRecord, *, leads: bool) -> str:
@@ -375,14 +354,7 @@ def _row(c: CandidateRecord, *, leads: bool) -> str:
 
 
 def _settings(run: RunRecord) -> str:
-    return _box("Settings", f"<pre>{escape(run.config)}</pre>") if run.config else ""
-
-
-def _box(title: str, content: str) -> str:
-    return (
-        f'<section><h2>{title}</h2><div class="scroll boxed" tabindex="0" role="region"'
-        f' aria-label="{title}, scrollable">{content}</div></section>'
-    )
+    return box("Settings", f"<pre>{escape(run.config)}</pre>") if run.config else ""
 
 
 def _footer(run: RunRecord) -> str:

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import base64
 import io
+import re
 from collections.abc import Sequence
+from functools import partial
 from html import escape
 from pathlib import Path
 from typing import TypeVar
@@ -14,6 +16,10 @@ from PIL import Image
 from growgan.report.run import CandidateRecord
 
 T = TypeVar("T")
+URI = re.compile(r"data:image/png;base64,([A-Za-z0-9+/=]+)")
+LARGE = 20_000  # characters of a picture that is worth making smaller
+# Longest side and quality (WebP) of the pictures of a page that is too long, in this order.
+STEPS = ((1024, 90), (1024, 75), (768, 70), (512, 70), (384, 60), (256, 50), (128, 40), (64, 30))
 
 
 def sample_picture(candidate: CandidateRecord, cells: int | None) -> Image.Image | None:
@@ -48,6 +54,30 @@ def data_uri(picture: Image.Image, limit: int | None = None, *, quick: bool = Fa
     buffer = io.BytesIO()
     picture.save(buffer, "PNG", **({"compress_level": 1} if quick else {"optimize": True}))
     return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode("ascii")
+
+
+def fitted(page: str, most: int) -> str:
+    """Return a page whose pictures are as much coarser as it takes to be ``most`` bytes, if any.
+
+    Those of a page that is short enough stay as they are, PNG without loss.
+    """
+    found = page
+    for limit, quality in STEPS:
+        if len(found.encode()) <= most:
+            break
+        found = URI.sub(partial(_coarser, limit=limit, quality=quality), page)
+    return found
+
+
+def _coarser(uri: re.Match[str], *, limit: int, quality: int) -> str:
+    if len(uri[0]) < LARGE:
+        return uri[0]
+    with Image.open(io.BytesIO(base64.b64decode(uri[1]))) as found:
+        image = found.convert("RGBA" if found.mode in ("LA", "RGBA", "P") else "RGB")
+    image.thumbnail((limit, limit), Image.Resampling.LANCZOS)
+    buffer = io.BytesIO()
+    image.save(buffer, "WEBP", quality=quality)
+    return "data:image/webp;base64," + base64.b64encode(buffer.getvalue()).decode("ascii")
 
 
 def picture(path: Path, limit: int, alt: str) -> str:

@@ -8,11 +8,12 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
 from jaxtyping import Float
+from numpy.typing import NDArray
 from torch import Tensor
 
 from growgan.data import ImageSet
@@ -27,35 +28,49 @@ from growgan.training.runtime import make_runtime
 
 MEASURED = 200  # images of the left-out class, and as many of the others, at most
 SHOWN = 12
-FEATURES = 0.1  # λ: share of D's features in the distance (1703.05921, equation 5)
+FEATURES = 0.1  # λ: weight of D's features in the search (1703.05921, equation 5)
+KAPPA = 1.0  # κ: of the encoder (f-AnoGAN, section 3.2)
 STEPS, RATE = 200, 0.05  # of the search for a latent
 ENCODER_STEPS, ENCODER_RATE, ENCODER_BATCH = 1_500, 1e-3, 64
 COMPONENTS = 32  # of the baseline
 
 Rows = Float[Tensor, "n c h w"]
+Scores = Float[Tensor, " n"]
 
 
 class Anomalies(Task):
     """``anogan:K``: all classes but K, by number or name, are usual."""
 
+    quick = True
+    sheet: ClassVar[str] = (
+        "Left half: unusual images, right half: usual ones. Rows: new images, and what comes"
+        " nearest to them by search, by an encoder, and by principal components."
+    )
+
     def taught(self, seen: ImageSet, kind: str, seed: int) -> ImageSet:
         """Return the images of all classes but one, which then need no labels.
+
+        What has no label may be unusual, and is left out.
 
         Raises:
             UserError: there are no labels, or no such class.
         """
         label = left_out(seen, kind)
         assert seen.labels is not None
-        usual = seen.subset(np.flatnonzero(seen.labels != label))
+        usual = seen.subset(np.flatnonzero((seen.labels != label) & (seen.labels >= 0)))
         fingerprint = combine(usual.fingerprint, f"anogan:{label}")
         return replace(usual, labels=None, classes=(), fingerprint=fingerprint)
 
     def show(self, run: Run, kind: str, seen: ImageSet, new: ImageSet) -> dict[str, float]:
-        """Return how often an unusual image scores above a usual one (AUROC), by three ways."""
+        """Return how often an unusual image scores above a usual one (AUROC), by three ways.
+
+        Each by the score of its paper, and all by their pixels alone; that of the principal
+        components also with D's features, as an encoder has.
+        """
         label = left_out(new, kind)
         assert new.labels is not None
-        odd = new.labels == label
-        rows = [np.flatnonzero(part)[:MEASURED] for part in (odd, ~odd)]
+        odd, usual = new.labels == label, (new.labels != label) & (new.labels >= 0)
+        rows = [np.flatnonzero(part)[:MEASURED] for part in (odd, usual)]
         gan, runtime = load_gan(run.best.folder), make_runtime("cpu", "float32")
         g, d = gan.average.eval(), gan.discriminator.eval()
 
@@ -69,9 +84,7 @@ class Anomalies(Task):
             "by PCA": rebuilt(x, shown(_some(seen, 5_000))),
         }
         figures: dict[str, float] = {}
-        for name, made in ways.items():
-            features = d if name != "by PCA" else None
-            score = distance(made, x, features).detach().numpy()
+        for name, score in scores(ways, x, d).items():
             figures[f"AUROC {name}"] = auroc(score[: len(rows[0])], score[len(rows[0]) :])
         order = [*range(SHOWN // 2), *range(len(rows[0]), len(rows[0]) + SHOWN // 2)]
         sheet = [x, *ways.values()]
@@ -92,17 +105,40 @@ def left_out(data: ImageSet, kind: str) -> int:
     )
 
 
-def distance(made: Rows, x: Rows, d: Discriminator | None) -> Float[Tensor, " n"]:
-    """Return (1 - λ) E |made - x| + λ E |f(made) - f(x)|, f D's features; else E (made - x)²."""
+def scores(ways: dict[str, Rows], x: Rows, d: Discriminator) -> dict[str, NDArray[np.float32]]:
+    """Return how far each image is from what each way made of it, by all measures in use."""
+    with torch.no_grad():
+        found = {
+            "by search": distance(ways["by search"], x, d),
+            "by an encoder": residual(ways["by an encoder"], x, d),
+            "by PCA, with features": residual(ways["by PCA"], x, d),
+        }
+        for name, made in ways.items():
+            found[f"{name}, pixels alone"] = residual(made, x, None)
+    return {name: score.numpy() for name, score in found.items()}
+
+
+def distance(made: Rows, x: Rows, d: Discriminator) -> Scores:
+    """Return (1 - λ) Σ |made - x| + λ Σ |f(made) - f(x)|, f D's features (AnoGAN, equation 5)."""
+    features = (d.features(made) - d.features(x)).abs().sum(1)
+    return (1 - FEATURES) * (made - x).abs().sum((1, 2, 3)) + FEATURES * features
+
+
+def residual(made: Rows, x: Rows, d: Discriminator | None) -> Scores:
+    """Return E (made - x)² + κ E (f(made) - f(x))², f D's features ("izi_f"), 0 without D."""
+    pixels = (made - x).square().mean((1, 2, 3))
     if d is None:
-        return (made - x).square().mean((1, 2, 3))
-    features = (d.features(made) - d.features(x)).abs().mean(1)
-    return (1 - FEATURES) * (made - x).abs().mean((1, 2, 3)) + FEATURES * features
+        return pixels
+    return pixels + KAPPA * (d.features(made) - d.features(x)).square().mean(1)
 
 
 def sought(g: Generator, d: Discriminator, x: Rows) -> Rows:
-    """Return the images nearest to ``x`` that gradient descent in the latents finds."""
-    z = torch.zeros(len(x), g.spec.latent, requires_grad=True)
+    """Return the images nearest to ``x`` that gradient descent in the latents finds.
+
+    It begins with a random latent, the same for all: no image's score depends on its neighbours.
+    """
+    start = torch.randn(1, g.spec.latent, generator=torch.Generator().manual_seed(0))
+    z = start.repeat(len(x), 1).requires_grad_()
     optimiser = torch.optim.Adam([z], lr=RATE)
     for _ in range(STEPS):
         optimiser.zero_grad()
@@ -120,7 +156,7 @@ def encoded(
     It learns from usual images: that G's image is near to them, by pixels and by D's features.
     """
     spec = replace(d.spec, readouts=(("z", g.spec.latent),), classes=0, judging="plain", proxies=0)
-    encoder = build(spec, 0)
+    encoder = build(replace(spec, deviation_group=0, kernels=0), 0)
     assert isinstance(encoder, Discriminator)
     batches = Batches(usual, min(ENCODER_BATCH, len(usual)), 0)
     optimiser = torch.optim.Adam(encoder.parameters(), lr=ENCODER_RATE)
@@ -128,9 +164,9 @@ def encoded(
         real = shown(batches.batch_at(k * batches.batch)[0])
         z: Any = encoder.readouts["z"](encoder.features(real))
         optimiser.zero_grad()
-        loss = distance(g(z), real, d).mean()
-        loss.backward(inputs=list(encoder.parameters()))
+        residual(g(z), real, d).mean().backward(inputs=list(encoder.parameters()))
         optimiser.step()
+    encoder.eval()
     with torch.no_grad():
         return g(encoder.readouts["z"](encoder.features(x)))
 
@@ -139,7 +175,9 @@ def rebuilt(x: Rows, usual: Rows) -> Rows:
     """Return ``x`` from the principal components of usual images: the baseline."""
     rows = usual.flatten(1)
     mean = rows.mean(0)
-    _, _, axes = torch.pca_lowrank(rows, q=min(COMPONENTS, *rows.shape), niter=4)
+    with torch.random.fork_rng([]):
+        torch.manual_seed(0)
+        _, _, axes = torch.pca_lowrank(rows, q=min(COMPONENTS, *rows.shape), niter=4)
     return (mean + (x.flatten(1) - mean) @ axes @ axes.T).view_as(x)
 
 
@@ -154,6 +192,8 @@ def _some(data: ImageSet, count: int) -> Tensor:
     return torch.from_numpy(np.array(data.images[rows]))
 
 
+# Minibatch deviation would let an image's score depend on those that are scored beside it.
+SMALL: dict[str, Any] = {"stack": {"deviation_group": 0}}
 TASKS.register("anogan", "what does not belong", "Schlegl et al. 2017, 1703.05921")(
-    Anomalies({"preset": "dcgan", "policy": "fixed"}, {}, {"0": None})
+    Anomalies({"preset": "dcgan", "policy": "fixed"}, SMALL, {"0": None})
 )

@@ -7,6 +7,7 @@ tell the classifier anything that the real ones do not is what the figures say.
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import ClassVar
 
 import numpy as np
 
@@ -14,7 +15,7 @@ from growgan.data import ImageSet
 from growgan.data.files import combine
 from growgan.errors import UserError
 from growgan.growth.run import Run
-from growgan.metrics.accuracy import accuracy_of
+from growgan.metrics.accuracy import Labelled, accuracy_of
 from growgan.tasks.base import TASKS, Task, channels_first, draw, labels_of, some_of_each
 
 FAKES = 2_000  # generated images a class, at most as many as twenty times the real ones
@@ -24,6 +25,9 @@ SHOWN = 8  # of each class
 
 class Augmentation(Task):
     """``augment:N``: N images of each class, labelled, and no others."""
+
+    quick = True
+    sheet: ClassVar[str] = "A row of generated images for each class."
 
     def taught(self, seen: ImageSet, kind: str, seed: int) -> ImageSet:
         """Return N images of each class, drawn by ``seed``.
@@ -41,7 +45,10 @@ class Augmentation(Task):
         return replace(seen.subset(rows), fingerprint=fingerprint)
 
     def show(self, run: Run, kind: str, seen: ImageSet, new: ImageSet) -> dict[str, float]:
-        """Return a classifier's accuracy on new images, taught by reals, by fakes, and by both."""
+        """Return a classifier's accuracy on new images, taught by reals, by fakes, and by both.
+
+        All three learn for as many steps: what there is less of is repeated.
+        """
         assert seen.labels is not None and new.labels is not None
         classes = len(seen.classes)
         count = classes * min(FAKES, TIMES * len(seen) // classes)
@@ -51,23 +58,29 @@ class Augmentation(Task):
         assert labels is not None
         known = new.subset(np.flatnonzero(new.labels >= 0))
         assert known.labels is not None
-        reals = np.array(seen.images)
-        # Each real as often as there are fakes: both kinds weigh as much.
-        again = np.resize(np.arange(len(reals)), count)
-        sets = {
-            "reals": (reals, seen.labels),
-            "fakes": (fakes, labels),
-            "both": (
-                np.concatenate([reals[again], fakes]),
-                np.concatenate([seen.labels[again], labels]),
-            ),
-        }
+        sets = equally_many((np.array(seen.images), seen.labels), (fakes, labels))
         held = np.array(known.images), known.labels
         draw(run, [fakes[k : SHOWN * classes : classes] for k in range(classes)])
         return {
             f"accuracy from {name}": accuracy_of(part, held, classes, seed=run.best.settings.seed)
             for name, part in sets.items()
         }
+
+
+def equally_many(reals: Labelled, fakes: Labelled) -> dict[str, Labelled]:
+    """Return reals, fakes and both, repeated so that the three sets have as many images.
+
+    Of both there are as many reals as fakes, so that both kinds weigh as much.
+    """
+    half = max(len(reals[0]), len(fakes[0]))
+    doubled = {"reals": (reals, reals), "fakes": (fakes, fakes), "both": (reals, fakes)}
+    found = {}
+    for name, parts in doubled.items():
+        rows = [np.resize(np.arange(len(images)), half) for images, _ in parts]
+        images = np.concatenate([part[0][row] for part, row in zip(parts, rows, strict=True)])
+        labels = np.concatenate([part[1][row] for part, row in zip(parts, rows, strict=True)])
+        found[name] = images, labels
+    return found
 
 
 TASKS.register(

@@ -11,7 +11,7 @@ import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, ClassVar, cast
 
 import numpy as np
 import torch
@@ -19,16 +19,21 @@ from jaxtyping import UInt8
 from numpy.typing import NDArray
 from torch import Tensor
 
-from growgan.config import Settings, make_settings
+from growgan.config import Settings, make_settings, merged
 from growgan.data import ImageSet
 from growgan.data.files import combine, replace_file
 from growgan.errors import UserError, unknown
 from growgan.growth.model import Model
 from growgan.growth.run import Run, grow
+from growgan.metrics import domain
 from growgan.metrics.accuracy import classifier
 from growgan.metrics.similarity import ssim
+from growgan.nets.presets import PRESETS
 from growgan.registry import Registry
+from growgan.report.page import write_report
 from growgan.report.sheet import contact_sheet
+from growgan.tasks.folders import check_pairs
+from growgan.training.ranks import join
 
 TEST = 0.1  # share of the pairs that is never trained on
 MEASURED = 2_000  # of these that are compared, at most
@@ -47,14 +52,32 @@ class Task:
     """One use of a GAN.
 
     Attributes:
-        published: settings as in its paper.
+        published: settings as in its paper; those of the preset that they name, if any, with what
+            differs.
         small: settings that growgan begins with where it may grow.
         kinds: what may stand behind its name, as in ``pix2pix:edges``.
+        sheet: what the rows of its sheet show.
+        quick: whether :meth:`taught` looks at nothing but labels.
     """
 
     published: Mapping[str, Any]
     small: Mapping[str, Any]
     kinds: Mapping[str, Any] = field(default_factory=dict)
+
+    sheet: ClassVar[str] = ""
+    quick: ClassVar[bool] = False
+
+    def start(self, side: int) -> Mapping[str, Any]:
+        """Return the published settings for images whose smaller side is so many pixels."""
+        if named := self.published.get("preset"):
+            return merged(PRESETS[named].settings(side), self.published)
+        return self.published
+
+    def check(self, kind: str, data: ImageSet) -> None:
+        """Raise the UserError that :meth:`taught` would of prepared images, where that is quick."""
+        if self.quick:
+            bare = replace(data, images=np.zeros((len(data), 1, 1, 1), np.uint8))
+            self.taught(self.split(bare)[0], kind, 0)
 
     def prepare(
         self, name: str, kind: str, data: ImageSet, truth: ImageSet | None = None
@@ -95,11 +118,13 @@ class Pairs(Task):
     measures: Mapping[str, Measure] = field(default_factory=dict)
     folders: bool = False
 
+    sheet: ClassVar[str] = "Rows: what is given, what is made, and what it should be."
+
     def prepare(
         self, name: str, kind: str, data: ImageSet, truth: ImageSet | None = None
     ) -> ImageSet:
         if truth is not None:
-            return self._paired(name, data, truth)
+            return self._paired(name, kind, data, truth)
         given, images = [], []
         pairing = self.pairing(kind, name)
         for start in range(0, len(data), BLOCK):
@@ -126,14 +151,13 @@ class Pairs(Task):
             )
         raise unknown(f"kind of task '{task}'", name, self.kinds)
 
-    def _paired(self, name: str, data: ImageSet, truth: ImageSet) -> ImageSet:
-        if not self.folders:
-            raise UserError(f"task '{name}' makes its own pairs: name one set of images")
-        if len(data) != len(truth) or data.resolution != truth.resolution:
-            sizes = [f"{len(each):,} of {each.resolution}" for each in (data, truth)]
-            raise UserError(
-                f"'{data.name}' and '{truth.name}' are no pairs: {sizes[0]} and {sizes[1]}"
-            )
+    def _paired(self, name: str, kind: str, data: ImageSet, truth: ImageSet) -> ImageSet:
+        if kind:
+            self.pairing(kind, name)
+        if kind or not self.folders:
+            whole = f"{name}:{kind}" if kind else name
+            raise UserError(f"task '{whole}' makes its own pairs: name one set of images")
+        check_pairs(data, truth)
         fingerprint = combine(data.fingerprint, truth.fingerprint)
         return replace(truth, given=data.images, fingerprint=fingerprint, duplicates=())
 
@@ -144,17 +168,17 @@ class Pairs(Task):
         """
         rows = new.subset(np.arange(min(MEASURED, len(new))))
         figures, made = self.compared(run.best, rows)
-        figures |= recognised(seen, rows, made)
+        figures |= recognised(seen, rows, {"": made})
         assert rows.given is not None
         lines = [np.array(rows.given[:SHOWN]), made[:SHOWN].numpy(), np.array(rows.images[:SHOWN])]
-        draw(run, [_visible(line, rows.channels) for line in lines])
+        draw(run, [visible(line, rows.channels) for line in lines])
         return figures
 
     def compared(self, model: Model, rows: ImageSet) -> tuple[dict[str, float], Images]:
         """Return the figures of what a model makes of given images, and these, uint8."""
         assert rows.given is not None
         given, truth = (torch.from_numpy(np.array(each)) for each in (rows.given, rows.images))
-        made = made_of(model, given)
+        made = made_of(model, given, labels_for(model, rows))
         figures = likeness(made, truth)
         for measure in self.measures.values():
             figures |= measure(given, made, truth)
@@ -183,10 +207,12 @@ def prepare(task: str, data: ImageSet, truth: ImageSet | None = None) -> ImageSe
         truth: what each of ``data`` is to become, row by row.
 
     Raises:
-        UserError: an unknown task or kind; sets that are no pairs.
+        UserError: an unknown task or kind; sets that are no pairs, or not enough for the task.
     """
     found, name, kind = named(task)
-    return found.prepare(name, kind, data, truth)
+    made = found.prepare(name, kind, data, truth)
+    found.check(kind, made)
+    return made
 
 
 def train_task(
@@ -211,15 +237,52 @@ def train_task(
         UserError: as :func:`growgan.grow`.
     """
     found, _, kind = named(task)
-    own = found.published if published else found.small
+    own = found.start(min(data.resolution)) if published else found.small
     chosen = settings if isinstance(settings, Settings) else make_settings(own, settings or {})
     seen, new = found.split(data)
     taught = found.taught(seen, kind, chosen.seed)
     run = grow(taught, out=out, settings=chosen, **how)
-    (run.path / "gallery").mkdir(exist_ok=True)
-    figures = found.show(run, kind, taught, new)
-    replace_file(run.path / "gallery" / f"{PICTURE}.json", json.dumps(figures, indent=1).encode())
+    if join().first:
+        _measure(run, found, kind, taught, new)
     return run
+
+
+def _measure(run: Run, task: Task, kind: str, seen: ImageSet, new: ImageSet) -> None:
+    """Leave a task's figures, and what its sheet shows, in a run's gallery and its report."""
+    folder, words = run.path / "gallery", task.sheet
+    folder.mkdir(exist_ok=True)
+    size = run.best.network().spec.resolution
+    if size != new.resolution:
+        seen, new = shrunk(seen, size), shrunk(new, size)
+        words += (
+            f" The run ended at {size[0]}x{size[1]} pixels: all figures and pictures are of images"
+            " of that size, the true ones averaged down."
+        )
+    figures = task.show(run, kind, seen, new)
+    replace_file(folder / f"{PICTURE}.json", json.dumps(figures, indent=1).encode())
+    replace_file(folder / f"{PICTURE}.txt", words.strip().encode())
+    write_report(run.path)
+
+
+def shrunk(data: ImageSet, size: tuple[int, int]) -> ImageSet:
+    """Return images, and those given for them, averaged down to a smaller size."""
+
+    def small(images: NDArray[np.uint8]) -> NDArray[np.uint8]:
+        blocks = (images[start : start + BLOCK] for start in range(0, len(images), BLOCK))
+        return np.concatenate(
+            [domain.shrink(torch.from_numpy(np.array(each)), size).numpy() for each in blocks]
+        )
+
+    given = None if data.given is None else small(data.given)
+    return replace(data, images=small(data.images), given=given)
+
+
+def labels_for(model: Model, rows: ImageSet) -> list[int] | None:
+    """Return the labels to make images for, where a model is told any and all are known."""
+    if not model.classes or rows.labels is None or rows.labels.min() < 0:
+        return None
+    found: list[int] = rows.labels.tolist()
+    return found
 
 
 def draw(run: Run, rows: list[np.ndarray[Any, Any]]) -> None:
@@ -272,10 +335,14 @@ def likeness(made: Images, truth: Images) -> dict[str, float]:
     }
 
 
-def recognised(seen: ImageSet, rows: ImageSet, made: Images) -> dict[str, float]:
-    """Return the share of made and of true images whose class a classifier knows.
+def recognised(seen: ImageSet, rows: ImageSet, sets: Mapping[str, Images]) -> dict[str, float]:
+    """Return the share of each set's images, and of the true ones, whose class a classifier knows.
 
     It has learnt from what is trained on. Nothing is said where there are not enough labels.
+
+    Args:
+        rows: the true images; the others are theirs, row by row.
+        sets: by what is said before the figure's name.
     """
     if seen.labels is None or rows.labels is None or len(seen.classes) < 2:
         return {}
@@ -283,14 +350,15 @@ def recognised(seen: ImageSet, rows: ImageSet, made: Images) -> dict[str, float]
     if len(known) < LEAST * len(seen.classes) or not asked.any() or known.labels is None:
         return {}
     classify = classifier((np.array(known.images), known.labels), len(seen.classes))
-    shown = {"recognised": made.numpy(), "recognised of the true": np.array(rows.images)}
+    shown = {f"{name}recognised": images.numpy() for name, images in sets.items()}
+    shown["recognised of the true"] = np.array(rows.images)
     return {
         name: float((classify(images[asked]) == rows.labels[asked]).mean())
         for name, images in shown.items()
     }
 
 
-def _visible(images: np.ndarray[Any, Any], channels: int) -> np.ndarray[Any, Any]:
+def visible(images: np.ndarray[Any, Any], channels: int) -> np.ndarray[Any, Any]:
     """Return images with so many channels: the last of those given, repeated where they are few."""
     if images.shape[1] >= channels:
         return images[:, -channels:]

@@ -7,6 +7,7 @@ it has made. An L1 loss alone answers an open future with the mean of all, which
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import ClassVar
 
 import numpy as np
 import torch
@@ -33,6 +34,8 @@ Frames = UInt8[np.ndarray, "t c h w"]
 class NextFrame(Task):
     """Films of ``AHEAD`` rows: frames in their order, each with the ``SEEN`` before it."""
 
+    sheet: ClassVar[str] = "Pairs of rows: how a film goes on, and how G lets it go on."
+
     def prepare(
         self, name: str, kind: str, data: ImageSet, truth: ImageSet | None = None
     ) -> ImageSet:
@@ -53,12 +56,17 @@ class NextFrame(Task):
         )
 
     def split(self, data: ImageSet) -> tuple[ImageSet, ImageSet]:
-        """Return all but the last films, and these."""
+        """Return most films, and the others, chosen by chance; no film is in both parts."""
         films = len(data) // AHEAD
-        first = (films - max(1, round(TEST * films))) * AHEAD
-        if first < AHEAD:
+        held = max(1, round(TEST * films))
+        if held >= films:
             raise UserError(f"'{data.name}' needs two films of {SEEN + AHEAD} frames at least")
-        return data.subset(np.arange(first)), data.subset(np.arange(first, films * AHEAD))
+        order = np.random.default_rng((films, 0)).permutation(films)
+        seen, new = (
+            data.subset((np.sort(part)[:, None] * AHEAD + np.arange(AHEAD)).ravel())
+            for part in (order[held:], order[:held])
+        )
+        return seen, new
 
     def show(self, run: Run, kind: str, seen: ImageSet, new: ImageSet) -> dict[str, float]:
         """Let films go on; return how near each frame is, and how near the last one given was.
@@ -103,12 +111,27 @@ def sharpness(images: Images) -> float:
 
 
 def cut(data: ImageSet) -> list[Frames]:
-    """Return images, which are frames in their order, as films; what is left over is dropped."""
+    """Return images, which are frames in their order, as films; what is left over is dropped.
+
+    Where images have labels each is a clip of its own, in which a film lies wholly.
+
+    Raises:
+        UserError: there are fewer than two films.
+    """
     length = SEEN + AHEAD
-    films = len(data) // length
-    if films < 2:
-        raise UserError(f"'{data.name}' has {len(data)} frames; two films need {2 * length}")
-    return [np.array(data.images[k * length : (k + 1) * length]) for k in range(films)]
+    labels = np.zeros(len(data), np.int64) if data.labels is None else data.labels
+    clips = [np.flatnonzero(labels == label) for label in np.unique(labels)]
+    films = [
+        np.array(data.images[clip[start : start + length]])
+        for clip in clips
+        for start in range(0, len(clip) - length + 1, length)
+    ]
+    if len(films) < 2:
+        raise UserError(
+            f"'{data.name}' has {len(data)} frames in {len(clips)} clips: {len(films)} whole films;"
+            f" two films need {2 * length}"
+        )
+    return films
 
 
 def moving(data: ImageSet) -> list[Frames]:

@@ -7,6 +7,7 @@ else. What G is for is to make D's task harder; its images need not be good.
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from math import sqrt
 from typing import Any
 
 import numpy as np
@@ -38,6 +39,8 @@ SHARE = 0.25  # of a batch that has labels: these images come more often than th
 class SemiSupervised(Task):
     """``semi:N``: N images keep their labels, as many of each class."""
 
+    quick = True
+
     def taught(self, seen: ImageSet, kind: str, seed: int) -> ImageSet:
         """Return the images with N labels, evenly drawn by ``seed``; the others have -1.
 
@@ -67,7 +70,11 @@ class SemiSupervised(Task):
         return replace(replace(seen, labels=labels).subset(rows), fingerprint=fingerprint)
 
     def show(self, run: Run, kind: str, seen: ImageSet, new: ImageSet) -> dict[str, float]:
-        """Return how often D is right, and how often the same D is that never met a G."""
+        """Return how often D is right, and how often the same D is that never met a G.
+
+        The latter learns for as many steps, up to ``LONGEST``, at rates that fall as D's did. What
+        it lacks beside G are the terms of D's verdict: R1, too.
+        """
         gan, settings = load_gan(run.best.folder), run.best.settings
         steps = min(gan.steps, LONGEST)
         lone = alone(gan.discriminator.spec, seen, settings, steps)
@@ -78,7 +85,7 @@ class SemiSupervised(Task):
 
 
 def alone(spec: StackSpec, seen: ImageSet, settings: Settings, steps: int) -> Discriminator:
-    """Return a D that has learnt nothing but the labels, for so many steps at the same rate."""
+    """Return a D that has learnt nothing but the labels, for so many steps."""
     assert seen.labels is not None
     known = seen.subset(np.flatnonzero(seen.labels >= 0))  # each as often as any other
     player, runtime = build(spec, settings.seed), make_runtime("cpu", settings.precision)
@@ -88,12 +95,22 @@ def alone(spec: StackSpec, seen: ImageSet, settings: Settings, steps: int) -> Di
     for k in range(steps):
         pixels, labels = batches.batch_at(k * batches.batch)
         assert labels is not None
+        for group in optimiser.param_groups:
+            group["lr"] = rate_of(settings, k / steps, k * settings.batch)
         with runtime.autocast():
             logits = classes_of(player, pixels, runtime)
         optimiser.zero_grad()
         cross_entropy(logits, one_hot(labels, spec.classes)).backward()
         optimiser.step()
     return player
+
+
+def rate_of(settings: Settings, progress: float, images: int) -> float:
+    """Return D's rate when so much of a run is done, as it is set in training."""
+    own = settings.optimiser
+    left = (1 - progress) / settings.anneal if settings.anneal else 1.0
+    aged = sqrt(max(1.0, images / own.decay)) if own.decay else 1.0
+    return min(1.0, left) / aged * (own.discriminator_lr or own.lr)
 
 
 def classes_of(player: Discriminator, pixels: Tensor, runtime: Runtime) -> Float[Tensor, "n k"]:
@@ -115,11 +132,13 @@ def accuracy(player: Discriminator, images: ImageSet) -> float:
     return right / len(rows)
 
 
+# G learns from feature matching alone, as in the paper: images are worse for it, D is better.
+MATCHING: dict[str, dict[str, float | None]] = {"feature-matching": {"alone": 1}}
 PUBLISHED: dict[str, Any] = {
     "conditioning": "semi",
     "policy": "fixed",
     "loss": "non-saturating",
-    "regularisers": {"feature-matching": {}},
+    "regularisers": MATCHING,
     "batch": 100,
     "optimiser": {"lr": 3e-4, "beta1": 0.5, "beta2": 0.999, "epsilon": 1e-8, "decay": None},
     "stack": {"deviation_group": 0, "rate": "normal", "latent": 100, "width": 128, "taper": 1},
@@ -127,7 +146,8 @@ PUBLISHED: dict[str, Any] = {
 SMALL: dict[str, Any] = {
     "conditioning": "semi",
     "loss": "non-saturating",
-    "regularisers": {"r1": {}, "feature-matching": {}},
+    "regularisers": {"r1": {}, **MATCHING},
+    "stack": {"deviation_group": 0},  # an image's class must not depend on its neighbours
 }
 
 TASKS.register("semi", "a classifier from few labels", "Salimans et al. 2016, 1606.03498")(

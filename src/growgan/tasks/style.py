@@ -6,7 +6,7 @@ Folders are genres. The coarse styles of one image and the fine ones of another 
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -25,6 +25,11 @@ SHOWN = 8  # images of a genre, and picks of the mixes, on the sheet
 
 class Genres(Task):
     """``style`` takes images with labels."""
+
+    sheet: ClassVar[str] = (
+        "A row of images for each genre; below, mixes: the coarse styles of one image a row, the"
+        " fine ones of one a column."
+    )
 
     def prepare(
         self, name: str, kind: str, data: ImageSet, truth: ImageSet | None = None

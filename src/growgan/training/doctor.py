@@ -135,9 +135,8 @@ def examine(
     variety = float(seen.std(0).mean()) / 2
     if not is_finite(gan):
         return Vitals(gan.images, False, None, 0.0, variety, 0.5, None, WORST)
-    rng = torch.Generator().manual_seed(0)
-    z = torch.randn(len(seen), gan.generator.spec.latent, generator=rng).to(seen.device)
-    spec = gan.generator.spec
+    spec, rng = gan.generator.spec, torch.Generator().manual_seed(0)
+    z = torch.randn(len(seen), spec.latent, generator=rng).to(seen.device)
     z = labelled(spec, z) if wishes[0] is None else torch.cat([z, wishes[0]], 1)
     fakes = torch.cat([gan.average(part) for part in z.split(chunk)])
     judged = _judged(gan, fakes, z[:, spec.latent :], chunk)
@@ -147,10 +146,9 @@ def examine(
         if each is not None
     ]
     wins = [_wins(real, judged) for real in kinds]
-    counts, _ = (state["step"].values() for state in gan.moments())
     return Vitals(
         images=gan.images,
-        steps=int(max(counts, default=0)),
+        steps=int(max(gan.moments()[0]["step"].values(), default=0)),
         finite=True,
         score=score,
         diversity=float(fakes.std(0).mean()) / 2 / max(variety, 1e-6),

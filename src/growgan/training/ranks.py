@@ -8,15 +8,22 @@ that N processes with a share each train as one does with the whole batch.
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+import re
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from math import isnan, nan
+from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
 from growgan.errors import UserError
+
+T = TypeVar("T")
+# What gloo, NCCL and torch say when another process is gone.
+LOST = re.compile(r"connect|timed? ?out|socket|peer|pipe|remote|network|store", re.IGNORECASE)
 
 
 @dataclass(frozen=True)
@@ -51,27 +58,50 @@ class Ranks:
         self.average([*gradients, *terms.values()])
 
     def agree(self, *values: float) -> tuple[float, ...]:
-        """Return the first rank's values."""
+        """Return the first rank's values.
+
+        They go from processor to processor, so that no GPU is waited for.
+
+        Raises:
+            KeyboardInterrupt: the first rank is :meth:`leaving`.
+        """
         if self.count == 1:
             return values
-        told = torch.tensor(values, dtype=torch.float64, device=_place())
+        told = torch.tensor(values, dtype=torch.float64)
         self._guarded(lambda: dist.broadcast(told, 0))
+        if isnan(told[0]):
+            raise KeyboardInterrupt
         return tuple(told.tolist())
+
+    @contextmanager
+    def leaving(self) -> Iterator[None]:
+        """Let the others end, too, where the first rank is interrupted within the context.
+
+        They learn of it by the next :meth:`agree`, of two values.
+        """
+        try:
+            yield
+        except KeyboardInterrupt:
+            self.agree(nan, nan)
+            raise
 
     def tell(self, thing: Any = None) -> Any:
         """Return what the first rank gives."""
         box = [thing]
         if self.count > 1:
-            self._guarded(lambda: dist.broadcast_object_list(box, 0))
+            cpu = torch.device("cpu")
+            self._guarded(lambda: dist.broadcast_object_list(box, 0, device=cpu))
         return box[0]
 
     def _reduce(self, flat: Tensor) -> None:
         self._guarded(lambda: dist.all_reduce(flat))
 
-    def _guarded(self, call: Any) -> None:
+    def _guarded(self, call: Callable[[], T]) -> T:
         try:
-            call()
+            return call()
         except RuntimeError as error:
+            if not LOST.search(str(error)):
+                raise
             raise LostRank(
                 f"rank {self.rank} of {self.count} has lost another one: the run stops here; "
                 "go on with --resume, with as many ranks as there are"
@@ -80,10 +110,6 @@ class Ranks:
 
 class LostRank(RuntimeError):
     """Another process of the run is gone."""
-
-
-def _place() -> torch.device:
-    return torch.device("cuda" if dist.get_backend() == "nccl" else "cpu")
 
 
 def join(environment: Mapping[str, str] | None = None) -> Ranks:
@@ -97,11 +123,12 @@ def join(environment: Mapping[str, str] | None = None) -> Ranks:
     if count == 1:
         return Ranks()
     if not dist.is_initialized():
-        backend = "nccl" if torch.cuda.is_available() else "gloo"
-        if backend == "nccl":
-            torch.cuda.set_device(int(told.get("LOCAL_RANK", "0")))
+        gpus = torch.cuda.device_count()
+        if gpus:  # SLURM may show each process but one
+            torch.cuda.set_device(int(told.get("LOCAL_RANK", "0")) % gpus)
         try:
-            dist.init_process_group(backend)
+            # What is on the CPU is exchanged there, also by machines that have GPUs.
+            dist.init_process_group("cpu:gloo,cuda:nccl" if gpus else "gloo")
         except (RuntimeError, ValueError) as error:
             raise UserError(f"the other ranks cannot be reached: {error}") from error
     return Ranks(dist.get_rank(), dist.get_world_size())

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from growgan.config import Settings
+from growgan.data.parallel import cores
 from growgan.errors import UserError, unknown
 from growgan.nets.layers import channels_last, downsample
 from growgan.training.memory import keep_freed_memory
@@ -130,9 +131,11 @@ def best_threads() -> int:
     """Return how many threads train small stacks fastest on this machine: one, or all.
 
     Two processors that share a core, or a machine that is busy, make a second thread a burden;
-    so it is measured, in about a tenth of a second, instead of assumed.
+    so it is measured, in about a tenth of a second, instead of assumed. All are those that this
+    process may use; torchrun's processes on one machine share them.
     """
-    before, everything = torch.get_num_threads(), os.cpu_count() or 1
+    before = torch.get_num_threads()
+    everything = max(1, cores() // int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
     times = {n: _time_convolution(n) for n in (1, everything)}
     torch.set_num_threads(before)
     return everything if times[everything] < 0.8 * times[1] else 1

@@ -111,7 +111,8 @@ def train(
     begun = logged - first.seconds
     seen, alpha = gan.images, first.alpha
     terms: dict[str, Tensor] = {}
-    (share,) = runtime.ranks.agree(_share(piece, first.seconds, gan.images - first.images))
+    done = _share(piece, first.seconds, gan.images - first.images)
+    share, due = runtime.ranks.agree(done, LOG_EVERY <= 0)
     while share < 1:
         gan.set_alpha(min(1.0, alpha + share / piece.fade) if piece.fade else 1.0)
         set_rates(gan, settings, piece.begin + share * (piece.end - piece.begin))
@@ -119,17 +120,17 @@ def train(
         terms |= step(gan, batches, objective, settings, runtime, parts)
 
         now = time.perf_counter()
-        share, due = runtime.ranks.agree(
-            _share(piece, now - begun, gan.images - first.images), now - logged >= LOG_EVERY
-        )
+        done = _share(piece, now - begun, gan.images - first.images)
         if due if piece.images is None else gan.steps % CHECK_EVERY == 0:
             _check_finite(terms)
         if due:
             values = {name: float(term) for name, term in terms.items()}
             rate = (gan.images - seen) / (now - logged)
-            report(Progress(share, gan.images, rate, gan.alpha, values))
+            report(Progress(done, gan.images, rate, gan.alpha, values))
             logged, seen = now, gan.images
-        keep(replace(first, seconds=now - begun))
+        with runtime.ranks.leaving():
+            keep(replace(first, seconds=now - begun))
+        share, due = runtime.ranks.agree(done, now - logged >= LOG_EVERY)
     _check_finite(terms)
     if not piece.fade or alpha + 1 / piece.fade >= 1:
         gan.finish_fade()
@@ -172,7 +173,10 @@ def step(
     terms = _step_discriminator(gan, views, objective, runtime)
     if (gan.steps + 1) % settings.critic_steps == 0:
         terms |= _step_generator(gan, views, objective, runtime)
-    runtime.ranks.average([each for each in gan.memory.values() if each.numel() == 1])
+    # By name: a pair that came as files has another order.
+    known = [each for _, each in sorted(gan.memory.items()) if each.numel() == 1]
+    seen = [each for each in gan.generator.buffers() if each.is_floating_point()]
+    runtime.ranks.average([*known, *seen])
     gan.images += len(real)
     gan.steps += 1
     half_life = min(settings.average.half_life, settings.average.ramp * gan.images)
@@ -300,7 +304,8 @@ def _inputs(
     key = (settings.seed * 0x9E3779B97F4A7C15 + gan.steps) & (2**63 - 1)
     rng = torch.Generator(runtime.device).manual_seed(key)
     if gan.generator.noisy:
-        torch.manual_seed(~key & (2**63 - 1))  # another stream than that of the latents
+        # Another stream than that of the latents, and another one for each rank's images.
+        torch.manual_seed((~key + runtime.ranks.rank * 0xD1B54A32D192ED03) & (2**63 - 1))
     pixels, labels = batches.batch_at(gan.images)
     given, spec = batches.given_at(gan.images), gan.generator.spec
     # What is given is blended and flipped as the images are that are to be made of it.
