@@ -252,6 +252,7 @@ def test_a_task_of_a_preset_is_trained_as_that_is(task: str, preset: str) -> Non
         assert settings.policy == "fixed"
 
 
+@pytest.mark.slow
 def test_a_task_of_a_preset_runs_as_published(sides: ImageSet, tmp_path: Path) -> None:
     own = {**SMALL, "stack": {"width": 8, "discriminator_width": 8, "latent": 8}}
     for task, kind in (("anogan", "below"), ("augment", "10")):
@@ -331,6 +332,7 @@ def test_a_report_tells_a_tasks_figures(sides: ImageSet, tmp_path: Path) -> None
         assert "The task, on new images" not in write_report(run.path).read_text()
 
 
+@pytest.mark.slow
 def test_captions_that_nobody_saw_are_judged_by_their_words() -> None:
     rng = np.random.default_rng(0)
     pairs = [(a, b) for a in ("red", "blue", "green") for b in ("sand", "snow", "sea")]
