@@ -47,6 +47,17 @@ def make_images() -> Callable[..., ImageSet]:
     return make
 
 
+@pytest.fixture(scope="session")
+def sides() -> ImageSet:
+    """Noise that is brighter above, or brighter below: two classes, 200 images of 8×8."""
+    rng = np.random.default_rng(0)
+    images = rng.integers(0, 128, (200, 1, 8, 8), dtype=np.uint8)
+    labels = np.arange(200) % 2
+    images[labels == 0, :, :4] += 64
+    images[labels == 1, :, 4:] += 64
+    return ImageSet("sides", images, labels, ("above", "below"), "sides")
+
+
 class StandIn(nn.Module):
     """Called as the Inception file is: resizes to 299 by itself, features are column sums."""
 

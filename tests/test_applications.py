@@ -25,17 +25,6 @@ from growgan.training.runtime import make_runtime
 SMALL = {"batch": 8, "stack": {"width": 8, "latent": 4}, "score": {"samples": 32}, "threads": 1}
 
 
-@pytest.fixture(scope="module")
-def sides() -> ImageSet:
-    """Noise that is brighter above, or brighter below: two classes, 200 images of 8×8."""
-    rng = np.random.default_rng(0)
-    images = rng.integers(0, 128, (200, 1, 8, 8), dtype=np.uint8)
-    labels = np.arange(200) % 2
-    images[labels == 0, :, :4] += 64
-    images[labels == 1, :, 4:] += 64
-    return ImageSet("sides", images, labels, ("above", "below"), "sides")
-
-
 def test_few_labels_are_kept_as_many_of_each_class_and_come_often(sides: ImageSet) -> None:
     task = TASKS["semi"]
     seen = task.taught(sides, "20", seed=3)

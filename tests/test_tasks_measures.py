@@ -26,24 +26,12 @@ from growgan.objectives.step import Step
 from growgan.report.page import write_report
 from growgan.tasks import TASKS, anogan, base, prepare, train_task
 from growgan.tasks.augment import equally_many
-from growgan.tasks.semi import rate_of
 from growgan.tasks.text2image import agreement
 from growgan.training.gan import Gan
 from growgan.training.ranks import Ranks
-from growgan.training.stage import set_rates
+from growgan.training.stage import rates, set_rates
 
 SMALL = {"batch": 8, "stack": {"width": 8, "latent": 4}, "score": {"samples": 32}, "threads": 1}
-
-
-@pytest.fixture(scope="module")
-def sides() -> ImageSet:
-    """Noise that is brighter above, or brighter below: two classes, 200 images of 8×8."""
-    rng = np.random.default_rng(0)
-    images = rng.integers(0, 128, (200, 1, 8, 8), dtype=np.uint8)
-    labels = np.arange(200) % 2
-    images[labels == 0, :, :4] += 64
-    images[labels == 1, :, 4:] += 64
-    return ImageSet("sides", images, labels, ("above", "below"), "sides")
 
 
 def judge(**more: object) -> Discriminator:
@@ -100,8 +88,9 @@ def test_a_classifier_without_a_gan_has_the_rates_of_d(own: dict[str, object]) -
         gan.images = images
         set_rates(gan, settings, progress)
         wanted = gan.discriminator_optimiser.param_groups[0]["lr"]
-        assert rate_of(settings, progress, images) == pytest.approx(wanted)
-    assert rate_of(settings, 1.0, 0) == (rate_of(settings, 0.0, 0) if own.get("anneal") == 0 else 0)
+        assert rates(settings, progress, images)[1] == pytest.approx(wanted)
+    first, last = (rates(settings, progress, 0)[1] for progress in (0.0, 1.0))
+    assert last == (first if own.get("anneal") == 0 else 0)
 
 
 def test_an_image_scored_among_others_scores_as_it_does_alone() -> None:

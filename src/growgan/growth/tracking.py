@@ -15,6 +15,7 @@ import numpy as np
 from PIL import Image
 
 from growgan.config import Settings
+from growgan.data.files import replace_file
 from growgan.errors import require
 from growgan.registry import Registry
 from growgan.training.progress import Display, SilentDisplay, Status
@@ -155,5 +156,5 @@ def _kept_id(out: Path) -> str:
     path = out / "wandb-id.txt"
     if not path.is_file():
         out.mkdir(parents=True, exist_ok=True)
-        path.write_text(uuid4().hex[:16])
+        replace_file(path, uuid4().hex[:16].encode())
     return path.read_text().strip()

@@ -7,7 +7,6 @@ else. What G is for is to make D's task harder; its images need not be good.
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from math import sqrt
 from typing import Any
 
 import numpy as np
@@ -29,6 +28,7 @@ from growgan.tasks.base import TASKS, Task, labels_of, some_of_each
 from growgan.training.checkpoint import load_gan
 from growgan.training.optimisers import make_optimiser
 from growgan.training.runtime import Runtime, make_runtime
+from growgan.training.stage import rates
 
 LONGEST = 2_000  # steps of the classifier without a GAN: it knows its few images by then
 AT_ONCE = 500
@@ -95,22 +95,15 @@ def alone(spec: StackSpec, seen: ImageSet, settings: Settings, steps: int) -> Di
     for k in range(steps):
         pixels, labels = batches.batch_at(k * batches.batch)
         assert labels is not None
+        _, rate = rates(settings, k / steps, k * settings.batch)
         for group in optimiser.param_groups:
-            group["lr"] = rate_of(settings, k / steps, k * settings.batch)
+            group["lr"] = rate
         with runtime.autocast():
             logits = classes_of(player, pixels, runtime)
         optimiser.zero_grad()
         cross_entropy(logits, one_hot(labels, spec.classes)).backward()
         optimiser.step()
     return player
-
-
-def rate_of(settings: Settings, progress: float, images: int) -> float:
-    """Return D's rate when so much of a run is done, as it is set in training."""
-    own = settings.optimiser
-    left = (1 - progress) / settings.anneal if settings.anneal else 1.0
-    aged = sqrt(max(1.0, images / own.decay)) if own.decay else 1.0
-    return min(1.0, left) / aged * (own.discriminator_lr or own.lr)
 
 
 def classes_of(player: Discriminator, pixels: Tensor, runtime: Runtime) -> Float[Tensor, "n k"]:

@@ -345,17 +345,26 @@ def _reals(gan: Gan, real: Tensor, rng: torch.Generator, mirror: bool) -> Tensor
     return real
 
 
-def set_rates(gan: Gan, settings: Settings, progress: float) -> None:
-    """Hold the rates, let them fall as 1/sqrt(images), to 0 over ``anneal``."""
+def rates(settings: Settings, progress: float, images: int) -> tuple[float, float]:
+    """Return G's and D's rates: they hold, fall as 1/sqrt(images), to 0 over ``anneal``.
+
+    Args:
+        progress: of the run, 0 to 1.
+        images: that the pair has seen.
+    """
     left = (1 - progress) / settings.anneal if settings.anneal else 1.0
-    decay = settings.optimiser.decay
-    aged = sqrt(max(1.0, gan.images / decay)) if decay else 1.0
-    share, own = min(1.0, max(left, 0.0)) / aged, settings.optimiser
-    rates = (own.lr, own.discriminator_lr or own.lr)
+    own = settings.optimiser
+    aged = sqrt(max(1.0, images / own.decay)) if own.decay else 1.0
+    share = min(1.0, max(left, 0.0)) / aged
+    return share * own.lr, share * (own.discriminator_lr or own.lr)
+
+
+def set_rates(gan: Gan, settings: Settings, progress: float) -> None:
+    """Set both players' rates to those of this moment."""
     optimisers = (gan.generator_optimiser, gan.discriminator_optimiser)
-    for rate, optimiser in zip(rates, optimisers, strict=True):
+    for rate, optimiser in zip(rates(settings, progress, gan.images), optimisers, strict=True):
         for group in optimiser.param_groups:
-            group["lr"] = share * rate
+            group["lr"] = rate
 
 
 def _check_finite(terms: dict[str, Tensor]) -> None:
