@@ -203,6 +203,12 @@ def test_options_of_a_cluster_are_checked(
     assert "pip install 'growgan[cluster]'" in said(*ends)
 
 
+@pytest.fixture
+def extra(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The extra ``cluster`` as if installed, for what only describes a cluster."""
+    monkeypatch.setattr(on_cluster, "require", lambda *words: None)
+
+
 def machine(**resources: float) -> dict[str, Any]:
     return {"Alive": True, "Resources": resources}
 
@@ -217,6 +223,7 @@ def test_room_is_counted_machine_by_machine() -> None:
     assert on_cluster._machines(ray) == [{"CPU": 4}]
 
 
+@pytest.mark.usefixtures("extra")
 def test_a_child_takes_its_gpus_share_of_the_cpus() -> None:
     machines = [{"CPU": 32.0, "GPU": 8.0}, {"CPU": 12.0, "GPU": 4.0}, {"CPU": 64.0}]
     need = on_cluster._need
@@ -227,6 +234,7 @@ def test_a_child_takes_its_gpus_share_of_the_cpus() -> None:
     assert need(machines, Cluster(), None) == (1, 0)
 
 
+@pytest.mark.usefixtures("extra")
 def test_without_gpus_of_its_own_a_child_trains_on_cpus(data: ImageSet) -> None:
     assert on_cluster._placed(settings(), Cluster()).device == "cpu"
     assert on_cluster._placed(settings(), Cluster(gpus=1)).device == "auto"
@@ -409,6 +417,7 @@ def wait_for(there: Callable[[], bool], seconds: float = 120) -> None:
         time.sleep(0.1)
 
 
+@pytest.mark.usefixtures("extra")
 def test_workers_get_whole_paths_and_a_share_of_a_machine(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -82,7 +82,9 @@ def studied(values: dict[str, Any], count: int, folder: Path) -> Any:
     words = [str(STUDY), str(folder / "out.npz"), str(folder / "settings.json")]
     done = torchrun(count, *words, timeout=120)
     assert done.returncode == 0, done.stderr[:3000]
-    return np.load(folder / "out.npz")
+    found = np.load(folder / "out.npz")
+    assert found["left"] == 0
+    return found
 
 
 def check_study(name: str, count: int, folder: Path) -> None:

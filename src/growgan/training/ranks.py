@@ -7,6 +7,7 @@ that N processes with a share each train as one does with the whole batch.
 
 from __future__ import annotations
 
+import atexit
 import os
 import re
 from collections.abc import Callable, Iterator, Mapping
@@ -123,6 +124,10 @@ def join(environment: Mapping[str, str] | None = None) -> Ranks:
     if count == 1:
         return Ranks()
     if not dist.is_initialized():
+        # Read before there is a group: its defaults would keep the group, and gloo's threads with
+        # it, until Python is torn down under them, which aborts the process.
+        import torch.distributed.nn.functional
+
         gpus = torch.cuda.device_count()
         if gpus:  # SLURM may show each process but one
             torch.cuda.set_device(int(told.get("LOCAL_RANK", "0")) % gpus)
@@ -131,4 +136,11 @@ def join(environment: Mapping[str, str] | None = None) -> Ranks:
             dist.init_process_group("cpu:gloo,cuda:nccl" if gpus else "gloo")
         except (RuntimeError, ValueError) as error:
             raise UserError(f"the other ranks cannot be reached: {error}") from error
+        atexit.register(leave)
     return Ranks(dist.get_rank(), dist.get_world_size())
+
+
+def leave() -> None:
+    """End what :func:`join` began; the process itself does so as it ends."""
+    if dist.is_initialized():
+        dist.destroy_process_group()
