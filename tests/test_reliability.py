@@ -55,6 +55,7 @@ from growgan.training.gan import Gan
 from growgan.training.progress import SilentDisplay
 
 IMAGES = 1600
+slow = partial(pytest.param, marks=pytest.mark.slow)
 TIMES = {
     "seconds",
     "trained",
@@ -363,7 +364,7 @@ def with_files_of_at_most(size: int, data: ImageSet, out: Path) -> None:
 
 
 @pytest.mark.skipif(apart is None, reason="needs fork")
-@pytest.mark.parametrize("size", [3_000, 30_000, 60_000])
+@pytest.mark.parametrize("size", [slow(3_000), 30_000, slow(60_000)])
 def test_a_full_disk_costs_nothing_that_was_written(
     size: int, data: ImageSet, whole: Path, tmp_path: Path
 ) -> None:
@@ -379,7 +380,7 @@ def test_a_full_disk_costs_nothing_that_was_written(
     assert story(out) == story(whole) and weights(out) == weights(whole)
 
 
-@pytest.mark.parametrize("call", [1, 4, 7])
+@pytest.mark.parametrize("call", [slow(1), 4, slow(7)])
 def test_a_disk_that_turns_read_only_costs_nothing_that_was_written(
     call: int, data: ImageSet, whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -866,7 +867,7 @@ def test_a_line_of_the_ledger_is_on_the_disk_before_work_goes_on(
     assert told == files
 
 
-@pytest.mark.parametrize("call", [2, 5, 6, 7])
+@pytest.mark.parametrize("call", [2, slow(5), slow(6), 7])
 def test_a_ledger_that_turns_read_only_costs_nothing_that_was_written(
     call: int, data: ImageSet, whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
