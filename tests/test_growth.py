@@ -474,7 +474,9 @@ class Interruption(SilentDisplay):
             raise KeyboardInterrupt
 
 
-@pytest.mark.parametrize("after", [1, 6, *(pytest.param(n, marks=pytest.mark.slow) for n in (3, 8))])
+@pytest.mark.parametrize(
+    "after", [1, 6, *(pytest.param(n, marks=pytest.mark.slow) for n in (3, 8))]
+)
 def test_an_interrupted_run_goes_on_to_the_same_end(
     after: int, data: ImageSet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
