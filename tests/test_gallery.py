@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -17,7 +18,7 @@ from growgan.errors import UserError
 from growgan.growth import Run, grow
 from growgan.growth.gallery import nearest_images, pairings, truncation_curve, write_gallery
 from growgan.growth.history import Space
-from growgan.growth.model import Model
+from growgan.growth.model import Model, Sheet
 from growgan.growth.run import for_data
 from growgan.metrics.features import PixelExtractor
 from growgan.training.gan import Gan
@@ -165,6 +166,25 @@ def test_a_conditional_run_shows_its_classes(data: ImageSet, tmp_path: Path) -> 
     assert main(["report", str(run.path)]) == 0
     page = (run.path / "report.html").read_text()
     assert "From one class to the next" in page and "Class by class" in page
+    check_ways(run, tmp_path / "way.npz")
+
+
+def check_ways(run: Run, sheet: Path) -> None:
+    """What is drawn from picks is drawn as they are, truncated and of their labels, or refused."""
+    how: Sheet = {"count": 9, "seed": 2, "truncation": 0.5, "labels": [1]}
+    said = ["--seed", "2", "--truncation", "0.5"]
+    made = run.best
+    drawn: Any = {"seed": 2, "truncation": 0.5}
+    for words, images in (
+        (["--walk", "0,8", "--labels", "1"], made.walk([0, 8], 8, **how)),
+        (["--combine", "0,1-2", "--labels", "1"], made.combine([[0, 1]], [[2]], **how)),
+        (["--morph", "0,1"], made.morph([0, 1], 8, **drawn)),
+    ):
+        assert main(["sample", str(run.path), "-n", "9", *said, *words, "--out", str(sheet)]) == 0
+        with np.load(sheet) as found:
+            assert np.array_equal(found["images"], images)
+    for words in (["--morph", "0,1", "--labels", "1"], ["--curve", "x", "--truncation", "1"]):
+        assert main(["sample", str(run.path), *words]) == 2
 
 
 @pytest.mark.parametrize("conditioning", ["ac", "adc", "mh", "semi", "2c"])

@@ -11,7 +11,7 @@ import typer
 from growgan.errors import UserError
 
 if TYPE_CHECKING:
-    from growgan.growth.model import Images, Model
+    from growgan.growth.model import Images, Model, Sheet
     from growgan.growth.pool import Pool
 
 COLUMNS = 8  # of sheets that are compared
@@ -84,13 +84,15 @@ def sample(
     model = load(run, candidate)
     ways = {"walk": walk, "combine": combine, "mix": mix, "morph": morph, "code": code}
     ways |= {"nearest": nearest, "curve": curve}
-    _check_alone(model, ways, {"truncation": truncation}, {"given": given, "caption": caption})
+    _check_alone(model, ways, {"given": given, "caption": caption})
+    _check_use(ways, {"truncation": truncation, "labels": labels})
+    wanted = None if labels is None else _picks("labels", labels)
+    sheet: Sheet = {"count": count, "seed": seed, "truncation": truncation, "labels": wanted}
     columns, known = None, None
     way = next((name for name, value in ways.items() if value is not None), None)
     if isinstance(model, Model) and way:
-        images, columns = _looked_into(model, way, ways[way], count, seed, steps)
+        images, columns = _looked_into(model, way, ways[way], steps, sheet)
     else:
-        wanted = None if labels is None else _picks("labels", labels)
         shown = {}
         if isinstance(model, Model) and (given or caption):
             shown = {"given": _given(model, given, caption or [], count, seed)}
@@ -104,14 +106,22 @@ def _check_alone(model: Model | Pool, *options: Mapping[str, object]) -> None:
     """Refuse options that a pool has no use for, and two that exclude each other."""
     from growgan.growth.pool import Pool
 
-    ways, amounts, told = (
+    ways, told = (
         [f"--{name}" for name, value in each.items() if value is not None] for each in options
     )
     if isinstance(model, Pool) and (ways or told):
         raise UserError(f"{' and '.join(ways + told)} is of one run, not of a pool")
-    for group in (ways + amounts, ways + told, told):
-        if len(group) > 1:
-            raise UserError(f"{' and '.join(group)} exclude each other")
+    if len(ways + told) > 1:
+        raise UserError(f"{' and '.join(ways + told)} exclude each other")
+
+
+def _check_use(ways: Mapping[str, object], how: Mapping[str, object]) -> None:
+    """Refuse what the way that was chosen decides by itself."""
+    own = {"curve": ["truncation", "labels"], "morph": ["labels"], "code": ["labels"]}
+    for way, names in own.items():
+        for name in names:
+            if ways[way] is not None and how[name] is not None:
+                raise UserError(f"--{way} and --{name} exclude each other")
 
 
 def _given(model: Model, source: str | None, captions: list[str], count: int, seed: int) -> Images:
@@ -133,18 +143,19 @@ def _given(model: Model, source: str | None, captions: list[str], count: int, se
 
 
 def _looked_into(
-    model: Model, way: str, value: Any, count: int, seed: int, steps: int
+    model: Model, way: str, value: Any, steps: int, sheet: Sheet
 ) -> tuple[Images, int]:
     """Return what was asked for, and how many images make up a row of a sheet."""
+    drawn: Any = {"seed": sheet["seed"], "truncation": sheet["truncation"]}
     if way == "walk":
-        return model.walk(_picks(way, value), steps, count=count, seed=seed), steps
+        return model.walk(_picks(way, value), steps, **sheet), steps
     if way == "morph":
         labels = _picks(way, value)
-        return model.morph(labels, steps, seed=seed), (len(labels) - 1) * steps + 1
+        return model.morph(labels, steps, **drawn), (len(labels) - 1) * steps + 1
     if way == "code":
-        return model.sweep(value, steps, seed=seed), steps + 1
+        return model.sweep(value, steps, **drawn), steps + 1
     if way in ("nearest", "curve"):
-        return _compared(model, way, value, count, seed)
+        return _compared(model, way, value, sheet)
     if way == "combine":
         if not re.fullmatch(r"[+-]?[\d,]+([+-][\d,]+)*", value):
             raise UserError(f"--combine takes sets of picks like 0,1+2,3-4,5, but got '{value}'")
@@ -152,15 +163,15 @@ def _looked_into(
         sets: dict[str, list[list[int]]] = {"": [], "-": []}
         for sign, picks in signed:
             sets[sign.strip("+")].append(_picks(way, picks))
-        return model.combine(sets[""], sets["-"], count=count, seed=seed), 3
+        return model.combine(sets[""], sets["-"], **sheet), 3
     rows, colon, columns = value.partition(":")
     if not colon:
         raise UserError(f"--mix takes rows and columns like 0,1:2,3, but got '{value}'")
     fine = _picks(way, columns)
-    return model.mix(_picks(way, rows), fine, count=count, seed=seed), len(fine)
+    return model.mix(_picks(way, rows), fine, **sheet), len(fine)
 
 
-def _compared(model: Model, way: str, source: str, count: int, seed: int) -> tuple[Images, int]:
+def _compared(model: Model, way: str, source: str, sheet: Sheet) -> tuple[Images, int]:
     """Return samples beside their nearest training images, or a row a truncation."""
     import numpy as np
 
@@ -170,11 +181,9 @@ def _compared(model: Model, way: str, source: str, count: int, seed: int) -> tup
     run, data = Run.open(model.run_folder), model.load_data(source)
     extractor = comparing(run, model, data)
     if way == "nearest":
-        columns = min(count, COLUMNS)
-        space = ((0, -count % columns), (0, 0), (0, 0), (0, 0))
-        sets = [
-            np.pad(each, space) for each in nearest_images(model, data, extractor, count, seed=seed)
-        ]
+        columns = min(sheet["count"], COLUMNS)
+        space = ((0, -sheet["count"] % columns), (0, 0), (0, 0), (0, 0))
+        sets = [np.pad(each, space) for each in nearest_images(model, data, extractor, **sheet)]
         pairs = np.stack([each.reshape(-1, columns, *each.shape[1:]) for each in sets], 1)
         return pairs.reshape(-1, *pairs.shape[3:]), columns
     typer.echo("truncation  precision  recall")
@@ -183,7 +192,7 @@ def _compared(model: Model, way: str, source: str, count: int, seed: int) -> tup
         cut = point["truncation"]
         named = "none" if cut is None else f"{cut:g}"
         typer.echo(f"{named:>10}  {point['precision']:9.1%}  {point['recall']:6.1%}")
-        rows.append(model.sample(COLUMNS, seed=seed, truncation=cut))
+        rows.append(model.sample(COLUMNS, seed=sheet["seed"], truncation=cut))
     return np.concatenate(rows), COLUMNS
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import cast
+from typing import Any, Unpack, cast
 
 import numpy as np
 import torch
@@ -17,7 +17,7 @@ from growgan.data import ImageSet, default_cache
 from growgan.data.files import replace_file
 from growgan.errors import UserError
 from growgan.growth.budget import Budget
-from growgan.growth.model import Model
+from growgan.growth.model import Model, Sheet
 from growgan.growth.run import Run, check_out
 from growgan.growth.scoring import make_scorer
 from growgan.metrics.distances import frechet_of_samples
@@ -152,10 +152,11 @@ def _heeding(judge: Discriminator, images: Tensor, y: Tensor) -> Tensor:
 
 
 def nearest_images(
-    model: Model, data: ImageSet, extractor: Extractor, count: int = SHOWN, *, seed: int = 0
+    model: Model, data: ImageSet, extractor: Extractor, **sheet: Unpack[Sheet]
 ) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
-    """Return ``count`` samples and the training image nearest to each, uint8 [N, H, W, C]."""
-    samples = model.sample(count, seed=seed)
+    """Return samples and the training image nearest to each, uint8 [N, H, W, C]."""
+    drawn: Any = {"count": SHOWN, **sheet}
+    samples = model.sample(**drawn)
     index, _ = nearest(extractor(_first(samples)), real_features(data, extractor))
     return samples, np.array(data.images[index.numpy()]).transpose(0, 2, 3, 1)
 

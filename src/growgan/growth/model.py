@@ -176,7 +176,15 @@ class Model:
         table[:, :, first : first + y.shape[1]] = y
         return self._images(table.flatten(0, 1), truncation)
 
-    def sweep(self, code: int, steps: int, *, rows: int = 8, seed: int = 0) -> Images:
+    def sweep(
+        self,
+        code: int,
+        steps: int,
+        *,
+        rows: int = 8,
+        seed: int = 0,
+        truncation: float | None = None,
+    ) -> Images:
         """Return a table, row by row: one latent a row, its continuous code from -2 to 2.
 
         With as many images after the first one as there are ``steps`` (Chen et al. 2016, figure 2).
@@ -188,10 +196,10 @@ class Model:
         if steps < 1 or not 0 <= code < spec.continuous:
             found = f"{spec.continuous or 'no'} continuous codes, and a step"
             raise UserError(f"a sweep needs one of {found}, but got {code} and {steps}")
-        z = inputs(spec, rows, seed, given=self._examples())
+        z = self._cut(inputs(spec, rows, seed, given=self._examples()), truncation, seed)
         table = z[:, None].repeat(1, steps + 1, 1)
         table[:, :, spec.latent + spec.categories + code] = torch.linspace(-SWEPT, SWEPT, steps + 1)
-        return self._images(table.flatten(0, 1))
+        return self._images(table.flatten(0, 1), truncation)
 
     def combine(
         self,

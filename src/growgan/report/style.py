@@ -40,10 +40,10 @@ img, svg image { image-rendering: pixelated; }
 .tiles dt { color: var(--soft); font-size: .875rem; }
 .tiles dd { margin: 0; font-size: 1.4rem; font-weight: 650; line-height: 1.3;
   font-variant-numeric: tabular-nums; }
-.tiles small { display: block; font-size: .8125rem; font-weight: 400; color: var(--soft); }
+.tiles small { display: block; font-size: .8125rem; font-weight: 400; line-height: 1.5;
+  color: var(--soft); }
 .tiles .main { grid-column: 1 / -1; }
 .tiles .main dd { font-size: 2.2rem; color: var(--best); }
-.tiles .main small { display: inline; margin-left: 8px; }
 .story { margin: 0; padding-left: 1.15em; }
 .story li { margin-bottom: 6px; }
 .stages { display: grid; gap: 22px 16px; margin-top: 16px;
