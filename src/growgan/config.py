@@ -49,13 +49,11 @@ class OptimiserSettings(Group):
 
     lr: float = Field(2e-2, gt=0, description="step size")
     discriminator_lr: float | None = Field(None, gt=0, description="D's step size; None: as G's")
-    beta1: float = Field(0.0, ge=0, lt=1)
-    beta2: float = Field(0.99, ge=0, lt=1)
-    epsilon: float = Field(1e-8, gt=0)
+    beta1: float = Field(0.0, ge=0, lt=1, description="of the mean of gradients")
+    beta2: float = Field(0.99, ge=0, lt=1, description="of the mean of their squares")
+    epsilon: float = Field(1e-8, gt=0, description="added to the root of these")
     decay: float | None = Field(
-        100_000,
-        gt=0,
-        description="images after which the rate falls as 1 / sqrt, or None",
+        100_000, gt=0, description="images after which the rate falls as 1 / sqrt, or None"
     )
 
 
@@ -67,7 +65,7 @@ class StackSettings(Group):
     discriminator_width: int | None = Field(None, ge=1, le=8192, description="None: as G's")
     taper: int = Field(2, ge=1, le=1024, description="full width up to this many base grids")
     convolutions: int = Field(1, ge=1, le=4, description="layers a resolution")
-    kernel: OddKernel = 3
+    kernel: OddKernel = Field(3, description="pixels a side; odd")
     kind: str = Field("strided", description="block of every layer")
     discriminator_kind: str | None = Field(None, description="None: as G's")
     norm: str = Field("pixel", description="normalisation in G")
@@ -137,7 +135,9 @@ class ActionSettings(Group):
 class DataSettings(Group):
     """How images are prepared."""
 
-    fit: Literal["auto", "border", "crop", "pad", "stretch"] = "auto"
+    fit: Literal["auto", "border", "crop", "pad", "stretch"] = Field(
+        "auto", description="how images come to the resolution; see load_images"
+    )
     channels: Literal[1, 3, 4] | None = Field(None, description="None: what the images have")
 
 
@@ -162,24 +162,26 @@ class ScoreSettings(Group):
     kind: Literal["fd", "swd", "intra-fd"] = Field(
         "fd", description="domain Frechet, sliced Wasserstein, or domain Frechet within classes"
     )
-    samples: int = Field(5000, ge=16, le=100_000)
+    samples: int = Field(5000, ge=16, le=100_000, description="drawn for each score")
 
 
 class Settings(Group):
     """All that decides a run, beside the data and the budget."""
 
-    preset: str = "pggan"
-    policy: str = "dynamic"
+    preset: str = Field("pggan", description="see growgan list presets")
+    policy: str = Field("dynamic", description="see growgan list policies")
     growth: dict[str, Any] = Field(default_factory=dict, description="fields of the policy")
     resolution: tuple[int, int] | None = Field(None, description="h, w; None: the data's own")
-    seed: int = Field(0, ge=0, lt=2**32)
-    device: str = "auto"
-    precision: Literal["auto", "float32", "bfloat16"] = "auto"
+    seed: int = Field(0, ge=0, lt=2**32, description="of all that is drawn by chance")
+    device: str = Field("auto", description="auto: a GPU where there is one, or the CPU")
+    precision: Literal["auto", "float32", "bfloat16"] = Field(
+        "auto", description="of layers; auto: bfloat16 where the processor has it"
+    )
     compile: bool = Field(False, description="each layer by itself, by torch.compile; for GPUs")
     threads: int | None = Field(
         None, ge=1, le=1024, description="None: measured; torch's own for --images"
     )
-    loss: str = "relativistic"
+    loss: str = Field("relativistic", description="see growgan list losses")
     loss_options: dict[str, float] = Field(default_factory=dict, description="fields of the loss")
     regularisers: dict[str, dict[str, float | None]] = Field(
         default_factory=lambda: dict[str, dict[str, float | None]](r1={}, r2={}),
@@ -194,7 +196,7 @@ class Settings(Group):
         "none", description="how a run goes on from another one's pair; see growgan condition"
     )
     critic_steps: int = Field(1, ge=1, le=100, description="steps of D for one of G")
-    batch: int = Field(32, ge=1, le=65536)
+    batch: int = Field(32, ge=1, le=65536, description="images a step, of all ranks together")
     mirror: bool = Field(False, description="flip half of the reals left to right")
     anneal: float = Field(0.3, ge=0, le=1, description="last share of the budget: lr falls to 0")
     optimiser: OptimiserSettings = OptimiserSettings()
