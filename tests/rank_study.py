@@ -22,6 +22,7 @@ from growgan.config import ActionSettings, make_settings
 from growgan.data import ImageSet
 from growgan.data.batches import Batches
 from growgan.growth.actions import legal_growths
+from growgan.growth.executor import Asked, Silent, Trainer
 from growgan.growth.history import Space
 from growgan.objectives import make_objective
 from growgan.training.checkpoint import packed, unpacked
@@ -35,7 +36,7 @@ SLICES = ((7, 0.0), (7, 0.8), (6, 0.5))  # steps, and how long what grew fades i
 
 
 def study(values: dict[str, Any]) -> dict[str, Any]:
-    """Return G's images, D's logits and the log's terms after 20 steps with two growths."""
+    """Return what G draws, D's logits and the weights after 20 steps with two growths."""
     torch.set_num_threads(1)
     with doubled():
         return trained(values)
@@ -109,12 +110,13 @@ def trained(values: dict[str, Any]) -> dict[str, Any]:
             piece,
             report=lambda progress: terms.update(progress.terms),
         )
+    drawn = Trainer(batches, runtime, None, Silent()).draw(gan, Asked(11, None, 4))
     z = torch.randn(8, gan.generator.spec.latent, generator=torch.Generator().manual_seed(1))
     with torch.no_grad():
         gan.generator.eval()
         gan.discriminator.eval()
         images = gan.generator(z)
-        found = {"images": images, "logits": gan.discriminator(images)}
+        found = {"drawn": drawn, "images": images, "logits": gan.discriminator(images)}
         for name in ("generator", "average"):
             parameters = getattr(gan, name).parameters()
             found[name] = torch.cat([p.flatten() for p in parameters])

@@ -24,10 +24,13 @@ from growgan.config import make_settings
 from growgan.data import ImageSet
 from growgan.data.batches import Batches
 from growgan.errors import UserError
+from growgan.growth.executor import Silent, Trainer
 from growgan.growth.ranked import check_ranks, follow
+from growgan.growth.scoring import batches_of, scorer_of
 from growgan.objectives import make_objective
 from growgan.objectives.step import Chance
 from growgan.training import runtime
+from growgan.training.checkpoint import load_gan
 from growgan.training.ranks import LostRank, Ranks, join
 from growgan.training.stage import _inputs
 
@@ -228,6 +231,16 @@ def grow(out: Path, *more: str) -> list[str]:
     return [*words, *more, *(word for each in small for word in ("--set", each))]
 
 
+def check_score(run: gg.Run) -> None:
+    """See that the best pair's score, for which both ranks drew, is what one would have found."""
+    settings, data = run.best.settings, gg.load_images("glyphs", resolution=16)
+    scorer, plain = scorer_of(data, settings, None), runtime.runtime_of(settings)
+    trainer = Trainer(batches_of(data, settings), plain, scorer, Silent())
+    gan = load_gan(run.best.folder)
+    (found,) = (e["score"] for e in run.events if e.get("id") == run.best_id and "score" in e)
+    assert trainer.score(gan, settings.batch).value == pytest.approx(found, rel=0.02)
+
+
 @pytest.mark.slow
 @pytest.mark.timeout(600)
 def test_a_search_over_ranks_is_one_run_and_goes_on_with_another_number(tmp_path: Path) -> None:
@@ -237,6 +250,7 @@ def test_a_search_over_ranks_is_one_run_and_goes_on_with_another_number(tmp_path
     run = gg.Run.open(out)
     first = [e for e in run.events if e["event"] == "candidate"]
     assert len(first) > 2 and run.events[-1]["event"] == "end" and not first[-1].get("error")
+    check_score(run)
     alone = [sys.executable, *grow(out, "--images", "6400", "--resume")[:-10]]
     again = subprocess.run(alone, capture_output=True, text=True)
     assert again.returncode == 0, again.stderr

@@ -13,10 +13,10 @@ from growgan.config import Settings, StackSettings
 from growgan.data import ImageSet
 from growgan.data.batches import Batches
 from growgan.growth.budget import Budget
-from growgan.growth.executor import Silent, Trainer, batches_of
+from growgan.growth.executor import Silent, Trainer
 from growgan.growth.history import History, Space
 from growgan.growth.policies import Dynamic, make_policy
-from growgan.growth.scoring import scorer_of
+from growgan.growth.scoring import batches_of, scorer_of
 from growgan.metrics.features import untrained
 from growgan.objectives import make_objective
 from growgan.training.gan import Gan

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from functools import partial
 from typing import Protocol
 
@@ -12,7 +12,6 @@ import torch
 from torch import Tensor
 
 from growgan.config import Settings
-from growgan.data import ImageSet
 from growgan.data.batches import Batches
 from growgan.growth.history import Proposal
 from growgan.growth.origin import continued
@@ -45,6 +44,15 @@ class Task:
     piece: Slice
     seed: int
     settings: Settings
+
+
+@dataclass(frozen=True)
+class Asked:
+    """Images to score a pair by: how many, of what labels, how many at once."""
+
+    count: int
+    labels: list[int] | None
+    chunk: int
 
 
 @dataclass
@@ -255,19 +263,26 @@ class Trainer:
             return continued(self.origin, proposal.stacks, settings, seed=task.seed, device=device)
         return Gan.create(*proposal.stacks, settings, seed=task.seed, device=device)
 
-    @torch.no_grad()
     def score(self, gan: Gan, batch: int = 32) -> Score:
-        """Score the running average of G."""
+        """Score the running average of G; each rank draws its share of what that takes."""
 
         def generate(count: int) -> Tensor:
-            spec = gan.average.spec
-            z = even_latents(count, spec.latent, SCORE_SEED, GROUPS)
-            z = labelled(spec, z, self._labels(count), SCORE_SEED, self.given(count))
-            with self.runtime.autocast():
-                return to_uint8(gan.average, z, min(256, 8 * batch // self.parts))
+            chunk = min(256, 8 * batch // self.parts)
+            asked = Asked(count, self._labels(count), chunk)
+            return self.draw(gan, self.runtime.ranks.tell(asked))
 
         assert self.scorer is not None
         return self.scorer.score(generate, gan.resolution)
+
+    @torch.no_grad()
+    def draw(self, gan: Gan, asked: Asked) -> Tensor:
+        """Return the images that a score asks for, uint8 [N, C, H, W]; all of them on rank 0."""
+        spec, ranks = gan.average.spec, self.runtime.ranks
+        z = even_latents(asked.count, spec.latent, SCORE_SEED, GROUPS)
+        z = labelled(spec, z, asked.labels, SCORE_SEED, self.given(asked.count))
+        with self.runtime.autocast():
+            share = to_uint8(gan.average, z[ranks.rank :: ranks.count], asked.chunk)
+        return ranks.gather(share)
 
     def given(self, count: int) -> Tensor | None:
         """Return images to make images from: new ones where they suffice, None where none is."""
@@ -371,27 +386,6 @@ class SerialExecutor:
         for task in tasks:
             parent_id = task.proposal.parent
             yield self.trainer.make(task, self.parent(parent_id) if parent_id else None)
-
-
-def batches_of(data: ImageSet, settings: Settings) -> Batches:
-    """Return the batches that a run trains on: of all images, or of those that ``labels`` says.
-
-    Some are held out, unless images repeat. Labels that the conditioning does not use are left out;
-    so are images without a label where D has but one logit for each class, and none for them.
-    """
-    own, conditioning = settings.labels, make_objective(settings).conditioning
-    bare = data.labels is not None and bool((data.labels < 0).any())
-    few = own.share < 1 or (bare and conditioning.judging == "heads")
-    seen = data.labelled(own.share, settings.seed) if few else data
-    seen = seen.balanced() if own.balance else seen
-    seen = seen if conditioning.labelled else replace(seen, labels=None)
-    held = 0 if own.balance else held_out(len(seen))
-    return Batches(seen, settings.batch, settings.seed, held)
-
-
-def held_out(images: int) -> int:
-    """Return how many images are kept from training, for the doctor to try D on."""
-    return min(LOOKED_AT, images // 50) if images >= 2000 else 0
 
 
 def _new_or_seen(take: Callable[..., Tensor | None], count: int) -> Tensor | None:

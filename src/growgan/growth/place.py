@@ -16,11 +16,12 @@ from growgan.data import ImageSet
 from growgan.data.files import replace_file, sweep
 from growgan.errors import UserError
 from growgan.growth.budget import Budget
-from growgan.growth.executor import SHEET, batches_of
+from growgan.growth.executor import SHEET
 from growgan.growth.ledger import Ledger
 from growgan.growth.lock import LOCK, OWNER
 from growgan.growth.model import GIVEN
 from growgan.growth.origin import ORIGIN, keep_origin
+from growgan.growth.scoring import batches_of
 from growgan.plain import copy_of, digest
 from growgan.training.runtime import machine
 

@@ -12,9 +12,11 @@ import torch
 from growgan.config import Settings
 from growgan.data import ImageSet
 from growgan.errors import UserError
-from growgan.growth.executor import Silent, Trainer, batches_of
+from growgan.growth.executor import Asked, Silent, Trainer
+from growgan.growth.scoring import batches_of
 from growgan.growth.stop import SIGNALS
 from growgan.training.checkpoint import unpacked
+from growgan.training.gan import Gan
 from growgan.training.ranks import Ranks
 from growgan.training.runtime import runtime_of
 
@@ -46,8 +48,12 @@ def follow(ranks: Ranks, data: ImageSet) -> None:
     trainer = Trainer(batches_of(data, settings), runtime, None, Silent())
     with _deaf(), suppress(KeyboardInterrupt):
         while (told := ranks.tell()) is not None:
+            if isinstance(told, Asked):  # to score the pair that was trained last
+                trainer.draw(gan, told)
+                continue
             task, files, mark = told
-            trainer.along(task, unpacked(files, runtime.device), mark)
+            gan: Gan = unpacked(files, runtime.device)
+            trainer.along(task, gan, mark)
 
 
 @contextmanager

@@ -10,9 +10,10 @@ import torch
 
 from growgan.config import Settings
 from growgan.data import ImageSet, default_cache
+from growgan.data.batches import Batches
 from growgan.errors import UserError
 from growgan.growth.budget import Budget
-from growgan.growth.executor import SCORE_SEED, Trainer, batches_of
+from growgan.growth.executor import SCORE_SEED, Trainer
 from growgan.growth.ledger import Ledger
 from growgan.growth.origin import origin_of
 from growgan.growth.search import Search
@@ -20,6 +21,8 @@ from growgan.metrics.features import Extractor, domain_extractor
 from growgan.metrics.protocol import Protocol
 from growgan.metrics.score import GROUPS, Scorer
 from growgan.metrics.watch import Progress, unseen
+from growgan.objectives import make_objective
+from growgan.training.doctor import LOOKED_AT
 from growgan.training.runtime import Runtime
 
 
@@ -96,3 +99,24 @@ def scorer_of(data: ImageSet, settings: Settings, extractor: Extractor | None) -
     return Scorer(
         data.images, extractor, samples=score.samples, kind=score.kind, labels=data.labels
     )
+
+
+def batches_of(data: ImageSet, settings: Settings) -> Batches:
+    """Return the batches that a run trains on: of all images, or of those that ``labels`` says.
+
+    Some are held out, unless images repeat. Labels that the conditioning does not use are left out;
+    so are images without a label where D has but one logit for each class, and none for them.
+    """
+    own, conditioning = settings.labels, make_objective(settings).conditioning
+    bare = data.labels is not None and bool((data.labels < 0).any())
+    few = own.share < 1 or (bare and conditioning.judging == "heads")
+    seen = data.labelled(own.share, settings.seed) if few else data
+    seen = seen.balanced() if own.balance else seen
+    seen = seen if conditioning.labelled else replace(seen, labels=None)
+    held = 0 if own.balance else held_out(len(seen))
+    return Batches(seen, settings.batch, settings.seed, held)
+
+
+def held_out(images: int) -> int:
+    """Return how many images are kept from training, for the doctor to try D on."""
+    return min(LOOKED_AT, images // 50) if images >= 2000 else 0

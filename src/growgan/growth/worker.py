@@ -13,8 +13,8 @@ from growgan import __version__
 from growgan.config import Settings
 from growgan.data import ImageSet
 from growgan.errors import UserError
-from growgan.growth.executor import Outcome, Silent, Standing, Task, Trainer, batches_of
-from growgan.growth.scoring import scorer_of
+from growgan.growth.executor import Outcome, Silent, Standing, Task, Trainer
+from growgan.growth.scoring import batches_of, scorer_of
 from growgan.metrics.features import DomainExtractor, Extractor
 from growgan.training.checkpoint import Files, packed, unpacked
 from growgan.training.runtime import runtime_of

@@ -94,6 +94,22 @@ class Ranks:
             self._guarded(lambda: dist.broadcast_object_list(box, 0, device=cpu))
         return box[0]
 
+    def gather(self, share: Tensor) -> Tensor:
+        """Return, on the first rank, the rows that all have in turns; elsewhere the own ``share``.
+
+        Rank k has rows k, k + count, ...
+        """
+        if self.count == 1:
+            return share
+        shares: list[Any] | None = [None] * self.count if self.first else None
+        self._guarded(lambda: dist.gather_object(share, shares, 0))
+        if shares is None:
+            return share
+        rows = share.new_empty(sum(map(len, shares)), *share.shape[1:])
+        for k, each in enumerate(shares):
+            rows[k :: self.count] = each
+        return rows
+
     def _reduce(self, flat: Tensor) -> None:
         self._guarded(lambda: dist.all_reduce(flat))
 
