@@ -11,6 +11,9 @@ import typer
 from growgan.errors import UserError
 
 if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
     from growgan.growth.model import Images, Model, Sheet
     from growgan.growth.pool import Pool
 
@@ -85,19 +88,15 @@ def sample(
     ways = {"walk": walk, "combine": combine, "mix": mix, "morph": morph, "code": code}
     ways |= {"nearest": nearest, "curve": curve}
     _check_alone(model, ways, {"given": given, "caption": caption})
-    _check_use(ways, {"truncation": truncation, "labels": labels})
     wanted = None if labels is None else _picks("labels", labels)
     sheet: Sheet = {"count": count, "seed": seed, "truncation": truncation, "labels": wanted}
-    columns, known = None, None
+    _check_use(ways, sheet)
+    columns = known = None
     way = next((name for name, value in ways.items() if value is not None), None)
     if isinstance(model, Model) and way:
         images, columns = _looked_into(model, way, ways[way], steps, sheet)
     else:
-        shown = {}
-        if isinstance(model, Model) and (given or caption):
-            shown = {"given": _given(model, given, caption or [], count, seed)}
-        images = model.sample(count, seed=seed, truncation=truncation, labels=wanted, **shown)
-        known = model.labels(count, wanted)
+        images, known = _drawn(model, sheet, given, caption or [])
     path = write_images(images.transpose(0, 3, 1, 2), known, out, columns)
     typer.echo(str(path))
 
@@ -115,13 +114,25 @@ def _check_alone(model: Model | Pool, *options: Mapping[str, object]) -> None:
         raise UserError(f"{' and '.join(ways + told)} exclude each other")
 
 
-def _check_use(ways: Mapping[str, object], how: Mapping[str, object]) -> None:
+def _check_use(ways: Mapping[str, object], sheet: Sheet) -> None:
     """Refuse what the way that was chosen decides by itself."""
     own = {"curve": ["truncation", "labels"], "morph": ["labels"], "code": ["labels"]}
     for way, names in own.items():
         for name in names:
-            if ways[way] is not None and how[name] is not None:
+            if ways[way] is not None and sheet.get(name) is not None:
                 raise UserError(f"--{way} and --{name} exclude each other")
+
+
+def _drawn(
+    model: Model | Pool, sheet: Sheet, given: str | None, captions: list[str]
+) -> tuple[Images, NDArray[np.int64] | None]:
+    """Return the images asked for, and the label of each where there are any."""
+    from growgan.growth.model import Model
+
+    how: Any = dict(sheet)
+    if isinstance(model, Model) and (given or captions):
+        how["given"] = _given(model, given, captions, sheet["count"], sheet["seed"])
+    return model.sample(**how), model.labels(sheet["count"], sheet["labels"])
 
 
 def _given(model: Model, source: str | None, captions: list[str], count: int, seed: int) -> Images:
