@@ -18,14 +18,13 @@ from pathlib import Path
 from typing import Any, cast
 
 import torch
-from mixture import Plane, Points, figure, study
+from mixture import POINTS, Plane, Points, figure, study
 from torch import Tensor
 
 from growgan.config import Settings, make_settings
 from growgan.data import ImageSet
 from growgan.data.batches import Batches
 from growgan.growth.run import check_names, for_data
-from growgan.nets.presets import PRESETS
 from growgan.nets.presets.base import ROLES
 from growgan.nets.wishes import labelled
 from growgan.objectives import make_objective
@@ -33,7 +32,7 @@ from growgan.objectives.conditioning import CONDITIONINGS
 from growgan.training.gan import Gan, latents
 from growgan.training.stage import set_rates, step
 
-RESULTS = Path(__file__).parent / "results" / "classes.json"
+RESULTS = Path(__file__).parent / "results" / "classes.jsonl"
 MEANS, DEVIATIONS = torch.tensor([0.0, 3.0, 6.0]), torch.tensor([1.0, 2.0, 3.0])
 CENTRE, SCALE = 3.0, 6.0  # points are (x - 3) / 6
 CLASSES = len(MEANS)
@@ -94,8 +93,8 @@ def settings_of(method: str, seed: int) -> Settings:
 def run(method: str, seed: int, steps: int) -> dict[str, Any]:
     """Train one pair and measure its classes."""
     torch.set_num_threads(1)
-    settings, preset = settings_of(method, seed), PRESETS["gan"]
-    g, d = (preset.stack(role, settings.stack, 1, (1, 1)) for role in ROLES)
+    settings = settings_of(method, seed)
+    g, d = (POINTS.stack(role, settings.stack, 1, (1, 1)) for role in ROLES)
     gan = Gan.create(g, d, settings.optimiser, seed=seed)
     objective, runtime = make_objective(settings), Plane(torch.device("cpu"), bfloat16=False)
     batches = cast(Batches, LabelledPoints(settings.batch, seed))
