@@ -25,6 +25,7 @@ class Figures:
         tasks: seconds that children took in their workers.
         falls: by what factor scores changed from parent to child.
         head: seconds that the head is busy with a child, and ``older`` more for each one before it.
+        watch: share of its time in which the head looks at what workers tell.
         begin: seconds that the head takes to begin a task.
         carry: seconds from the call of an empty task to its result.
         start: seconds until a new worker, in the place of a dead one, begins a task.
@@ -40,6 +41,7 @@ class Figures:
     falls: tuple[float, ...]
     head: float
     older: float
+    watch: float
     begin: float
     carry: float
     start: float
@@ -98,7 +100,7 @@ class Play:
 
         Time that dead workers lost comes on top.
         """
-        f, start = self.figures, self.head.serve(begun, self.figures.begin)
+        f, start = self.figures, self.busy(begun, self.figures.begin)
         if not fetched:
             start = self.link.serve(start, f.size / f.link)
         start += f.carry
@@ -116,7 +118,11 @@ class Play:
         self.worked += seconds
         arrived = self.link.serve(back, f.size / f.link)
         self.done += 1
-        return self.head.serve(arrived, f.head + f.older * self.done)
+        return self.busy(arrived, f.head + f.older * self.done)
+
+    def busy(self, at: float, seconds: float) -> float:
+        """Return when the head is done with what came at ``at``, looking at words meanwhile."""
+        return self.head.serve(at, seconds / (1 - self.figures.watch))
 
     def lower(self, score: float, at: float) -> None:
         """Take a child's score, known since ``at``."""

@@ -8,8 +8,8 @@
 ``measure`` runs one search in rounds and freely, each child on one core, and keeps: candidates an
 hour, utilisation (the workers' time in children over all of their time), how long each child took,
 how long the head is busy with each one (by itself, and for each that was tried before: saving,
-choosing, proposing, showing what workers tell), what it costs Ray to carry an empty task, how long
-a new worker takes to begin, and how large a pair's files are.
+choosing, proposing), for what share of its time it looks at what workers tell, what it costs Ray to
+carry an empty task, how long a new worker takes to begin, and how large a pair's files are.
 
 ``simulate`` plays events by these figures (play.py).
 What a single machine cannot tell is assumed, and said: the link, the failures, workers a machine.
@@ -48,14 +48,15 @@ RESULTS = Path(__file__).parent / "results" / "scaling.json"
 OUT = Path("runs/scaling")
 OFF = 0.15  # that a prediction for two workers may be
 TRIES = 3  # growths a round, beside the unchanged child, where the measured searches go in rounds
+TRIAL = 0.03  # share of one worker's images that each child trains on
 WORKERS = (1, 2, 8, 64, 512, 2000)
-SEARCH = {
+SEARCH: dict[str, Any] = {
     "policy": "dynamic",
     "threads": 1,
     "growth": {
         "anew": False,
         "tries": TRIES,
-        "trial": 0.03,
+        "trial": TRIAL,
         "search": 1.0,
         "threshold": 100.0,
         "images": 1,
@@ -105,7 +106,9 @@ def searched(ray: Any, workers: int, free: bool, images: int) -> dict[str, Any]:
                 data,
                 out=out,
                 images=images,
-                settings=make_settings({**SEARCH, "seed": 0}),
+                settings=make_settings(
+                    SEARCH, {"seed": 0, "growth": {**SEARCH["growth"], "trial": TRIAL / workers}}
+                ),
                 cluster=Cluster(cpus=1, free=free),
             )
         beside = carried(ray, run)
@@ -120,7 +123,8 @@ def searched(ray: Any, workers: int, free: bool, images: int) -> dict[str, Any]:
     saves = run.events[-1]["cost"]["save"] / len(tried)
     tasks = [event["seconds"] - saves for event in rest]
     count = len(tried)
-    head = sum(sum(taken) for name, taken in times.items() if name != "_begin")
+    head = sum(sum(times[name]) for name in ("_record", "_select", "_proposals"))
+    watch = sum(sum(times.get(name, [])) for name in ("_words", "report"))
     # Freely there is a choice for each child; what it takes may grow with what was tried.
     older = sum(map(slope, (times["_select"], times["_proposals"]))) if free else 0.0
     return {
@@ -132,6 +136,7 @@ def searched(ray: Any, workers: int, free: bool, images: int) -> dict[str, Any]:
         "tasks": tasks,
         "falls": [e["score"] / scores[e["parent"]] for e in rest if e["score"] and e["parent"]],
         "head": head / count,
+        "watch": watch / run.events[-1]["elapsed"],
         "older": older,
         "begin": statistics.mean(times["_begin"]),
         **beside,
@@ -212,6 +217,7 @@ def figures_of(kept: dict[str, Any]) -> Figures:
         falls=tuple(f for row in alone for f in row["falls"]),
         head=mean("head"),
         older=free["older"],
+        watch=mean("watch"),
         begin=mean("begin"),
         carry=mean("carry"),
         start=mean("start"),

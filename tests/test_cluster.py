@@ -309,10 +309,17 @@ def outcome(*errors: Exception) -> Outcome:
     executor._ray, executor._stop, executor._lost = ray, Stop(), Counter()
     executor._flying, executor._parents, executor._common = {}, {}, None
     take = SimpleNamespace(take=SimpleNamespace(remote=lambda: "board"))
-    executor._board, executor._keeper = take, Silent()
+    executor._board, executor._keeper, executor._asked = take, Silent(), "board"
     executor._make = SimpleNamespace(remote=lambda *words: object())
     executor.submit(a_task())
     return executor.wait()
+
+
+def test_the_head_never_waits_for_what_workers_tell() -> None:
+    executor = RayExecutor.__new__(RayExecutor)
+    executor._ray = SimpleNamespace(wait=lambda references, timeout: ([], references))
+    executor._asked = "asked"
+    assert executor._words() == [] and executor._asked == "asked"
 
 
 def test_a_task_whose_worker_is_lost_begins_anew_and_is_no_divergence(

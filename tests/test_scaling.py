@@ -27,7 +27,7 @@ def playing() -> ModuleType:
 @pytest.fixture
 def ideal(playing: ModuleType) -> Any:
     """Tasks of ten seconds, and nothing else takes time."""
-    nothing = dict.fromkeys(("head", "older", "begin", "carry", "start", "size", "failures"), 0.0)
+    nothing = dict.fromkeys("head older watch begin carry start size failures".split(), 0.0)
     enough = {"drawn": 10_000, "there": 10_000}
     return playing.Figures(tasks=(10.0,), falls=(0.9,), **nothing, **enough)
 

@@ -33,7 +33,6 @@ from growgan.training.checkpoint import Files, packed
 RETRIES = 3  # of a task whose worker died
 LOOK_EVERY = 0.5  # seconds between two looks at what the workers say
 COUNT_EVERY = 10.0  # seconds between two counts of the workers
-PATIENCE = 5.0  # seconds for the board to answer
 ENDING = 60.0  # seconds for interrupted calls to save and end
 WORDS = 20  # a second, of all workers together, that the head shows and logs
 NEARLY = 1e-6  # 1 / 0.1 GPUs are ten tasks, whatever is rounded
@@ -91,6 +90,7 @@ class RayExecutor:
         self._workers, self._counted = 0, float("-inf")
         self._common = ray.put(replace(common, every=self.workers / WORDS))
         self._board = _board(ray)
+        self._asked = self._board.take.remote()  # for words, some time
         self._parents: dict[str, Any] = {}
         self._flying: dict[Any, Task] = {}
         self._lost: Counter[str] = Counter()  # by task: how often Ray gave it up
@@ -168,8 +168,12 @@ class RayExecutor:
         return list(ready)
 
     def _words(self) -> list[Word]:
+        """Return what the board has answered since it was asked; the head never waits for it."""
+        if not self._ray.wait([self._asked], timeout=0)[0]:
+            return []
+        answer, self._asked = self._asked, self._board.take.remote()
         try:
-            words: list[Word] = self._ray.get(self._board.take.remote(), timeout=PATIENCE)
+            words: list[Word] = self._ray.get(answer)
         except self._ray.exceptions.RayError:
             return []  # the board has died, and begins anew
         return words
