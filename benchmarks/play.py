@@ -23,6 +23,8 @@ class Figures:
 
     Attributes:
         tasks: seconds that children took in their workers.
+        lone: seconds of those that had none beside them, since one was all that was proposed.
+        lonely: how many of these there are for a round; freely they come before all others.
         falls: by what factor scores changed from parent to child.
         head: seconds that the head is busy with a child, and ``older`` more for each one before it.
         watch: share of its time in which the head looks at what workers tell.
@@ -38,6 +40,8 @@ class Figures:
     """
 
     tasks: tuple[float, ...]
+    lone: tuple[float, ...]
+    lonely: float
     falls: tuple[float, ...]
     head: float
     older: float
@@ -95,17 +99,19 @@ class Play:
         self.done, self.worked, self.now = 0, 0.0, 0.0
         self.score, self.reached = 1.0, math.inf
 
-    def child(self, begun: float, fetched: bool) -> tuple[float, float]:
+    def child(
+        self, begun: float, fetched: bool, tasks: tuple[float, ...] = ()
+    ) -> tuple[float, float]:
         """Return when a child that the head begins at ``begun`` is back, and how long it took.
 
-        Time that dead workers lost comes on top.
+        Time that dead workers lost comes on top. It takes as long as one of ``tasks``.
         """
         f, start = self.figures, self.busy(begun, self.figures.begin)
         if not fetched:
             start = self.link.serve(start, f.size / f.link)
         start += f.carry
         while True:
-            seconds = self.rng.choice(f.tasks)
+            seconds = self.rng.choice(tasks or f.tasks)
             dies = self.rng.expovariate(f.failures / 3600) if f.failures else math.inf
             if dies > seconds:
                 break
@@ -132,8 +138,9 @@ class Play:
 
     def rounds(self, seconds: float, children: int) -> None:
         """Play in rounds: the next begins when all children of the last are written down."""
-        children = min(children, self.figures.drawn)
+        children, due = min(children, self.figures.drawn), 0.0
         while self.now < seconds:
+            due = self.alone(due + self.figures.lonely)
             parent, waiting = self.score, [self.now] * self.workers
             heapq.heapify(waiting)
             back = []
@@ -148,15 +155,24 @@ class Play:
 
     def freely(self, seconds: float) -> None:
         """Play without rounds: who is done takes the next proposal."""
+        self.alone(len(self.figures.lone))
         # Of each worker's child: its end, how long it takes, and the score of its parent.
         crew = range(min(self.workers, self.figures.there))
-        flying = [(*self.child(0.0, fetched=False), 1.0) for _ in crew]
+        flying = [(*self.child(self.now, fetched=False), self.score) for _ in crew]
         heapq.heapify(flying)
         while self.now < seconds:
             end, took, parent = heapq.heappop(flying)
             self.now = self.record(end, took)
             self.lower(parent * self.rng.choice(self.figures.falls), self.now)
             heapq.heappush(flying, (*self.child(self.now, fetched=False), self.score))
+
+    def alone(self, due: float) -> float:
+        """Play children one by one while a whole one is ``due``; return what is left of it."""
+        while due >= 1:
+            self.now = self.record(*self.child(self.now, fetched=False, tasks=self.figures.lone))
+            self.lower(self.score * self.rng.choice(self.figures.falls), self.now)
+            due -= 1
+        return due
 
     def played(self) -> Played:
         """Return the figures."""

@@ -13,8 +13,9 @@ carry an empty task, how long a new worker takes to begin, and how large a pair'
 
 ``simulate`` plays events by these figures (play.py).
 What a single machine cannot tell is assumed, and said: the link, the failures, workers a machine.
-It is fed by the searches of one worker, so its predictions for two are its test: where one is off
-by more than 15 % the exit status is 1. No more is tried at once than a pair has growths.
+It is fed by the searches of one worker; its predictions for those of two, given how long their own
+children took, are its test: where one is off by more than 15 % the exit status is 1. No more is
+tried at once than a pair has growths.
 """
 
 from __future__ import annotations
@@ -27,6 +28,7 @@ import statistics
 import subprocess
 import sys
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from importlib import import_module
@@ -121,7 +123,13 @@ def searched(ray: Any, workers: int, free: bool, images: int) -> dict[str, Any]:
     rest = tried[1:]
     # What the head adds to a child's time is its saving; the worker's is the rest.
     saves = run.events[-1]["cost"]["save"] / len(tried)
-    tasks = [event["seconds"] - saves for event in rest]
+    sizes = Counter(event["round"] for event in tried)
+    opened = min((r for r, size in sizes.items() if size > 1), default=len(sizes))
+    lone, tasks = [], []
+    for event in rest:
+        alone = event["round"] < opened if free else sizes[event["round"]] == 1
+        (lone if alone else tasks).append(event["seconds"] - saves)
+    rounds = sum(size > 1 for size in sizes.values())
     count = len(tried)
     head = sum(sum(times[name]) for name in ("_record", "_select", "_proposals"))
     watch = sum(sum(times.get(name, [])) for name in ("_words", "report"))
@@ -132,8 +140,10 @@ def searched(ray: Any, workers: int, free: bool, images: int) -> dict[str, Any]:
         "free": free,
         "candidates": count,
         "rate": 3600 * len(rest) / wall,
-        "utilisation": sum(tasks) / (workers * wall),
+        "utilisation": sum(lone + tasks) / (workers * wall),
         "tasks": tasks,
+        "lone": lone,
+        "lonely": len(lone) / rounds if rounds else 0.0,
         "falls": [e["score"] / scores[e["parent"]] for e in rest if e["score"] and e["parent"]],
         "head": head / count,
         "watch": watch / run.events[-1]["elapsed"],
@@ -204,8 +214,11 @@ def labels() -> dict[str, Any]:
     return {"labels": rows}
 
 
-def figures_of(kept: dict[str, Any]) -> Figures:
-    """Return what the searches of one worker have shown."""
+def figures_of(kept: dict[str, Any], own: dict[str, Any]) -> Figures:
+    """Return what the searches of one worker have shown, and how long children took in ``own``.
+
+    Workers that share a core slow each other down, and each search tries other growths.
+    """
     alone = [row for row in kept["searches"] if row["workers"] == 1]
     free = next(row for row in alone if row["free"])
 
@@ -213,7 +226,9 @@ def figures_of(kept: dict[str, Any]) -> Figures:
         return statistics.mean(row[name] for row in alone)
 
     return Figures(
-        tasks=tuple(t for row in alone for t in row["tasks"]),
+        tasks=tuple(own["tasks"]),
+        lone=tuple(own["lone"]),
+        lonely=own["lonely"],
         falls=tuple(f for row in alone for f in row["falls"]),
         head=mean("head"),
         older=free["older"],
@@ -231,7 +246,8 @@ def show(kept: dict[str, Any], hours: float) -> float:
     That is a share of what was measured, of candidates an hour or of utilisation.
     """
     worst = 0.0
-    figures = figures_of(kept)
+    alone = {row["free"]: row for row in kept["searches"] if row["workers"] == 1}
+    figures = figures_of(kept, alone[True])
     print(
         f"{kept['machine']}; a child {statistics.mean(figures.tasks):.1f} s, the head "
         f"{1e3 * (figures.head + figures.begin):.0f} ms, {figures.size / 1e6:.1f} MB"
@@ -240,7 +256,7 @@ def show(kept: dict[str, Any], hours: float) -> float:
     print("|---|---|---|---|---|---|")
     for row in kept["searches"]:
         length = row["candidates"] / row["rate"]
-        seen = play(figures, row["workers"], row["free"], length, TRIES + 1)
+        seen = play(figures_of(kept, row), row["workers"], row["free"], length, TRIES + 1)
         kind = "free" if row["free"] else "rounds"
         if row["workers"] == 2:
             pairs = (seen.rate, row["rate"]), (seen.utilisation, row["utilisation"])
@@ -253,6 +269,7 @@ def show(kept: dict[str, Any], hours: float) -> float:
     print("|---|---|---|---|---|---|---|")
     for workers in WORKERS:
         for free in (False, True):
+            figures = figures_of(kept, alone[free])
             seen = play(figures, workers, free, hours, max(workers, TRIES + 1))
             print(
                 f"| {workers:,} | {'free' if free else 'rounds'} | {seen.rate:,.0f} "
