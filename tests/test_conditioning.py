@@ -20,11 +20,12 @@ from growgan.config import make_settings
 from growgan.data import Batches, ImageSet
 from growgan.errors import UserError
 from growgan.growth import grow
-from growgan.growth.executor import Silent, Trainer, batches_of
+from growgan.growth.executor import Silent, Trainer
 from growgan.growth.gallery import write_gallery
 from growgan.growth.history import Space
 from growgan.growth.origin import continued, settings_for
 from growgan.growth.run import check_names, for_data
+from growgan.growth.scoring import batches_of
 from growgan.metrics import evaluate
 from growgan.nets.edits import Widen, apply
 from growgan.nets.modifier import Modifier, spectral_bound

@@ -15,8 +15,9 @@ import torch
 from growgan.config import OptimiserSettings, StackSettings, make_settings
 from growgan.data import Batches, ImageSet, load_images
 from growgan.growth import Run, grow
-from growgan.growth.executor import Trainer, held_out
+from growgan.growth.executor import Trainer
 from growgan.growth.history import Space
+from growgan.growth.scoring import held_out
 from growgan.metrics.features import PixelExtractor
 from growgan.metrics.score import Scorer
 from growgan.objectives import make_objective

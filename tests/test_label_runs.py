@@ -20,10 +20,10 @@ from growgan.cli import main
 from growgan.config import OptimiserSettings, make_settings
 from growgan.data import ImageSet
 from growgan.errors import UserError
-from growgan.growth.executor import batches_of
 from growgan.growth.history import Space
 from growgan.growth.origin import continued
 from growgan.growth.pool import Pool, begin
+from growgan.growth.scoring import batches_of
 from growgan.nets.modifier import Modifier
 from growgan.nets.players import Discriminator, Generator
 from growgan.nets.presets import PRESETS
