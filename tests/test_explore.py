@@ -502,6 +502,12 @@ class Watched:
         found: int = self.page.locator(selector).count()
         return found
 
+    def play(self) -> Any:
+        """Return the page, with the shelf open and full."""
+        self.page.get_by_role("tab", name="Play").click()
+        self.wait("#shelf img", 36)
+        return self.page
+
     def wait(self, selector: str, least: int = 1) -> None:
         script = "([s, n]) => document.querySelectorAll(s).length >= n"
         self.page.wait_for_function(script, arg=[selector, least], timeout=10_000)
@@ -523,8 +529,7 @@ def test_every_panel_works_in_a_browser(
     assert page.locator("#lapse-text").inner_text().startswith("0000")
     assert not serious(page)
     seen.settle()
-    page.get_by_role("tab", name="Play").click()
-    seen.wait("#shelf img", 36)
+    seen.play()
     for index in (3, 5, 7, 8):
         page.locator(f'#shelf [data-index="{index}"]').click()
     assert page.locator("#picked").inner_text() == "Picked: 3, 5, 7, 8."
@@ -636,9 +641,7 @@ def test_a_ledger_is_told_as_json(studio: Studio) -> None:
 def test_what_goes_wrong_is_said_where_it_is_seen(
     styled: Studio, address: str, browser: Any
 ) -> None:
-    page = Watched(browser, address, 390, 700).page
-    page.get_by_role("tab", name="Play").click()
-    page.wait_for_function("() => document.querySelectorAll('#shelf img').length >= 36")
+    page = Watched(browser, address, 390, 700).play()
     page.get_by_role("tab", name="Download").click()
 
     def answered(status: int, body: str) -> None:
@@ -687,9 +690,7 @@ def test_the_newest_candidate_is_the_one_that_is_shown(
 def test_what_is_dropped_and_is_no_sample_adds_none(
     styled: Studio, address: str, browser: Any
 ) -> None:
-    page = Watched(browser, address, 1280, 900).page
-    page.get_by_role("tab", name="Play").click()
-    page.wait_for_function("() => document.querySelectorAll('#shelf img').length >= 36")
+    page = Watched(browser, address, 1280, 900).play()
     page.get_by_role("tab", name="Arithmetic").click()
     drop = """() => {
         const data = new DataTransfer();
@@ -718,8 +719,7 @@ def test_pictures_of_the_panels_are_taken(browser: Any) -> None:
             page.screenshot(path=str(Path(str(SHOTS)) / f"explore-{name}.png"))
 
         shot("growth")
-        page.get_by_role("tab", name="Play").click()
-        seen.wait("#shelf img", 36)
+        seen.play()
         for index in (3, 5, 7, 8):
             page.locator(f'#shelf [data-index="{index}"]').click()
         page.locator("#along-0").fill("3")
