@@ -18,8 +18,6 @@ then read from the cache.
 from __future__ import annotations
 
 import argparse
-import json
-import multiprocessing
 import os
 import random
 import re
@@ -27,13 +25,13 @@ import shutil
 import statistics
 import subprocess
 from collections.abc import Iterable, Iterator, Mapping
-from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from rows import kept_rows, new_rows
 from torch import Tensor
 
 import growgan as gg
@@ -266,10 +264,7 @@ def _judge(data: ImageSet) -> Any:
 
 def finished() -> dict[Cell, dict[str, Any]]:
     """Return the figures of the cells that are done."""
-    if not RESULTS.exists():
-        return {}
-    rows = [json.loads(line) for line in RESULTS.read_text().splitlines()]
-    return {Cell(r["method"], r["data"], r["minutes"], r["seed"]): r for r in rows}
+    return {Cell(r["method"], r["data"], r["minutes"], r["seed"]): r for r in kept_rows(RESULTS)}
 
 
 def load(name: str) -> ImageSet:
@@ -285,24 +280,12 @@ def run_missing(wanted: list[Cell], jobs: int) -> None:
     # Train or read the search's network and the judge before any clock starts.
     make_scorer(data, Settings(), limit, torch.device("cpu"))
     _judge(data)
-    missing = [cell for cell in wanted if cell not in finished()]
-    threads = max(1, (os.cpu_count() or 1) // jobs)
-    spawn = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(jobs, spawn, max_tasks_per_child=1) as pool:
-        for ready in as_completed([pool.submit(run_cell, cell, threads) for cell in missing]):
-            try:
-                _keep(ready.result())
-            except Exception as error:
-                print(f"a cell failed: {error}", flush=True)
-
-
-def _keep(row: dict[str, Any]) -> None:
-    """Write a finished cell down, and say so."""
-    RESULTS.parent.mkdir(exist_ok=True)
-    with RESULTS.open("a") as file:
-        file.write(json.dumps(row) + "\n")
-    cell = f"{row['method']}, {row['data']}, {row['minutes']:g} minutes, seed {row['seed']}"
-    print(f"{cell}: fd {row['fd']:.3f}, swd {row['swd']:.2f}, {row['images']:,} images", flush=True)
+    known, threads = finished(), max(1, (os.cpu_count() or 1) // jobs)
+    calls = [(cell, threads) for cell in wanted if cell not in known]
+    for row in new_rows(run_cell, calls, jobs, RESULTS):
+        cell = f"{row['method']}, {row['data']}, {row['minutes']:g} minutes, seed {row['seed']}"
+        found = f"fd {row['fd']:.3f}, swd {row['swd']:.2f}, {row['images']:,} images"
+        print(f"{cell}: {found}", flush=True)
 
 
 def table() -> str:

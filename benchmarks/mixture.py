@@ -21,16 +21,14 @@ get better (Arjovsky et al. 2017, section 4.2), does BEGAN's gamma move diversit
 from __future__ import annotations
 
 import argparse
-import json
-import multiprocessing
 import os
 import statistics
 from collections.abc import Callable, Mapping
-from concurrent.futures import ProcessPoolExecutor, as_completed
 from pathlib import Path
 from typing import Any, cast
 
 import torch
+from rows import kept_rows, new_rows
 from torch import Tensor
 
 from growgan.config import Settings, make_settings
@@ -291,16 +289,11 @@ def study(
     given = parser.parse_args()
     if set(given.only) - set(methods):
         parser.error(f"--only must name some of: {', '.join(methods)}")
-    rows = [json.loads(line) for line in results.open()] if results.exists() else []
+    rows = kept_rows(results)
     known = {(row["method"], row["seed"]) for row in rows}
     wanted = [m for m in methods if not given.only or m in given.only]
-    missing = [(m, seed) for seed in range(given.seeds) for m in wanted if (m, seed) not in known]
-    results.parent.mkdir(exist_ok=True)
-    spawn = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(given.jobs, spawn) as pool, results.open("a") as file:
-        for each in as_completed([pool.submit(run, *cell, steps) for cell in missing]):
-            rows.append(each.result())
-            print(json.dumps(rows[-1]), file=file, flush=True)
+    calls = [(m, s, steps) for s in range(given.seeds) for m in wanted if (m, s) not in known]
+    rows += new_rows(run, calls, given.jobs, results, anew=False)
     print(f"{machine()}\n\n{table(sorted(rows, key=lambda row: row['seed']))}")
 
 

@@ -14,12 +14,9 @@ and a row that is there is not run again.
 from __future__ import annotations
 
 import argparse
-import json
-import multiprocessing
 import shutil
 import statistics
 from collections.abc import Iterator
-from concurrent.futures import ProcessPoolExecutor, as_completed
 from itertools import product
 from math import sqrt
 from pathlib import Path
@@ -27,6 +24,7 @@ from typing import Any
 
 import torch
 from growth import judge, load
+from rows import kept_rows, new_rows
 from torch import Tensor
 
 import growgan as gg
@@ -53,9 +51,7 @@ Key = tuple[str, str, int]
 
 def finished() -> dict[Key, dict[str, Any]]:
     """Return the rows that are there, by preset, precision and seed."""
-    lines = RESULTS.read_text().splitlines() if RESULTS.exists() else []
-    rows = map(json.loads, lines)
-    return {(row["preset"], row["precision"], row["seed"]): row for row in rows}
+    return {(row["preset"], row["precision"], row["seed"]): row for row in kept_rows(RESULTS)}
 
 
 def run(key: Key, images: int) -> dict[str, Any]:
@@ -162,14 +158,10 @@ def main() -> None:
         return
     if given.command == "run":
         wanted = product(given.only, PRECISIONS, range(given.seeds))
-        missing = [key for key in wanted if key not in finished()]
-        RESULTS.parent.mkdir(exist_ok=True)
-        spawn = multiprocessing.get_context("spawn")
-        with ProcessPoolExecutor(given.jobs, spawn, max_tasks_per_child=1) as pool:
-            for each in as_completed([pool.submit(run, k, given.images) for k in missing]):
-                with RESULTS.open("a") as file:
-                    file.write(json.dumps(each.result()) + "\n")
-                print(each.result(), flush=True)
+        known = finished()
+        calls = [(key, given.images) for key in wanted if key not in known]
+        for row in new_rows(run, calls, given.jobs, RESULTS):
+            print(row, flush=True)
     print(f"{machine()}\n\n{table()}")
 
 

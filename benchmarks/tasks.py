@@ -15,14 +15,13 @@ from __future__ import annotations
 
 import argparse
 import json
-import multiprocessing
 import shutil
 import statistics
-from concurrent.futures import ProcessPoolExecutor, as_completed
 from pathlib import Path
 from typing import Any
 
 import torch
+from rows import kept_rows, new_rows
 
 from growgan.config import merged
 from growgan.data import load_images
@@ -84,8 +83,7 @@ Key = tuple[str, str, int]  # group, name, seed
 
 def finished() -> dict[Key, dict[str, Any]]:
     """Return the rows that are there."""
-    lines = RESULTS.read_text().splitlines() if RESULTS.exists() else []
-    return {(row["group"], row["name"], row["seed"]): row for row in map(json.loads, lines)}
+    return {(row["group"], row["name"], row["seed"]): row for row in kept_rows(RESULTS)}
 
 
 def run(group: str, cell: Cell, seed: int) -> dict[str, Any]:
@@ -145,16 +143,8 @@ def main() -> None:
             for seed in range(cell[-1])
             if (group, cell[0], seed) not in known
         ]
-        RESULTS.parent.mkdir(exist_ok=True)
-        spawn = multiprocessing.get_context("spawn")
-        with ProcessPoolExecutor(given.jobs, spawn, max_tasks_per_child=1) as pool:
-            for each in as_completed([pool.submit(run, *cell) for cell in wanted]):
-                if error := each.exception():
-                    print(f"failed: {error!r}", flush=True)
-                    continue
-                with RESULTS.open("a") as file:
-                    file.write(json.dumps(each.result()) + "\n")
-                print(each.result(), flush=True)
+        for row in new_rows(run, wanted, given.jobs, RESULTS):
+            print(row, flush=True)
     print(f"{machine()}\n{table()}")
 
 
