@@ -7,7 +7,8 @@ A cell is one run: a method, a dataset, a budget, a seed. Its figures go into
 ``benchmarks/results/growth.jsonl`` as soon as it is done; a cell that is there is not run again.
 ``--group`` picks the policies, shapes known before, the random stacks, the search's single
 ideas, the recipes (loss, penalties, rate and layers of a fixed stack), the presets, each grown from
-its small form, or the conditionings, for which the mean distance within classes is taken, too. With
+its small form, the conditionings, for which the mean distance within classes is taken, too, or the
+gammas of BEGAN, which ask whether more of it gives more diverse images. With
 ``--jobs`` several cells run side by side, each on its share of the cores: every method alike.
 
 Distances are taken by a judge that the search never sees: a classifier of its own seed, trained
@@ -106,7 +107,12 @@ CONDITIONED = {
     "p2gan, adaptive": ("conditioning=p2gan", "conditioning_options.adaptive=1"),
     "projection, a contrario": ("conditioning=projection", "conditioning_options.contrary=1"),
 }
+GAMMAS = {
+    f"began, gamma {gamma}": ("loss=began", "regularisers=", f"loss_options.gamma={gamma}")
+    for gamma in (0.3, 0.5, 0.7)
+}
 NAMES = tuple(entry.name for entry in PRESETS)
+OVERRIDES = RECIPES | CONDITIONED | GAMMAS
 GROUPS: dict[str, tuple[str, ...]] = {
     "policies": POLICIES,
     "shapes": tuple(SHAPES),
@@ -114,6 +120,7 @@ GROUPS: dict[str, tuple[str, ...]] = {
     "ideas": tuple(IDEAS),
     "recipes": tuple(RECIPES),
     "conditionings": tuple(CONDITIONED),
+    "gammas": tuple(GAMMAS),
     "presets": NAMES,
 }
 
@@ -166,7 +173,7 @@ def settings_of(cell: Cell, threads: int) -> Settings:
             cell.method,
             "dynamic",
         )
-    return make_settings(small, values, overrides=(RECIPES | CONDITIONED).get(cell.method, ()))
+    return make_settings(small, values, overrides=OVERRIDES.get(cell.method, ()))
 
 
 def run_cell(cell: Cell, threads: int) -> dict[str, Any]:
@@ -225,22 +232,28 @@ def _growths(tried: list[dict[str, Any]], best: str) -> list[str]:
 def judge(
     model: Model, data: ImageSet, draws: int = DRAWS, samples: int = SAMPLES
 ) -> dict[str, float]:
-    """Return the judge's Fréchet distance, and SWD, to the reals: means over draws of samples."""
+    """Return a judge's figures of samples beside the reals, means over draws.
+
+    The Fréchet distance, that within classes where a model knows any, and the variance, a share of
+    the reals' ("diversity"), of the judge's features; and SWD.
+    """
     extractor = _judge(data)
     kept = {"identity": data.fingerprint, "cache": default_cache()}
     real = Stored(data.images, name="reals", extractor=lambda: extractor, **kept).moments
     some = torch.from_numpy(np.array(data.images[:samples]))
-    distances, within, sliced = [], [], []
+    distances, within, sliced, spreads = [], [], [], []
     for seed in range(99, 99 + draws):
         drawn = model.sample(samples, seed=seed).transpose(0, 3, 1, 2)
         images = torch.from_numpy(drawn.copy())
         features = extractor(images)
-        distances.append(frechet(Moments.of(features), real))
+        found = Moments.of(features)
+        distances.append(frechet(found, real))
+        spreads.append(float(found.covariance.trace() / real.covariance.trace()))
         if model.classes:
             within.append(_within(features, model.labels(samples), data, extractor))
         sliced.append(sliced_wasserstein(images[: len(some)], some, repeats=1, seed=seed).average)
-    found = {"fd": statistics.mean(distances), "swd": statistics.mean(sliced)}
-    return found | ({"intra": statistics.mean(within)} if within else {})
+    figures = {"fd": distances, "swd": sliced, "diversity": spreads, "intra": within}
+    return {name: statistics.mean(each) for name, each in figures.items() if each}
 
 
 def _within(features: Tensor, labels: Any, data: ImageSet, extractor: Any) -> float:
@@ -299,7 +312,7 @@ def table() -> str:
             "| method | seeds | FD | SWD | images | candidates |",
             "|---|---|---|---|---|---|",
         ]
-        for method in (*POLICIES, *SHAPES, *IDEAS, *RECIPES, *CONDITIONED, *NAMES):
+        for method in (*POLICIES, *SHAPES, *IDEAS, *OVERRIDES, *NAMES):
             own = [r for r in part if r["method"] == method]
             if own:
                 lines.append(_line(method, own))
@@ -335,9 +348,11 @@ def _line(name: str, rows: list[dict[str, Any]]) -> str:
 
     images = statistics.mean(r["images"] for r in rows)
     tried = statistics.mean(r["candidates"] for r in rows)
-    intra = f", within classes {figure('intra', 2)}" if all("intra" in r for r in rows) else ""
+    more = {"intra": ", within classes", "diversity": ", diversity"}
+    shown = [key for key in more if all(key in r for r in rows)]
+    beside = "".join(f"{more[key]} {figure(key, 2)}" for key in shown)
     return (
-        f"| {name} | {len(rows)} | {figure('fd', 2)}{intra} | {figure('swd', 1)} "
+        f"| {name} | {len(rows)} | {figure('fd', 2)}{beside} | {figure('swd', 1)} "
         f"| {images / 1000:.0f}k | {tried:.0f} |"
     )
 

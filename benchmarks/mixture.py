@@ -13,9 +13,9 @@ the modes drawn are exp of the entropy of the samples' nearest modes: 25 if all 
 Beside them are the mean distance from the nearest mode, and the Wasserstein distance of samples and
 fresh points along lines of all directions ("transport").
 
-Three tables follow that ask what papers claim: does the critic's estimate of WGAN fall as samples
-get better (Arjovsky et al. 2017, section 4.2), does BEGAN's gamma move diversity (Berthelot et al.
-2017, section 3.3), does truncation trade diversity for fidelity (Brock et al. 2019, section 3.1)?
+Two tables follow that ask what papers claim: does the critic's estimate of WGAN fall as samples
+get better (Arjovsky et al. 2017, section 4.2), does truncation trade diversity for fidelity (Brock
+et al. 2019, section 3.1)?
 """
 
 from __future__ import annotations
@@ -50,7 +50,6 @@ DEVIATION = 0.05
 SAMPLES = 2_500
 PLAIN = "non-saturating"
 STEADY = "relativistic, R1 and R2"
-GAMMAS = {"began, gamma 0.3": 0.3, "began": 0.5, "began, gamma 0.7": 0.7}
 SLOW = "wasserstein, slow G"  # so that the critic keeps near its best
 SHOWN = {  # by what figures are multiplied, and their digits
     "modes": (1, 1),
@@ -77,13 +76,10 @@ METHODS: dict[str, dict[str, Any]] = {
         **critic(1.0),
     },
     # k moves as fast as these short runs need it. A wide D would encode points as they are.
-    **{
-        name: {
-            "loss": "began",
-            "loss_options": {"gamma": gamma, "step": 1.0},
-            "stack": {"discriminator_width": 16},
-        }
-        for name, gamma in GAMMAS.items()
+    "began": {
+        "loss": "began",
+        "loss_options": {"step": 1.0},
+        "stack": {"discriminator_width": 16},
     },
     STEADY: {
         "loss": "relativistic",
@@ -212,13 +208,6 @@ def tables(rows: list[dict[str, Any]]) -> str:
         parts.append(
             f"Rank correlations over the training of WGAN with a slow G:\n\n{correlations(critics)}"
         )
-    energies = {
-        str(gamma): [over_training(row) for row in groups[method]]
-        for method, gamma in GAMMAS.items()
-        if method in groups
-    }
-    if energies:
-        parts.append(table("gamma of BEGAN, means over training", energies))
     for method in (PLAIN, STEADY):
         if own := groups.get(method):
             cut = {"none": own} | {
@@ -238,11 +227,6 @@ def table(first: str, groups: Mapping[str, list[dict[str, Any]]]) -> str:
         cells = [figure([by * row[key] for row in own], n) for key, (by, n) in SHOWN.items()]
         lines.append(f"| {name} | {len(own)} | {' | '.join(cells)} |")
     return "\n".join(lines)
-
-
-def over_training(row: dict[str, Any]) -> dict[str, float]:
-    """Return the mean of each figure of a run over its curve."""
-    return {key: statistics.mean(point[key] for point in row["curve"]) for key in SHOWN}
 
 
 def correlations(rows: list[dict[str, Any]]) -> str:

@@ -23,7 +23,7 @@ from growgan.growth import grow
 from growgan.growth.executor import Silent, Trainer
 from growgan.growth.gallery import write_gallery
 from growgan.growth.history import Space
-from growgan.growth.origin import continued, settings_for
+from growgan.growth.origin import RAMP, continued, settings_for
 from growgan.growth.run import check_names, for_data
 from growgan.growth.scoring import batches_of
 from growgan.metrics import evaluate
@@ -646,7 +646,7 @@ def test_what_d_takes_for_good_begins_as_one_class(data: ImageSet) -> None:
     values = settings_for("reprogram", known, 4, 1000)
     assert values["loss_options"] == {"prior": 0.25, "ramp": 1000}
     assert values["optimiser"]["discriminator_lr"] == 3e-3
-    assert settings_for("reprogram", known, 4)["loss_options"] == {"prior": 0.25}
+    assert settings_for("reprogram", known, 4)["loss_options"] == {"prior": 0.25, "ramp": RAMP}
     tuned = settings_for("fine-tune", known, 4, 1000)
     assert tuned["optimiser"]["lr"] == 1e-2 and tuned["loss_options"] == {}
 

@@ -101,6 +101,8 @@ def test_the_positive_unlabelled_loss_is_that_of_the_paper() -> None:
     assert shares == pytest.approx([0.25, 0.4375, 0.625, 0.8125, 1, 1])
     # With π = 1 the unlabelled part is below zero, and left out.
     assert float(loss.discriminator(real, fake, memory)) == pytest.approx(2 * 0.25)
+    still = make_loss("positive-unlabelled", {"prior": 0.25})
+    assert float(still.curves(real, fake, memory, 2)["pu_share"]) == 0.25, "without a ramp it stays"
 
 
 def test_labels_that_may_be_wrong_pass_the_same_channel() -> None:

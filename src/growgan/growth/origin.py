@@ -25,6 +25,7 @@ from growgan.training.checkpoint import FILES, MANIFEST, check_files, load_gan, 
 from growgan.training.gan import Gan
 
 ORIGIN = "origin"  # folder in a run, with the candidate that it goes on from
+RAMP = 200_000  # images until D takes all fakes for good, where nobody knows how many there will be
 
 # What each way sets, beside the settings of the run that it goes on from. The modifier's maps are
 # stored as they are used: at the rate of a preset whose maps are not, its class vectors run away,
@@ -161,7 +162,7 @@ def settings_for(
 
     To reprogram, D keeps its rate and G has one of its own. What D takes for good among fakes is
     at first one class of the ``classes`` of the data, and all at the end of a budget of ``images``.
-    How many a budget of time affords is not known before: there the loss's own ramp stays.
+    How many a budget of time affords is not known before: there it is all after ``RAMP``.
     """
     if way not in WAYS:
         raise UserError(f"a way must be one of: {', '.join(WAYS)}, but got '{way}'")
@@ -171,5 +172,5 @@ def settings_for(
         rates = known.optimiser
         values["optimiser"]["discriminator_lr"] = rates.discriminator_lr or rates.lr
         prior = {"prior": 1 / classes} if classes else {}
-        values["loss_options"] = prior | ({"ramp": images} if images else {})
+        values["loss_options"] = {**prior, "ramp": images or RAMP}
     return values

@@ -134,28 +134,30 @@ class Hinge(Loss):
 
 @LOSSES.register(
     "positive-unlabelled",
-    "hinge; fakes hold a growing share of good ones",
+    "hinge; fakes hold a share of good ones",
     "Guo et al. 2020, 2011.13684",
 )
 @dataclass(frozen=True)
 class PositiveUnlabelled(Hinge):
     """L_D = (1 + π) E relu(1 - real) + relu(E relu(1 + fake) - π E relu(1 + real)).
 
-    L_G = -E fake. D takes fakes for a mixture with a share π of what might be real, which grows as
-    G gets better (Guo et al. 2020, 2011.13684; of classes: Lee et al. 2021, 2112.10930).
+    L_G = -E fake. D takes fakes for a mixture with a share π of what might be real (Guo et al.
+    2020, 2011.13684), which may grow as G gets better (of classes: Lee et al. 2021, 2112.10930). At
+    π = 1 nothing that might be real is held against a fake.
 
     Attributes:
         prior: π at first: that of one class in n is 1 / n.
-        ramp: images after which π has grown to 1.
+        ramp: images after which π has grown to 1; with 0 it stays.
     """
 
     prior: float = 0.1
-    ramp: float = 200_000
+    ramp: float = 0.0
 
     def share(self, real: Logits, memory: Memory) -> Float[Tensor, ""]:
         """Return π."""
         seen = memory.setdefault("pu.images", torch.zeros((), device=real.device))
-        return (self.prior + (1 - self.prior) * seen / max(1.0, self.ramp)).clamp(max=1)
+        grown = seen / self.ramp if self.ramp > 0 else torch.zeros_like(seen)
+        return (self.prior + (1 - self.prior) * grown).clamp(max=1)
 
     def discriminator(self, real: Logits, fake: Logits, memory: Memory) -> Tensor:
         share = self.share(real, memory)
