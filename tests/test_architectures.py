@@ -189,11 +189,12 @@ def test_the_discriminators_of_the_first_presets_are_the_generators_mirrored() -
 
 @pytest.mark.parametrize("name", [name for name in NAMES if name != "pggan"])
 def test_small_forms_are_of_the_same_making(name: str) -> None:
-    """Narrower, and with another batch or average; norms, losses and rates are the published."""
+    """Narrower, and at rates for that; norms, losses and what regularises are the published."""
     preset = PRESETS[name]
     small, whole = make_settings(preset.small), make_settings(preset.published)
-    for key in ("loss", "regularisers", "optimiser", "anneal"):
-        assert getattr(small, key) == getattr(whole, key), key
+    assert small.loss == whole.loss and set(small.regularisers) == set(whole.regularisers)
+    for key in ("beta1", "beta2", "epsilon", "decay"):
+        assert getattr(small.optimiser, key) == getattr(whole.optimiser, key), key
     for key in ("kind", "norm", "discriminator_norm", "rate", "kernel", "mixing"):
         assert getattr(small.stack, key) == getattr(whole.stack, key), key
     assert small.stack.width < whole.stack.width

@@ -6,7 +6,7 @@ from typing import Any
 
 from growgan.config import StackSettings
 from growgan.nets.edits import Append
-from growgan.nets.presets.base import PRESETS, Family, Preset, stage_width
+from growgan.nets.presets.base import PRESETS, Family, Preset, brief, stage_width
 from growgan.nets.spec import LayerSpec, StackSpec
 
 
@@ -42,8 +42,6 @@ PUBLISHED: dict[str, Any] = {
     },
 }
 
-SMALL = {**PUBLISHED, "stack": {**PUBLISHED["stack"], "width": 64, "taper": 2}}
-
 PRESETS.register("dcgan", "strided convolutions and batch norm", "Radford et al. 2016, 1511.06434")(
-    Preset(DcganFamily(), PUBLISHED, small=SMALL)
+    Preset(DcganFamily(), PUBLISHED, small=brief(PUBLISHED, 8e-4, width=64, taper=2))
 )

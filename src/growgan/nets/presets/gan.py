@@ -7,7 +7,7 @@ from typing import Any
 from growgan.config import StackSettings
 from growgan.errors import UserError
 from growgan.nets.edits import Append
-from growgan.nets.presets.base import PRESETS, Family, Preset
+from growgan.nets.presets.base import PRESETS, Family, Preset, brief
 from growgan.nets.spec import LayerSpec, Role, StackSpec
 
 
@@ -56,7 +56,7 @@ PUBLISHED: dict[str, Any] = {
     },
 }
 
-SMALL = {**PUBLISHED, "stack": {**PUBLISHED["stack"], "width": 128, "discriminator_width": 64}}
+SMALL = brief(PUBLISHED, 8e-4, width=128, discriminator_width=64)
 
 PRESETS.register("gan", "dense layers at one resolution", "Goodfellow et al. 2014, 1406.2661")(
     Preset(DenseFamily(), PUBLISHED, small=SMALL)

@@ -7,7 +7,7 @@ from typing import Any
 
 from growgan.config import StackSettings
 from growgan.nets.edits import Append
-from growgan.nets.presets.base import PRESETS, Family, Preset, stage_width
+from growgan.nets.presets.base import PRESETS, Family, Preset, brief, stage_width
 from growgan.nets.spec import LayerSpec, Role, StackSpec
 
 
@@ -63,9 +63,8 @@ FFHQ_64 = {
     "average": {"half_life": 500_000, "ramp": 0.025},
 }
 SMALL = {
-    **PUBLISHED,
-    "batch": 64,
-    "stack": {**PUBLISHED["stack"], "width": 32, "taper": 4, "convolutions": 1},
+    **brief(PUBLISHED, 2e-3, width=32, taper=4, convolutions=1),
+    "regularisers": {"r1": {"every": 8}, "r2": {"every": 8}},
 }
 
 PRESETS.register("r3gan", "grouped bottlenecks, no tricks", "Huang et al. 2024, 2501.05441")(

@@ -11,7 +11,7 @@ from typing import Any
 
 from growgan.config import StackSettings
 from growgan.nets.edits import Append
-from growgan.nets.presets.base import LARGE, PRESETS, Family, Preset, stage_width
+from growgan.nets.presets.base import LARGE, PRESETS, Family, Preset, brief, stage_width
 from growgan.nets.spec import LayerSpec, Role, StackSpec
 
 
@@ -170,26 +170,17 @@ DEEP_128: dict[str, Any] = {
 }
 
 
-def small(published: dict[str, Any], **stack: Any) -> dict[str, Any]:
-    """Return the settings of a small form: narrow, one step of D for one of G."""
-    narrow = {"width": 32, "discriminator_width": 32, "taper": 4, **stack}
-    return {**published, "critic_steps": 1, "stack": {**published["stack"], **narrow}}
-
-
+NARROW = {"width": 32, "discriminator_width": 32, "taper": 4}
 FAMILY = ResnetFamily()
 PRESETS.register(
     "sngan", "residual layers, spectral normalisation in D", "Miyato et al. 2018, 1802.05957"
-)(Preset(FAMILY, SNGAN, large={"stack": WIDE}, small=small(SNGAN)))
+)(Preset(FAMILY, SNGAN, large={"stack": WIDE}, small=brief(SNGAN, 1.6e-3, **NARROW)))
 PRESETS.register(
     "sagan", "SNGAN with self-attention, and rates for both", "Zhang et al. 2019, 1805.08318"
-)(
-    Preset(
-        FAMILY, SAGAN, large={"batch": 256, "stack": {**WIDE, "attention": 32}}, small=small(SAGAN)
-    )
-)
+)(Preset(FAMILY, SAGAN, large=SAGAN_128, small=brief(SAGAN, 1e-3, **NARROW)))
 PRESETS.register(
     "biggan", "wide, a piece of the latents for each layer", "Brock et al. 2019, 1809.11096"
-)(Preset(FAMILY, BIGGAN, large=BIGGAN_128, small=small(BIGGAN)))
+)(Preset(FAMILY, BIGGAN, large=BIGGAN_128, small=brief(BIGGAN, 8e-4, **NARROW)))
 PRESETS.register("biggan-deep", "bottlenecks, twice the layers", "Brock et al. 2019, 1809.11096")(
-    Preset(DeepFamily(), DEEP, large=DEEP_128, small=small(DEEP))
+    Preset(DeepFamily(), DEEP, large=DEEP_128, small=brief(DEEP, 8e-4, **NARROW))
 )

@@ -7,7 +7,7 @@ from typing import Any
 
 from growgan.config import StackSettings
 from growgan.nets.edits import Append
-from growgan.nets.presets.base import PRESETS, Preset, stage_width
+from growgan.nets.presets.base import PRESETS, Preset, brief, stage_width
 from growgan.nets.presets.pggan import ProgressiveFamily
 from growgan.nets.spec import LayerSpec, Role, StackSpec
 
@@ -74,9 +74,8 @@ PUBLISHED: dict[str, Any] = {
     },
 }
 SMALL = {
-    **PUBLISHED,
-    "average": {"half_life": 20_000, "ramp": 0.05},  # a small budget would end before it
-    "stack": {**PUBLISHED["stack"], "latent": 64, "width": 32, "taper": 4, "mapping": 2},
+    **brief(PUBLISHED, 5e-3, latent=64, width=32, taper=4, mapping=2),
+    "regularisers": {"r1": {}, "path-length": {}},
 }
 
 PRESETS.register("stylegan2", "styles, noise, sums of images", "Karras et al. 2020, 1912.04958")(

@@ -7,7 +7,7 @@ from typing import Any
 
 from growgan.config import StackSettings
 from growgan.nets.edits import Append
-from growgan.nets.presets.base import PRESETS, Preset, base_grid, stage_width
+from growgan.nets.presets.base import PRESETS, Preset, base_grid, brief, stage_width
 from growgan.nets.presets.stylegan2 import PUBLISHED as STYLEGAN2
 from growgan.nets.presets.stylegan2 import StyleFamily, r1_scale
 from growgan.nets.spec import LayerSpec, Role, StackSpec
@@ -66,7 +66,7 @@ def published(kernel: int, width: int) -> dict[str, Any]:
 def small(settings: dict[str, Any]) -> dict[str, Any]:
     """Return the settings of a small form."""
     narrow = {"latent": 64, "width": 32, "discriminator_width": 32, "taper": 4}
-    return {**settings, "stack": {**settings["stack"], **narrow}}
+    return {**brief(settings, 5e-3, **narrow), "regularisers": {"r1": {}}}
 
 
 T, R = published(3, 512), published(1, 1024)
