@@ -8,10 +8,13 @@ import pytest
 import torch
 from torch import Tensor
 
+from growgan.config import make_settings
 from growgan.nets.edits import Append, Insert, Widen, apply
 from growgan.nets.players import Discriminator, Generator, build
+from growgan.nets.presets import PRESETS
 from growgan.nets.spec import LayerSpec, StackSpec, without_fade
 from growgan.nets.wishes import labelled
+from growgan.tasks.base import TASKS
 
 KINDS = ("strided", "conv", "residual")
 
@@ -117,6 +120,34 @@ def test_patches_are_judged_each_for_itself() -> None:
     logits, moved = d(x).view(2, 4, 4), d(changed).view(2, 4, 4)
     assert (logits - moved)[:, 3, 3].abs().min() > 1e-5
     assert torch.allclose(logits[:, 0, 0], moved[:, 0, 0], atol=1e-6)
+
+
+@pytest.mark.parametrize(("side", "places"), [(16, 4), (32, 4), (64, 8), (256, 32)])
+def test_patches_are_no_coarser_than_an_eighth_of_the_images(side: int, places: int) -> None:
+    """64, 128 and 256 channels on the way to a grid of 512, as published; G's alike, to 4x4."""
+    published = TASKS["pix2pix"].start(side)
+    shape = make_settings(published).stack
+    d = PRESETS["pggan"].stack("discriminator", shape.of("discriminator"), 3, (side, side))
+    g = PRESETS["pggan"].stack("generator", shape.of("generator"), 3, (side, side))
+    assert d.base == (places, places) and g.base == (4, 4)
+    halvings = side // places
+    assert [layer.width for layer in d.layers] == [256, 128, 64][: len(d.layers)]
+    assert d.stem == 512 and halvings == 2 ** len(d.layers)
+    assert g.layers[-1].width == (64 if side >= 32 else 128)
+    whole = make_settings(published, {"stack": {"base": (4, 4)}}).stack
+    assert PRESETS["pggan"].family.base(whole, (side, side), "discriminator") == (4, 4)
+
+
+def test_a_patch_sees_fifty_four_pixels() -> None:
+    shape = make_settings(TASKS["pix2pix"].start(64), {"stack": {"width": 16}}).stack
+    d = build(PRESETS["pggan"].stack("discriminator", shape.of("discriminator"), 1, (64, 64)), 0)
+    awake(d)
+    x = torch.rand(2, 1, 64, 64).requires_grad_()
+    d.train(False)
+    d(x).view(2, 8, 8)[0, 4, 4].backward()
+    assert x.grad is not None
+    seen = x.grad[0, 0].abs() > 0
+    assert int(seen.any(0).sum()) == int(seen.any(1).sum()) == 54
 
 
 def test_a_stack_of_another_form_cannot_be_given_images() -> None:

@@ -64,6 +64,7 @@ class StackSettings(Group):
     width: int = Field(32, ge=1, le=8192, description="widest layer; see stage_width")
     discriminator_width: int | None = Field(None, ge=1, le=8192, description="None: as G's")
     taper: int = Field(2, ge=1, le=1024, description="full width up to this many base grids")
+    discriminator_taper: int | None = Field(None, ge=1, le=1024, description="None: as G's")
     convolutions: int = Field(1, ge=1, le=4, description="layers a resolution")
     kernel: OddKernel = Field(3, description="pixels a side; odd")
     kind: str = Field("strided", description="block of every layer")
@@ -101,11 +102,11 @@ class StackSettings(Group):
 
     def of(self, role: str) -> StackSettings:
         """Return the shape of one player."""
-        own: dict[str, Any] = {f"discriminator_{name}": None for name in ("width", "kind", "rate")}
-        if role == "discriminator":
-            own["width"] = self.discriminator_width or self.width
-            own["kind"] = self.discriminator_kind or self.kind
-            own["rate"] = self.discriminator_rate or self.rate
+        own: dict[str, Any] = {}
+        for name in ("width", "taper", "kind", "rate"):
+            if role == "discriminator":
+                own[name] = getattr(self, f"discriminator_{name}") or getattr(self, name)
+            own[f"discriminator_{name}"] = None
         return self.model_copy(update=own)
 
     def scaled(self, generator: int, discriminator: int) -> StackSettings:

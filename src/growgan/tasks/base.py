@@ -68,10 +68,16 @@ class Task:
     quick: ClassVar[bool] = False
 
     def start(self, side: int) -> Mapping[str, Any]:
-        """Return the published settings for images whose smaller side is so many pixels."""
-        if named := self.published.get("preset"):
-            return merged(PRESETS[named].settings(side), self.published)
-        return self.published
+        """Return the published settings for images whose smaller side is so many pixels.
+
+        Where D judges patches G has 64 channels at the images' own size, as in the papers at 256.
+        """
+        own = self.published
+        if named := own.get("preset"):
+            own = merged(PRESETS[named].settings(side), own)
+        if own.get("stack", {}).get("patches"):
+            own = merged(own, {"stack": {"taper": max(1, side // 32)}})
+        return own
 
     def check(self, kind: str, data: ImageSet) -> None:
         """Raise the UserError that :meth:`taught` would of prepared images, where that is quick."""

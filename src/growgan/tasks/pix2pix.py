@@ -1,9 +1,9 @@
 """pix2pix (Isola et al. 2017, 1611.07004): images from images, learnt from pairs.
 
 G is a U-Net whose given image enters at every resolution, D has a logit for each place of its base
-grid, and G's loss has 100 times the mean absolute error beside D's verdict. A place of a 4×4 grid
-sees nearly all of a small image, where the paper's see 70 of 256 pixels: a larger ``stack.base``
-makes the patches smaller.
+grid, and G's loss has 100 times the mean absolute error beside D's verdict. That grid is an eighth
+as fine as the images, and each of its places sees 54 pixels, where the paper's see 70 of 256: of a
+small image that is all of it, and a larger ``stack.base`` makes the patches smaller.
 """
 
 from __future__ import annotations
@@ -104,6 +104,7 @@ PUBLISHED: dict[str, Any] = {
         "latent": 64,
         "width": 512,
         "taper": 1,
+        "discriminator_taper": 1,
         "deviation_group": 0,
         "rate": "normal",
     },

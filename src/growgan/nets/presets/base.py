@@ -14,6 +14,7 @@ from growgan.registry import Registry
 
 LARGEST_BASE = 16
 LARGE = 64  # pixels, from which on a preset may be another one
+PATCH = 8  # pixels from one patch that D judges to the next
 ROLES: tuple[Role, Role] = ("generator", "discriminator")
 
 
@@ -29,8 +30,16 @@ class Family:
     def base(
         self, shape: StackSettings, target: tuple[int, int], role: Role = "generator"
     ) -> tuple[int, int]:
-        """Return the grid that a player's stack on the way to ``target`` begins with."""
-        return base_grid(target, shape.base)
+        """Return the grid that a player's stack on the way to ``target`` begins with.
+
+        That of a D that judges patches is not coarser than an eighth of the target, where
+        ``shape`` does not say otherwise (PatchGAN: Isola et al. 2017, 1611.07004).
+        """
+        height, width = base_grid(target, shape.base)
+        patched = role == "discriminator" and shape.patches and shape.base is None
+        while patched and PATCH * height < target[0]:
+            height, width = 2 * height, 2 * width
+        return height, width
 
     def stem(
         self, role: Role, shape: StackSettings, base: tuple[int, int], channels: int
