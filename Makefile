@@ -7,7 +7,7 @@ READY := $(VENV)/.ready
 DEMO := runs/demo
 
 .DEFAULT_GOAL := help
-.PHONY: help env demo test test-slow docs format clean
+.PHONY: help env demo test test-slow results docs format clean
 
 help:  ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -48,6 +48,11 @@ test: $(READY)  ## Lint, types and the quick tests
 test-slow: $(READY)  ## The tests that take longer; those of a browser need Chromium
 	-$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[slow,fuzz]'
 	GROWGAN_BROWSER=1 $(BIN)/pytest -m slow --timeout 3600
+
+results: $(READY)  ## The toolbox's figures in docs/RESULTS.md: some hours, less what is there
+	$(BIN)/python benchmarks/mixture.py
+	$(BIN)/python benchmarks/growth.py run --group presets --minutes 10 --seeds 1 --jobs 2
+	$(BIN)/python benchmarks/growth.py run --group gammas --minutes 3 --jobs 2
 
 docs: $(READY)  ## Build the documentation into site/
 	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[docs]'
