@@ -22,7 +22,8 @@ def test_later_layers_and_overrides_win() -> None:
 
 def test_regularisers_are_replaced_by_name_and_changed_by_key() -> None:
     assert set(make_settings(overrides=["regularisers=gp,drift"]).regularisers) == {"gp", "drift"}
-    assert make_settings(overrides=["regularisers=none"]).regularisers == {}
+    for nothing in ("none", ""):
+        assert make_settings(overrides=[f"regularisers={nothing}"]).regularisers == {}
     changed = make_settings(overrides=["regularisers.r1.weight=3"]).regularisers
     assert changed == {"r1": {"weight": 3}, "r2": {}}
     assert set(make_settings({"regularisers": {"gp": {}}}).regularisers) == {"gp"}

@@ -127,7 +127,8 @@ def test_a_winning_d_is_one_that_wins_while_g_stands_still() -> None:
 def test_a_g_that_begins_to_draw_has_not_collapsed() -> None:
     poor = replace(HEALTHY, diversity=0.1)
     assert diagnose(poor, replace(HEALTHY, diversity=0.05)) is None
-    assert diagnose(replace(poor, steps=STEPS - 1), None) is None, "batches are large"
+    assert diagnose(replace(poor, steps=STEPS - 1), poor) is None, "batches are large"
+    assert diagnose(poor, None) is None, "it may have drawn less before"
     found = diagnose(poor, replace(HEALTHY, diversity=0.1))
     assert found is not None and found.name == "collapse"
 
@@ -148,6 +149,14 @@ def test_remedies_add_up_and_end() -> None:
     assert make_settings(settings.model_dump(), found[0]).optimiser.lr == pytest.approx(2e-2 / 3)
     assert remedy("memorisation", settings) == ({"augment": "ada"}, "adaptive augmentation")
     assert remedy("no variety", settings) is None
+
+
+def test_a_d_that_need_not_rank_has_neither_won_nor_broken_down() -> None:
+    for changes in ({"wins_seen": 0.0}, {"wins_seen": 0.99, "wins_unseen": 0.7}, {"stuck": STUCK}):
+        odd = replace(HEALTHY, steps=10 * PATIENCE, **changes)
+        assert diagnose(odd, HEALTHY) is not None
+        assert diagnose(odd, HEALTHY, ranks=False) is None
+    assert diagnose(replace(HEALTHY, diversity=0.1), HEALTHY, ranks=False) is not None
 
 
 def test_vitals_of_players_that_are_known() -> None:

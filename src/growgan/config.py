@@ -219,9 +219,9 @@ class Settings(Group):
     @field_validator("regularisers", mode="before")
     @classmethod
     def _names(cls, value: object) -> object:
-        """Accept ``r1,drift`` and ``[r1, drift]`` for regularisers at their own strength."""
-        if isinstance(value, str):
-            value = [name for name in value.split(",") if name and name != "none"]
+        """Accept ``r1,drift``, ``[r1, drift]`` and none for regularisers at their own strength."""
+        if value is None or isinstance(value, str):
+            value = [name for name in (value or "").split(",") if name not in ("", "none")]
         if isinstance(value, list) and all(isinstance(name, str) for name in value):
             return {name: {} for name in value}
         return value

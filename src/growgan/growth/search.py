@@ -21,6 +21,7 @@ from growgan.growth.keeper import RunKeeper
 from growgan.growth.ledger import Ledger, candidate_from_event, candidate_to_event, in_line
 from growgan.growth.policies import GrowthPolicy
 from growgan.growth.stop import Stop
+from growgan.objectives import LOSSES
 from growgan.report.sheet import save_sheet
 from growgan.training.checkpoint import (
     FILES,
@@ -229,7 +230,8 @@ class Search:
             return Diagnosis("divergence", outcome.error)
         before = self._vitals.get(proposal.parent or "")
         vitals = outcome.vitals = outcome.vitals.after(before)
-        diagnosis = diagnose(vitals, before, grew=bool(proposal.growth))
+        ranks = LOSSES[self.settings.loss].ranks
+        diagnosis = diagnose(vitals, before, grew=bool(proposal.growth), ranks=ranks)
         if diagnosis is None:
             self._vitals[outcome.task.id] = vitals
         else:

@@ -31,12 +31,14 @@ class Loss:
         energies: True if D must be an autoencoder, whose errors take the place of logits.
         logits: True if it need not, for regularisers that require it.
         logistic: True if D's loss is a cross entropy, whose targets can be smoothed.
+        ranks: True if a good D puts reals above fakes.
     """
 
     paired: ClassVar[bool] = False
     energies: ClassVar[bool] = False
     logits: ClassVar[bool] = True
     logistic: ClassVar[bool] = False
+    ranks: ClassVar[bool] = True
 
     def discriminator(self, real: Logits, fake: Logits, memory: Memory) -> Float[Tensor, ""]:
         """Return D's loss, a batch mean."""
@@ -206,6 +208,7 @@ class Equilibrium(Loss):
     step: float = 1e-3
 
     energies, logits = True, False
+    ranks = False  # in equilibrium fakes have γ times the energy of reals
 
     def discriminator(self, real: Logits, fake: Logits, memory: Memory) -> Tensor:
         k = memory.setdefault("began.k", torch.zeros((), device=real.device))

@@ -209,13 +209,19 @@ def singular_values(player: torch.nn.Module, count: int = 3) -> list[list[float]
     return rows
 
 
-def diagnose(now: Vitals, before: Vitals | None, *, grew: bool = False) -> Diagnosis | None:
+def diagnose(
+    now: Vitals, before: Vitals | None, *, grew: bool = False, ranks: bool = True
+) -> Diagnosis | None:
     """Return what ails a pair, None if nothing does.
 
     Args:
         before: the newest healthy vitals of its line.
         grew: True if it has just grown, which may shake its score.
+        ranks: False if D's loss does not ask it to put reals above fakes: then it has neither won
+            nor broken down where it does not.
     """
+    if not ranks:
+        now = replace(now, wins_seen=0.5, wins_unseen=None, stuck=0)
     for name, ailment in AILMENTS.items():
         sentence = ailment(now, before, grew)
         if sentence is not None:
@@ -247,7 +253,7 @@ def _diverged(now: Vitals, before: Vitals | None, grew: bool) -> str | None:
 
 def _collapsed(now: Vitals, before: Vitals | None, grew: bool) -> str | None:
     one = now.images >= BEGUN and now.diversity < 0.02 and (now.score or 0) > 0.95
-    rising = before is not None and now.diversity > 1.2 * before.diversity  # it begins to draw
+    rising = before is None or now.diversity > 1.2 * before.diversity  # it begins to draw
     if not one and (not now.settled or now.diversity >= 0.25 or rising):
         return None
     return f"fakes vary {now.diversity:.0%} as much as reals: G has collapsed to few images"
