@@ -175,9 +175,13 @@ def torchscript(path: Path, *, device: torch.device | str = "cpu") -> TorchScrip
 
 FEATURES.register("domain", "a small network trained on your own images")(domain_extractor)
 FEATURES.register("pixels", "the pixels themselves, averaged down to 8x8")(PixelExtractor)
-FEATURES.register("inception", "Inception v3 of 2015, as in FID", "Heusel et al. 2017")(inception)
-FEATURES.register("dinov2", "DINOv2 ViT-L/14, nearer to people's eyes", "Stein et al. 2023")(dinov2)
-FEATURES.register("clip", "image tower of CLIP ViT-L/14", "Radford et al. 2021")(clip)
+FEATURES.register("inception", "Inception v3 of 2015, as in FID", "Heusel et al. 2017, 1706.08500")(
+    inception
+)
+FEATURES.register(
+    "dinov2", "DINOv2 ViT-L/14, nearer to people's eyes", "Stein et al. 2023, 2306.04675"
+)(dinov2)
+FEATURES.register("clip", "image tower of CLIP ViT-L/14", "Radford et al. 2021, 2103.00020")(clip)
 
 
 def load_extractor(

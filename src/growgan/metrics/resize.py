@@ -13,7 +13,7 @@ Resize = Callable[[Tensor, int], Tensor]
 
 RESIZES: Registry[Resize] = Registry("resize")
 
-_PAPER = "Parmar et al. 2022"
+_PAPER = "Parmar et al. 2022, 2104.11222"
 
 
 @RESIZES.register("clean", "antialiased bicubic on floats, as Clean-FID's", _PAPER)

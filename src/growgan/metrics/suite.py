@@ -110,7 +110,13 @@ def metric(name: str, summary: str, paper: str, *needs: Need) -> Callable[[Take]
     return enter
 
 
-@metric("fid", "Frechet distance of feature Gaussians", "Heusel et al. 2017", "features", "reals")
+@metric(
+    "fid",
+    "Frechet distance of feature Gaussians",
+    "Heusel et al. 2017, 1706.08500",
+    "features",
+    "reals",
+)
 def fid(c: Comparison) -> Figure:
     """Return the squared Fréchet distance, with the jackknife's error where there are enough."""
     protocol = c.protocol("fid", f"covariance over N - 1; error: jackknife of {_GROUPS}")
@@ -120,7 +126,9 @@ def fid(c: Comparison) -> Figure:
     return Figure(value, protocol, error)
 
 
-@metric("kid", "kernel distance, unbiased", "Binkowski et al. 2018", "features", "reals")
+@metric(
+    "kid", "kernel distance, unbiased", "Binkowski et al. 2018, 1801.01401", "features", "reals"
+)
 def kernel_distance(c: Comparison) -> Figure:
     """Return the squared MMD's mean over subsets, and its deviation over them."""
     least = min(len(c.fake), len(c.real))
@@ -130,7 +138,12 @@ def kernel_distance(c: Comparison) -> Figure:
     return Figure(found.value, c.protocol("kid", estimator), deviation=found.deviation)
 
 
-@metric("is", "Inception score: each sure, all varied", "Salimans et al. 2016", "probabilities")
+@metric(
+    "is",
+    "Inception score: each sure, all varied",
+    "Salimans et al. 2016, 1606.03498",
+    "probabilities",
+)
 def inception(c: Comparison) -> Figure:
     """Return the Inception score's mean and deviation over ten parts."""
     splits = min(10, len(c.fake))
@@ -147,13 +160,19 @@ def _neighbourhood(name: str, summary: str, paper: str, k: int) -> None:
         return Figure(value, c.protocol(name, f"closed balls, k={k}"))
 
 
-_neighbourhood("precision", "share of fakes near reals", "Kynkaanniemi et al. 2019", K)
-_neighbourhood("recall", "share of reals near fakes", "Kynkaanniemi et al. 2019", K)
-_neighbourhood("density", "reals near a fake, of those expected", "Naeem et al. 2020", K_DENSITY)
-_neighbourhood("coverage", "share of reals with a fake near", "Naeem et al. 2020", K_DENSITY)
+_neighbourhood("precision", "share of fakes near reals", "Kynkaanniemi et al. 2019, 1904.06991", K)
+_neighbourhood("recall", "share of reals near fakes", "Kynkaanniemi et al. 2019, 1904.06991", K)
+_neighbourhood(
+    "density", "reals near a fake, of those expected", "Naeem et al. 2020, 2002.09797", K_DENSITY
+)
+_neighbourhood(
+    "coverage", "share of reals with a fake near", "Naeem et al. 2020, 2002.09797", K_DENSITY
+)
 
 
-@metric("fid-infinity", "fid of endless fakes", "Chong & Forsyth 2020", "features", "reals")
+@metric(
+    "fid-infinity", "fid of endless fakes", "Chong & Forsyth 2020, 1911.07023", "features", "reals"
+)
 def fid_infinity(c: Comparison) -> Figure:
     """Return the distance extrapolated over sample size; ``details`` holds the points."""
     found = frechet_at_infinity(c.fake.features, c.real.moments, seed=c.seed)
@@ -164,7 +183,12 @@ def fid_infinity(c: Comparison) -> Figure:
 
 
 @metric(
-    "intra-fid", "mean fid within classes", "Miyato & Koyama 2018", "features", "reals", "labels"
+    "intra-fid",
+    "mean fid within classes",
+    "Miyato & Koyama 2018, 1802.05637",
+    "features",
+    "reals",
+    "labels",
 )
 def intra_fid(c: Comparison) -> Figure:
     """Return the mean over classes; ``details`` holds each class's distance."""
@@ -179,7 +203,9 @@ def intra_fid(c: Comparison) -> Figure:
     return Figure(found.value, protocol, details=details)
 
 
-@metric("swd", "sliced Wasserstein distance x 1000", "Karras et al. 2018", "images", "reals")
+@metric(
+    "swd", "sliced Wasserstein distance x 1000", "Karras et al. 2018, 1710.10196", "images", "reals"
+)
 def swd(c: Comparison) -> Figure:
     """Return the average over levels of the pyramid; ``details`` holds each level."""
     count = min(len(c.fake), len(c.real), _SLICED)
@@ -191,7 +217,12 @@ def swd(c: Comparison) -> Figure:
     return Figure(found.average, protocol, found.stderr, found.levels)
 
 
-@metric("ms-ssim", "likeness of pairs of fakes: 1 is collapse", "Odena et al. 2017", "images")
+@metric(
+    "ms-ssim",
+    "likeness of pairs of fakes: 1 is collapse",
+    "Odena et al. 2017, 1610.09585",
+    "images",
+)
 def likeness(c: Comparison) -> Figure:
     """Return the mean over pairs of fakes; ``details`` holds that of reals, if there are any."""
     sets = [_some(side, 2 * _PAIRS, c.seed) for side in (c.fake, c.real) if len(side)]
@@ -202,7 +233,13 @@ def likeness(c: Comparison) -> Figure:
     return Figure(value, protocol, details=dict(zip(["reals"], yardstick, strict=False)))
 
 
-@metric("ppl", "how unevenly latents become images", "Karras et al. 2019", "features", "generator")
+@metric(
+    "ppl",
+    "how unevenly latents become images",
+    "Karras et al. 2019, 1812.04948",
+    "features",
+    "generator",
+)
 def path_length(c: Comparison) -> Figure:
     """Return the perceptual path length of the generator, in the extractor's features."""
     extractor, generator = c.fake.extractor, c.generator
@@ -224,7 +261,7 @@ def path_length(c: Comparison) -> Figure:
 @metric(
     "cas",
     "accuracy on reals of what learnt from fakes",
-    "Ravuri & Vinyals 2019",
+    "Ravuri & Vinyals 2019, 1905.10887",
     "images",
     "reals",
     "labels",

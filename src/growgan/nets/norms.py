@@ -154,8 +154,12 @@ class NoNorm(nn.Module):
 
 # Made for so many channels, a length of the style vector and a rate; called with both.
 NORMS: Registry[Callable[[int, int, Rate], nn.Module]] = Registry("norm")
-NORMS.register("pixel", "pixelwise feature normalisation", "Karras et al. 2018")(PixelNorm)
-NORMS.register("batch", "normalisation over the batch", "Ioffe & Szegedy 2015")(BatchNorm)
+NORMS.register("pixel", "pixelwise feature normalisation", "Karras et al. 2018, 1710.10196")(
+    PixelNorm
+)
+NORMS.register("batch", "normalisation over the batch", "Ioffe & Szegedy 2015, 1502.03167")(
+    BatchNorm
+)
 NORMS.register(
     "conditional", "over the batch, gain and bias by the style", "de Vries et al. 2017, 1707.00683"
 )(ConditionalNorm)

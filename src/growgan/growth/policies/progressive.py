@@ -11,7 +11,9 @@ from growgan.growth.policies.base import POLICIES, Selection, go_on, portion, us
 from growgan.nets.cost import step_cost
 
 
-@POLICIES.register("progressive", "double the resolution on a schedule", "Karras et al. 2018")
+@POLICIES.register(
+    "progressive", "double the resolution on a schedule", "Karras et al. 2018, 1710.10196"
+)
 @dataclass(frozen=True)
 class Progressive:
     """PGGAN's schedule, scaled to the budget: every resolution sees equally many images.

@@ -15,7 +15,9 @@ MARGIN = 10  # pixels on each side of a grid that belong to no image
 MEMORY = 0.999  # of the mean square of a layer's input, a batch
 
 
-@BLOCKS.register("alias-free", "modulated, nonlinear between filters", "Karras et al. 2021")
+@BLOCKS.register(
+    "alias-free", "modulated, nonlinear between filters", "Karras et al. 2021, 2106.12423"
+)
 class AliasFreeBlock(StyledBlock):
     """Modulated convolution; activation at twice the larger rate, between low-pass filters.
 

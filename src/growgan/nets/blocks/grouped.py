@@ -19,7 +19,9 @@ GROUP = 16  # channels that a group reads
 GAIN = sqrt(2 / (1 + 0.2**2)) * 8**-0.25
 
 
-@BLOCKS.register("grouped", "grouped bottleneck, starts as the identity", "Huang et al. 2024")
+@BLOCKS.register(
+    "grouped", "grouped bottleneck, starts as the identity", "Huang et al. 2024, 2501.05441"
+)
 class GroupedBlock(Block):
     """x + conv(activation(grouped conv(activation(conv(x))))), of twice the channels inside.
 

@@ -13,7 +13,7 @@ from growgan.nets.strided import StridedConv
 BRANCH = 0.1  # gain of a residual branch's last convolution
 
 
-@BLOCKS.register("conv", "convolution, activation, norm", "Karras et al. 2018")
+@BLOCKS.register("conv", "convolution, activation, norm", "Karras et al. 2018, 1710.10196")
 class ConvBlock(Block):
     """resample up → conv → activation → norm → resample down."""
 
@@ -28,7 +28,9 @@ class ConvBlock(Block):
         return downsample(h, self.down)
 
 
-@BLOCKS.register("strided", "as conv, but the convolution itself resamples", "Radford et al. 2016")
+@BLOCKS.register(
+    "strided", "as conv, but the convolution itself resamples", "Radford et al. 2016, 1511.06434"
+)
 class StridedBlock(Block):
     """conv → activation → norm, with stride 2 and one more row and column where it resamples.
 
@@ -98,7 +100,7 @@ class ResidualBlock(Block):
         return downsample(shortcut + branch, self.down)
 
 
-@BLOCKS.register("dense", "a linear map of vectors", "Goodfellow et al. 2014")
+@BLOCKS.register("dense", "a linear map of vectors", "Goodfellow et al. 2014, 1406.2661")
 class DenseBlock(Block):
     """linear map → activation → norm, of features [N, width, 1, 1]."""
 

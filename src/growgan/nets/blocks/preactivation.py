@@ -51,7 +51,9 @@ class PreactivationBlock(Block):
 
 
 @BLOCKS.register(
-    "bottleneck", "as preactivation, narrow inside, nothing in the shortcut", "Brock et al. 2019"
+    "bottleneck",
+    "as preactivation, narrow inside, nothing in the shortcut",
+    "Brock et al. 2019, 1809.11096",
 )
 class BottleneckBlock(Block):
     """shortcut(x) + four convolutions, each after norm and activation: 1×1, two wide, 1×1.

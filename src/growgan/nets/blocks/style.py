@@ -24,7 +24,9 @@ def still_noise(name: str, height: int, width: int) -> Tensor:
     return torch.randn(1, 1, height, width, generator=generator)
 
 
-@BLOCKS.register("modulated", "convolution scaled by the style, noise", "Karras et al. 2020")
+@BLOCKS.register(
+    "modulated", "convolution scaled by the style, noise", "Karras et al. 2020, 1912.04958"
+)
 class ModulatedBlock(StyledBlock):
     """y = activation(demodulate(conv(x · s)) + noise + bias), s an affine map of the style.
 
@@ -65,7 +67,9 @@ class ModulatedBlock(StyledBlock):
         return still_noise(self.layer.id, int(h.shape[2]), int(h.shape[3])).to(h.device)
 
 
-@BLOCKS.register("smooth", "residual layer that resamples with a filter", "Karras et al. 2020")
+@BLOCKS.register(
+    "smooth", "residual layer that resamples with a filter", "Karras et al. 2020, 1912.04958"
+)
 class SmoothBlock(Block):
     """(shortcut(x) + activation(conv(activation(conv(x))))) / sqrt(2), low-passed as it resamples.
 

@@ -77,6 +77,6 @@ class DcganEnd(End):
         return self.output(grid.movedim(-1, 1)).float().flatten()
 
 
-FORMS.register("dcgan", "strided heads, tanh, one convolution to the logit", "Radford et al. 2016")(
-    Form(DcganStem, StridedToImage, StridedFromImage, DcganEnd)
-)
+FORMS.register(
+    "dcgan", "strided heads, tanh, one convolution to the logit", "Radford et al. 2016, 1511.06434"
+)(Form(DcganStem, StridedToImage, StridedFromImage, DcganEnd))

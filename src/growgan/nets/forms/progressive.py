@@ -104,6 +104,6 @@ class ProgressiveEnd(End):
         return logits.float().flatten(1)
 
 
-FORMS.register("progressive", "dense stem, linear 1x1 heads, minibatch deviation", "Karras 2018")(
-    Form(ProgressiveStem, ToImage, FromImage, ProgressiveEnd)
-)
+FORMS.register(
+    "progressive", "dense stem, linear 1x1 heads, minibatch deviation", "Karras 2018, 1710.10196"
+)(Form(ProgressiveStem, ToImage, FromImage, ProgressiveEnd))

@@ -84,7 +84,7 @@ class PooledEnd(End):
 
 
 FORMS.register(
-    "resnet", "linear stem, residual head of D, sum over the grid", "Miyato et al. 2018"
+    "resnet", "linear stem, residual head of D, sum over the grid", "Miyato et al. 2018, 1802.05957"
 )(Form(ResnetStem, NormedToImage, ResidualFromImage, PooledEnd, widens=False))
 FORMS.register("deep", "as resnet, D's head one convolution", "Brock et al. 2019, 1809.11096")(
     Form(ResnetStem, NormedToImage, ConvFromImage, PooledEnd, widens=False)

@@ -70,9 +70,9 @@ def small(settings: dict[str, Any]) -> dict[str, Any]:
 
 
 T, R = published(3, 512), published(1, 1024)
-PRESETS.register("stylegan3", "alias-free, moves with its input (T)", "Karras et al. 2021")(
-    Preset(AliasFreeFamily(), T, small=small(T))
-)
-PRESETS.register("stylegan3-r", "alias-free, turns with its input (R)", "Karras et al. 2021")(
-    Preset(AliasFreeFamily(), R, small=small(R))
-)
+PRESETS.register(
+    "stylegan3", "alias-free, moves with its input (T)", "Karras et al. 2021, 2106.12423"
+)(Preset(AliasFreeFamily(), T, small=small(T)))
+PRESETS.register(
+    "stylegan3-r", "alias-free, turns with its input (R)", "Karras et al. 2021, 2106.12423"
+)(Preset(AliasFreeFamily(), R, small=small(R)))

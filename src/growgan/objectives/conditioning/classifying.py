@@ -85,7 +85,9 @@ class TwinAuxiliaryClassifier(Classifying):
         return {"class_generator": self.generator_weight * term}
 
 
-@CONDITIONINGS.register("adc", "real and fake classes in one classifier", "Hou et al. 2022")
+@CONDITIONINGS.register(
+    "adc", "real and fake classes in one classifier", "Hou et al. 2022, 2107.10060"
+)
 @dataclass(frozen=True)
 class DiscriminativeClassifier(Classifying):
     """One classifier of 2K classes, (y, real) and (y, fake) (Hou et al. 2022, 2107.10060).
@@ -113,7 +115,9 @@ class DiscriminativeClassifier(Classifying):
         return torch.cat([step.labels, nothing], 1), torch.cat([nothing, step.labels], 1)
 
 
-@CONDITIONINGS.register("mh", "multi-hinge: fake is one more class", "Kavalerov et al. 2021")
+@CONDITIONINGS.register(
+    "mh", "multi-hinge: fake is one more class", "Kavalerov et al. 2021, 1912.04216"
+)
 @dataclass(frozen=True)
 class MultiHinge(Classifying):
     """Crammer-Singer hinge of K + 1 classes, the last of which is "fake" (1912.04216).
@@ -137,7 +141,9 @@ class MultiHinge(Classifying):
         return {"class_generator": self.generator_weight * term}
 
 
-@CONDITIONINGS.register("f-cgan", "G also closes the gap of two classifiers", "Han et al. 2021")
+@CONDITIONINGS.register(
+    "f-cgan", "G also closes the gap of two classifiers", "Han et al. 2021, 2108.09016"
+)
 @dataclass(frozen=True)
 class FDivergence(TwinAuxiliaryClassifier):
     """L_G gains E f(r), r = exp(CE_q - CE_p) on fakes; D: CE_p of reals, CE_q of fakes.
@@ -157,7 +163,9 @@ class FDivergence(TwinAuxiliaryClassifier):
         return {"class_generator": self.generator_weight * term}
 
 
-@CONDITIONINGS.register("semi", "a class more, of fakes; few labels do", "Salimans et al. 2016")
+@CONDITIONINGS.register(
+    "semi", "a class more, of fakes; few labels do", "Salimans et al. 2016, 1606.03498"
+)
 @dataclass(frozen=True)
 class SemiSupervised(Conditioning):
     """D is a classifier of K classes and of fakes: its logit is log Σ_k exp l_k, that of fakes 0.

@@ -89,7 +89,9 @@ class Domains(Conditioning):
         return made
 
 
-@CONDITIONINGS.register("concat", "the label as maps beside the image", "Mirza & Osindero 2014")
+@CONDITIONINGS.register(
+    "concat", "the label as maps beside the image", "Mirza & Osindero 2014, 1411.1784"
+)
 @dataclass(frozen=True)
 class Concatenation(Judging):
     """D(x, y) sees y as constant maps (Mirza & Osindero 2014, 1411.1784)."""
@@ -108,7 +110,9 @@ class Projection(Judging):
         return {"p": classes}
 
 
-@CONDITIONINGS.register("md", "a logit of its own for each class", "Mescheder et al. 2018")
+@CONDITIONINGS.register(
+    "md", "a logit of its own for each class", "Mescheder et al. 2018, 1801.04406"
+)
 @dataclass(frozen=True)
 class MultiHead(Judging):
     """D(x, y) is the y-th of K logits."""
@@ -120,7 +124,7 @@ class MultiHead(Judging):
 
 
 @CONDITIONINGS.register(
-    "p2gan", "projection on the difference of two classifiers", "Han et al. 2021"
+    "p2gan", "projection on the difference of two classifiers", "Han et al. 2021, 2108.09016"
 )
 @dataclass(frozen=True)
 class DualProjection(Judging):
