@@ -233,12 +233,12 @@ def test_images_in_the_order_of_their_classes_are_looked_at_as_any_others(
 def test_singular_values_are_those_of_the_weights_in_use() -> None:
     space = Space("pggan", StackSettings(latent=8, width=8), 1, (8, 8))
     gan = Gan.create(*space.stacks(1), OptimiserSettings(), seed=0)
-    found = singular_values(gan.discriminator, 3)
-    maps = [m for m in gan.discriminator.modules() if hasattr(m, "scale")]
-    for i, module in enumerate(maps):
+    found = singular_values(gan.discriminator)
+    maps = {name: m for name, m in gan.discriminator.named_modules() if hasattr(m, "scale")}
+    assert found.keys() == maps.keys()
+    for name, module in maps.items():
         expected = torch.linalg.svdvals((module.weight * module.scale).detach().flatten(1))
-        for row, value in zip(found, expected.tolist(), strict=False):
-            assert row[i] == pytest.approx(value, rel=1e-4)
+        assert found[name] == pytest.approx(expected[:3].tolist(), rel=1e-3)
 
 
 def test_a_rate_a_hundred_times_too_high_is_caught_and_lowered(

@@ -261,8 +261,8 @@ def test_matrices_are_the_maps_in_use(name: str, rate: str) -> None:
     values = torch.linalg.svdvals(found.detach()).flatten().sort(descending=True).values
     expected = torch.linalg.svdvals(jacobian(layer))[: len(values)]
     torch.testing.assert_close(values, expected)
-    for row, value in zip(singular_values(layer, 3), expected.tolist(), strict=False):
-        assert row == [pytest.approx(value, rel=1e-4)]
+    (largest,) = singular_values(layer).values()
+    assert largest == pytest.approx(expected[:3].tolist(), rel=1e-3)
 
 
 @pytest.mark.parametrize("name", ["project", "grouped", "dense"])

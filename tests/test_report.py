@@ -351,7 +351,9 @@ def test_report_prints_its_path_and_refuses_another_folder(
 def test_the_page_tells_what_the_doctor_saw_and_said(tmp_path: Path) -> None:
     folder = write_run(tmp_path, upto=3, end=False)
     vitals = {"diversity": 0.9, "wins_seen": 0.8, "wins_unseen": None, "singular": 3.0}
-    sick = {**candidate_event(PLAN[2], 25.0, 9000), "vitals": vitals}
+    spectra = {"generator": {}, "discriminator": {"d0.<conv>": [3.0, 2.0, 1.0]}}
+    sick = {**candidate_event(PLAN[2], 25.0, 9000)}
+    sick["vitals"] = {**vitals, "spectra": spectra}
     lines = (folder / "ledger.jsonl").read_text().splitlines()
     lines = [line for line in lines if '"id": "0002"' not in line or "candidate" not in line]
     events = [
@@ -376,3 +378,5 @@ def test_the_page_tells_what_the_doctor_saw_and_said(tmp_path: Path) -> None:
     html = page(run)
     assert "<h2>Health</h2>" in html and "fakes &lt;vary&gt; 5%" in html
     assert "How varied the fakes are" in html and "Fakes that are copies" not in html
+    assert "d0.&lt;conv&gt;: 3.00, 2.00, 1.00" in html
+    assert "each of D" in html and "each of G" not in html

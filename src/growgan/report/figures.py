@@ -179,11 +179,6 @@ def health_figures(run: RunRecord) -> list[str]:
             share,
             (("wins_seen", "seen in training", "d"), ("wins_unseen", "held out", "g")),
         ),
-        (
-            "Largest singular value of the weights",
-            Axis("", _tick),
-            (("singular", "D", "d"), ("singular_generator", "G", "g")),
-        ),
         ("Fakes that are copies of training images", share, (("copies", "", "best"),)),
     )
     figures = []
@@ -197,7 +192,34 @@ def health_figures(run: RunRecord) -> list[str]:
             x, words = time_axis(run.elapsed), f"{title}, along the best lineage."
             svg = line_chart(f"vital{index}", title, words, series, x, y)
             figures.append(figure(title, svg, series if len(series) > 1 else ()))
-    return figures
+    return figures + [
+        _spectra(run, player, css)
+        for player, css in (("generator", "g"), ("discriminator", "d"))
+        if any(c.spectra.get(player) for c in run.best_lineage)
+    ]
+
+
+def _spectra(run: RunRecord, player: str, css: str) -> str:
+    """Return the chart of the singular values of a player's weights along the best lineage."""
+    curves: dict[tuple[str, int], list[Point]] = {}
+    marks = {}
+    for c in run.best_lineage:
+        for name, values in c.spectra.get(player, {}).items():
+            for rank, value in enumerate(values):
+                curves.setdefault((name, rank), []).append((c.elapsed, value))
+            if values:
+                words = f"{name}: {', '.join(map(number, values))}"
+                marks[name] = Mark((c.elapsed, values[0]), words)
+    lines = [[tuple(v) for (_, rank), v in curves.items() if bool(rank) == k] for k in (0, 1)]
+    series = (
+        Series("second and third", f"{css} faint", tuple(lines[1])),
+        Series("largest", css, tuple(lines[0]), tuple(marks.values())),
+    )
+    title = f"Singular values of each of {player[0].upper()}'s weights"
+    words = f"{title}, the three largest, along the best lineage."
+    x, y = time_axis(run.elapsed), Axis("", _tick, from_zero=True)
+    svg = line_chart(f"spectra-{css}", title, words, series, x, y)
+    return figure(title, svg, series, "One that runs away foretells a collapse. Dots name weights.")
 
 
 def truncation_figures(path: Path) -> list[str]:

@@ -35,6 +35,7 @@ class CandidateRecord:
         status: "best", "alive", "pruned" or "failed".
         samples: the sample sheet, None where it is missing.
         vitals: what the doctor measured, by name; empty where it did not look.
+        spectra: the largest singular values of each player's weights, by player and name.
     """
 
     id: str
@@ -56,6 +57,7 @@ class CandidateRecord:
     error: str = ""
     samples: Path | None = None
     vitals: Mapping[str, float] = field(default_factory=dict)
+    spectra: Mapping[str, Mapping[str, list[float]]] = field(default_factory=dict)
 
     @property
     def origin(self) -> str:
@@ -216,6 +218,7 @@ def _assemble(path: Path, start: Event, events: list[Event]) -> RunRecord:
 
 def _candidate(path: Path, e: Event) -> CandidateRecord:
     samples = path / "candidates" / folder_name(e["id"]) / "samples.png"
+    vitals = e.get("vitals") or {}
     return CandidateRecord(
         id=str(e["id"]),
         parent=None if e.get("parent") is None else str(e["parent"]),
@@ -235,11 +238,8 @@ def _candidate(path: Path, e: Event) -> CandidateRecord:
         status="failed" if e.get("status") == "failed" else "scored",
         error=str(e.get("error") or ""),
         samples=samples if samples.is_file() else None,
-        vitals={
-            key: value
-            for key, each in (e.get("vitals") or {}).items()
-            if (value := _number(each)) is not None
-        },
+        vitals={key: value for key, each in vitals.items() if (value := _number(each)) is not None},
+        spectra=vitals.get("spectra") or {},
     )
 
 

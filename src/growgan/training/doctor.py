@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import asdict, dataclass, replace
-from typing import Any
+from dataclasses import asdict, dataclass, field, replace
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -26,6 +26,9 @@ PATIENCE = 1_000  # steps of G that they must last, since small rates take long 
 WORST = 1e30  # stands for what JSON cannot say
 
 
+Spectra = dict[Literal["generator", "discriminator"], dict[str, list[float]]]
+
+
 @dataclass(frozen=True)
 class Vitals:
     """What was measured of a pair at the end of a slice.
@@ -41,6 +44,7 @@ class Vitals:
         wins_unseen: the same for reals that it has never seen; None where none are held out.
         singular: the largest singular value of D's weights in use.
         singular_generator: the same of G's.
+        spectra: the three largest of each weight of each player, to four digits.
         gradient: the larger norm of both players' gradients, averaged as Adam does.
         copies: share of fakes that are as near to a training image as hardly a new real is.
         record: the best score of its line that was better beyond its error.
@@ -65,6 +69,7 @@ class Vitals:
     steps: int = 0
     since: int = 0
     singular_generator: float = 0.0
+    spectra: Spectra = field(default_factory=dict)
 
     @property
     def settled(self) -> bool:
@@ -91,9 +96,16 @@ class Vitals:
 
     def to_json(self) -> dict[str, Any]:
         """Return plain data that ``Vitals(**data)`` reads back; JSON knows no infinity."""
-        plain = asdict(self)
-        odd = [key for key, value in plain.items() if isinstance(value, float)]
-        return plain | {key: WORST for key in odd if not abs(plain[key]) <= WORST}
+        return {key: _bounded(value) for key, value in asdict(self).items()}
+
+
+def _bounded(value: Any) -> Any:
+    """Return plain data with :data:`WORST` for each number that JSON cannot say."""
+    if isinstance(value, dict):
+        return {key: _bounded(each) for key, each in value.items()}
+    if isinstance(value, list):
+        return [_bounded(each) for each in value]
+    return WORST if isinstance(value, float) and not abs(value) <= WORST else value
 
 
 @dataclass(frozen=True)
@@ -155,12 +167,21 @@ def examine(
         variety=variety,
         wins_seen=wins[0],
         wins_unseen=wins[1] if len(wins) > 1 else None,
-        singular=max(singular_values(gan.discriminator, 1)[0]),
-        singular_generator=max(singular_values(gan.generator, 1)[0]),
         copies=copies,
         error=error,
         gradient=max(_norm(state["exp_avg"].values()) for state in gan.moments()),
+        **_spectra(gan),
     )
+
+
+def _spectra(gan: Gan) -> dict[str, Any]:
+    """Return what vitals hold of singular values."""
+    found = {
+        "generator": singular_values(gan.generator),
+        "discriminator": singular_values(gan.discriminator),
+    }
+    g, d = (max(values[0] for values in own.values()) for own in found.values())
+    return {"singular": d, "singular_generator": g, "spectra": found}
 
 
 def is_finite(gan: Gan) -> bool:
@@ -193,20 +214,19 @@ def _wins(real: Tensor, fake: Tensor) -> float:
     return float((difference > 0).float().mean() + 0.5 * (difference == 0).float().mean())
 
 
-def singular_values(player: torch.nn.Module, count: int = 3) -> list[list[float]]:
-    """Return the largest singular values of each weight in use: ``count`` lists, one value a map.
+def singular_values(player: torch.nn.Module, count: int = 3) -> dict[str, list[float]]:
+    """Return the ``count`` largest singular values of each weight in use, to four digits, by name.
 
     BigGAN's monitor (Brock et al. 2019, section 4): a first one that runs away foretells collapse.
     """
-    rows: list[list[float]] = [[] for _ in range(count)]
-    for _, matrix in matrices(player):
+    found = {}
+    for name, matrix in matrices(player):
         used = matrix.detach().double()  # float32 ends at a weight of 1e19
         gram = used @ used.mT if used.shape[-2] <= used.shape[-1] else used.mT @ used
         squares = torch.linalg.eigvalsh(gram).flatten().sort(descending=True).values
         values = squares.clamp(min=0).sqrt()
-        for row, value in zip(rows, [*values[:count].tolist(), *[0.0] * count], strict=False):
-            row.append(value)
-    return rows
+        found[name] = [float(f"{value:.4g}") for value in values[:count].tolist()]
+    return found
 
 
 def diagnose(
