@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from growgan.objectives import AUGMENTATIONS, Objective, Step, make_augmentation, make_loss
-from growgan.objectives.augment import _coloured, _Dice, resample
+from growgan.objectives.augment import _coloured, _Dice, _grid, resample
 
 NAMES = [entry.name for entry in AUGMENTATIONS]
 SHAPES = [(1, 8, 8), (3, 12, 8), (4, 7, 10)]
@@ -121,15 +121,15 @@ def test_ada_with_p_zero_shows_images_as_they_are() -> None:
         torch.testing.assert_close(seen, step.real, atol=1e-5, rtol=1e-5)
 
 
-def test_ada_turns_a_non_square_image_in_pixels() -> None:
-    """With geometry alone a bar keeps its width, whatever way it is turned, but for the scale."""
-    step = a_step((1, 16, 32), count=256)
-    bar = torch.full((256, 1, 16, 32), -1.0)
-    bar[:, :, 7:9] = 1.0
-    seen = make_augmentation("ada", {"p": 1.0}).images(bar, step)
-    assert seen.shape == bar.shape
-    upright = (seen.mean(3).amax((1, 2)) - seen.mean(3).amin((1, 2))).abs()
-    assert float(upright.min()) < 0.3 < float(upright.max())
+@pytest.mark.parametrize(("height", "width"), [(16, 32), (32, 16), (16, 16)])
+def test_a_quarter_turn_of_a_non_square_image_is_one_in_pixels(height: int, width: int) -> None:
+    """What lies in the square in the middle turns as a square image does, none of it stretched."""
+    images = torch.rand(1, 2, height, width, generator=torch.Generator().manual_seed(0))
+    quarter = torch.tensor([[[0.0, -1.0, 0.0], [1.0, 0.0, 0.0]]])
+    turned = resample(images, _grid(quarter, images))
+    top, left = (height - 16) // 2, (width - 16) // 2
+    square, found = (t[:, :, top : top + 16, left : left + 16] for t in (images, turned))
+    torch.testing.assert_close(found, square.rot90(1, (2, 3)), atol=1e-4, rtol=0)
 
 
 @pytest.mark.parametrize(("sign", "expected"), [(1.0, 0.32), (-1.0, 0.0)])

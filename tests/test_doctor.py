@@ -20,11 +20,14 @@ from growgan.growth.history import Space
 from growgan.growth.scoring import held_out
 from growgan.metrics.features import PixelExtractor
 from growgan.metrics.score import Scorer
+from growgan.nets.presets import PRESETS
+from growgan.nets.presets.base import ROLES
 from growgan.objectives import make_objective
 from growgan.training import stage
 from growgan.training.doctor import (
     LOOKED_AT,
     PATIENCE,
+    RUNAWAY,
     SETTLED,
     STEPS,
     STUCK,
@@ -85,7 +88,7 @@ def diagnoses(found: Run) -> list[str]:
         ({"finite": False}, "divergence"),
         ({"variety": 0.0}, "no variety"),
         ({"score": 0.5}, "instability"),
-        ({"singular": 60.0}, "instability"),
+        ({"excess": 60.0}, "instability"),
         ({"wins_seen": 0.01}, "instability"),
         ({"diversity": 0.1}, "collapse"),
         ({"diversity": 0.01, "images": 2_000, "score": 0.99}, "collapse"),
@@ -144,6 +147,11 @@ def test_remedies_add_up_and_end() -> None:
         assert found is not None
         settings = make_settings(settings.model_dump(), found[0])
     assert settings.regularisers["r1"]["scale"] == 16
+    for none in ({}, {"r1": {"weight": 0.0}}, {"r1": {"scale": 0.0}}):
+        found = remedy("winning D", make_settings({"regularisers": none}))
+        assert found is not None and found[1] == "R1 as well"
+        treated = make_settings({"regularisers": none}, found[0])
+        assert {"weight": None, "scale": 1.0}.items() <= treated.regularisers["r1"].items()
     found = remedy("divergence", settings)
     assert found is not None
     assert make_settings(settings.model_dump(), found[0]).optimiser.lr == pytest.approx(2e-2 / 3)
@@ -228,6 +236,19 @@ def test_images_in_the_order_of_their_classes_are_looked_at_as_any_others(
         assert 0.3 < float(labels.float().mean()) < 0.7
         own = [known[image.numpy().tobytes()] for image in images]
         assert own == labels.tolist(), "labels are of these very images"
+
+
+@pytest.mark.parametrize("name", [entry.name for entry in PRESETS])
+def test_no_published_d_has_run_away_at_birth(name: str) -> None:
+    """A map of one channel to 512 of them has a large singular value, and is none the worse."""
+    preset = PRESETS[name]
+    shape = make_settings(preset.published).stack
+    g, d = (preset.stack(role, shape, 1, (16, 16)) for role in ROLES)
+    gan = Gan.create(g, d, OptimiserSettings(), seed=0)
+    seen = torch.rand(16, 1, 16, 16, generator=torch.Generator().manual_seed(0)) * 2 - 1
+    found = examine(gan, seen, None, 0.9)
+    assert found.excess < RUNAWAY / 4
+    assert diagnose(found, None) is None
 
 
 def test_singular_values_are_those_of_the_weights_in_use() -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 
 import pytest
 import torch
@@ -21,6 +22,7 @@ from growgan.objectives import (
     REGULARISERS,
     Objective,
     Step,
+    make_augmentation,
     make_loss,
     make_regulariser,
 )
@@ -105,12 +107,33 @@ def test_began_follows_its_controller() -> None:
         (lambda: make_loss("hinge", {"margin": 1.0}), "unknown loss_options setting 'margin'"),
         (
             lambda: make_regulariser("r1", {"every": 0.0}),
-            "setting 'regularisers.r1.every' must be at least 1, but got 0",
+            "setting 'regularisers.r1.every' must be a whole number of at least 1, but got 0",
         ),
         (
             lambda: make_regulariser("gp", {"weight": -1.0}),
-            "setting 'regularisers.gp.weight' must be at least 0",
+            "setting 'regularisers.gp.weight' must be a number of at least 0",
         ),
+        *(
+            (partial(make_regulariser, name, {option: value}), f"{name}.{option}' must be {legal}")
+            for name, option, value, legal in (
+                ("top-k", "least", 2.0, "a number from 0 to 1, but got 2"),
+                ("top-k", "epoch", 0.0, "a whole number of at least 1"),
+                ("replay", "share", 3.0, "a number from 0 to 1"),
+                ("replay", "size", 0.0, "a whole number of at least 1"),
+                ("path-length", "share", 1.5, "a number from 0 to 1"),
+                ("lecam", "decay", 3.0, "a number from 0 to 1"),
+                ("gp", "every", 2.7, "a whole number of at least 1, but got 2.7"),
+                ("feature-matching", "alone", 2.0, "a whole number from 0 to 1"),
+                ("latent", "damping", 0.0, "a number above 0"),
+                ("r1", "weight", float("nan"), "a number of at least 0, but got nan"),
+                ("r1", "weight", float("inf"), "a number of at least 0, but got inf"),
+            )
+        ),
+        (
+            lambda: make_augmentation("apa", {"p": 3.0}),
+            "augment_options.p' must be a number from 0",
+        ),
+        (lambda: make_loss("began", {"gamma": 1.1}), "loss_options.gamma' must be a number from 0"),
         (lambda: make_regulariser("r1", {"function": 1.0}), "unknown regularisers.r1 setting"),
     ],
 )

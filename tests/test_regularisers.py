@@ -16,10 +16,13 @@ from growgan.errors import UserError
 from growgan.growth.history import Space
 from growgan.nets.layers import Dense
 from growgan.nets.players import Discriminator, Generator, build
+from growgan.nets.presets import PRESETS
+from growgan.nets.presets.base import ROLES
 from growgan.objectives import (
     REGULARISERS,
     Objective,
     Step,
+    make_augmentation,
     make_loss,
     make_objective,
     make_regulariser,
@@ -27,6 +30,7 @@ from growgan.objectives import (
 from growgan.objectives.consistency import moved
 from growgan.objectives.regulariser import Penalty
 from growgan.objectives.step import Chance
+from growgan.training.gan import latents
 
 SPACE = Space("pggan", StackSettings(latent=6, width=8), 3, (8, 8))
 
@@ -53,6 +57,8 @@ class Matrix(nn.Module):
 
     Where it has several styles the k-th one is read by (k + 1) A, and G is the sum of them.
     """
+
+    noisy = False
 
     def __init__(
         self,
@@ -423,6 +429,38 @@ def test_zcr_compares_what_g_made_whatever_d_is_shown() -> None:
     objective.presented(step)
     assert not torch.equal(step.fake, step.generator(step.latents))
     assert float(of_discriminator("zcr", step, noise=0.0).detach()) == 0
+
+
+@pytest.mark.parametrize("augment", ["none", "diffaugment"])
+def test_zcr_sees_no_difference_where_z_does_not_move(augment: str) -> None:
+    """However G mixes styles and adds noise, and however D's images are augmented."""
+    preset = PRESETS["stylegan2"]
+    settings = make_settings(preset.small, {"stack": {"width": 8, "mixing": 0.9}})
+    g, d = (build(preset.stack(role, settings.stack, 3, (8, 8)), 0) for role in ROLES)
+    assert isinstance(g, Generator) and isinstance(d, Discriminator) and g.noisy
+    with torch.no_grad():
+        for name, weight in g.named_parameters():
+            if name.endswith("strength"):
+                weight.fill_(1.0)
+    objective = Objective(make_loss("hinge", {}), {}, make_augmentation(augment, {}))
+    z = latents(8, g.spec.latent, 0)
+    assert not torch.equal(g(z), g(z)), "its noise differs from call to call"
+    rng, real = torch.Generator().manual_seed(0), torch.zeros(8, 3, 8, 8)
+    step = Step(g, d, real, g(z), z, rng, z[:, 0], z[:, 0])
+    objective.prepare(step)
+    for noise, same in ((0.0, True), (0.5, False)):
+        for term_of_player in (of_discriminator, of_generator):
+            found = float(term_of_player("zcr", step, noise=noise).detach())
+            assert (abs(found) < 1e-6) == same
+
+
+def test_replay_keeps_what_g_made_whatever_d_is_shown() -> None:
+    step = linear_step()
+    made = step.fake.clone()
+    parts = {name: make_regulariser(name, {}) for name in ("dat", "replay")}
+    Objective(make_loss("hinge", {}), parts).presented(step)
+    assert not torch.equal(step.fake, made)
+    torch.testing.assert_close(step.memory["replay.fakes"], made)
 
 
 def test_where_d_gives_errors_the_small_ones_are_the_best() -> None:

@@ -91,6 +91,15 @@ def test_truncation_draws_images_together(model: Model) -> None:
         assert float(truncate(latents(8, 16, 0), 0.3, 0).abs().max()) <= 0.3
 
 
+@pytest.mark.parametrize("truncation", [math.nan, math.inf, -0.5, 1e6])
+def test_a_truncation_that_means_nothing_is_refused(model: Model, truncation: float) -> None:
+    with pytest.raises(UserError, match=r"truncation must be from .* to 10, but got"):
+        model.sample(4, truncation=truncation)
+    if model.network().styles > 1:
+        with pytest.raises(UserError, match="truncation must be from"):
+            model.mix([0], [1], truncation=truncation)
+
+
 def test_picks_that_are_not_there_are_refused(model: Model) -> None:
     with pytest.raises(UserError, match="pick 16 is none of the 16 images: 0 to 15"):
         model.walk([0, 16], 3, count=16)

@@ -32,10 +32,14 @@ Combine = Annotated[
     str | None, typer.Option(help="sums of mean latents of picks, like 1,2,3-4,5,6+7,8,9")
 ]
 Morph = Annotated[
-    str | None, typer.Option(help="labels like 0,3,5: eight latents on the way between classes")
+    str | None,
+    typer.Option(help="labels like 0,3,5: eight latents, whatever -n, on the way between classes"),
 ]
 Code = Annotated[
-    int | None, typer.Option(help="continuous code of an infogan run: eight latents, from -2 to 2")
+    int | None,
+    typer.Option(
+        help="continuous code of an infogan run: eight latents, whatever -n, from -2 to 2"
+    ),
 ]
 Nearest = Annotated[
     str | None,
@@ -43,7 +47,9 @@ Nearest = Annotated[
 ]
 Curve = Annotated[
     str | None,
-    typer.Option(metavar="DATA", help="a row a truncation, and its precision and recall printed"),
+    typer.Option(
+        metavar="DATA", help="a row of 8 a truncation; precision and recall of 2,000 are printed"
+    ),
 ]
 Mix = Annotated[
     str | None, typer.Option(help="picks like 0,1,2:3,4: coarse styles of these, fine of those")
@@ -199,7 +205,7 @@ def _compared(model: Model, way: str, source: str, sheet: Sheet) -> tuple[Images
         return pairs.reshape(-1, *pairs.shape[3:]), columns
     typer.echo("truncation  precision  recall")
     rows = []
-    for point in truncation_curve(model, data, extractor):
+    for point in truncation_curve(model, data, extractor, sheet["seed"]):
         cut = point["truncation"]
         named = "none" if cut is None else f"{cut:g}"
         typer.echo(f"{named:>10}  {point['precision']:9.1%}  {point['recall']:6.1%}")

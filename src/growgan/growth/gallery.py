@@ -172,7 +172,7 @@ def real_features(data: ImageSet, extractor: Extractor) -> Tensor:
     ).features
 
 
-def truncation_curve(model: Model, data: ImageSet, extractor: Extractor) -> Curve:
+def truncation_curve(model: Model, data: ImageSet, extractor: Extractor, seed: int = 0) -> Curve:
     """Return precision and recall (k = 3) of samples at growing truncation; None: without it.
 
     Fidelity against variety, as BigGAN's figure 16 has it (Brock et al. 2019).
@@ -182,7 +182,7 @@ def truncation_curve(model: Model, data: ImageSet, extractor: Extractor) -> Curv
     cuts = SHARES if model.network().spec.mapping else (*CUTS, None)
     curve: Curve = []
     for cut in cuts:
-        fake = extractor(_first(model.sample(len(real), truncation=cut)))
+        fake = extractor(_first(model.sample(len(real), seed=seed, truncation=cut)))
         found = neighbourhoods(fake, real)
         curve.append({"truncation": cut, "precision": found.precision, "recall": found.recall})
     return curve

@@ -8,15 +8,30 @@ from torch import Tensor
 
 from growgan.errors import UserError
 
+MOST = 10.0  # of a truncation: no latent lies beyond, and far styles are none
+
 
 def truncate(z: Tensor, threshold: float, seed: int) -> Tensor:
-    """Redraw the values of ``z`` beyond ``threshold`` until none is left."""
-    if threshold < 0.05:
-        raise UserError(f"truncation must be at least 0.05, but got {threshold}")
+    """Redraw the values of ``z`` beyond ``threshold``, 0.05 to 10, until none is left."""
+    _check(threshold, 0.05)
     rng = torch.Generator().manual_seed(~seed & 0xFFFFFFFF)
     while (far := z.abs() > threshold).any():
         z = torch.where(far, torch.randn(z.shape, generator=rng), z)
     return z
+
+
+def towards(mean: Tensor, styles: Tensor, share: float) -> Tensor:
+    """Return ``styles`` at a ``share``, 0 to 10, of their distance from the ``mean`` one.
+
+    Karras et al. 2019 (1812.04948), section B.
+    """
+    _check(share, 0.0)
+    return torch.lerp(mean, styles, share)
+
+
+def _check(truncation: float, least: float) -> None:
+    if not least <= truncation <= MOST:
+        raise UserError(f"truncation must be from {least:g} to {MOST:g}, but got {truncation:g}")
 
 
 def slerp(a: Float[Tensor, " z"], b: Float[Tensor, " z"], share: Tensor) -> Float[Tensor, " z"]:

@@ -24,7 +24,7 @@ from growgan.data import ImageSet, load_images
 from growgan.data.npz import read_arrays
 from growgan.errors import UserError
 from growgan.growth.directions import Directions, principal
-from growgan.growth.latents import slerp, truncate
+from growgan.growth.latents import slerp, towards, truncate
 from growgan.nets.players import Generator
 from growgan.nets.wishes import one_hot
 from growgan.objectives import make_objective
@@ -361,7 +361,7 @@ class Model:
         styles = self._network.embed(z)
         if truncation is None or not self._network.spec.mapping:
             return styles
-        return torch.lerp(self._network.stem.mean, styles, truncation)
+        return towards(self._network.stem.mean, styles, truncation)
 
     def _images(self, z: Float[Tensor, "n z"], truncation: float | None = None) -> Images:
         if truncation is not None and self._network.spec.mapping:

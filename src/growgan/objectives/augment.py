@@ -16,7 +16,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from growgan.objectives.regulariser import Regulariser, with_options
+from growgan.objectives.options import Count, Share, with_options
+from growgan.objectives.regulariser import Regulariser
 from growgan.objectives.step import Chance, Step
 from growgan.registry import Registry
 
@@ -62,9 +63,9 @@ class DiffAugment(Augmentation):
         cutout: side of the square, a share of the image's.
     """
 
-    colour: float = 1.0
-    translation: float = 0.125
-    cutout: float = 0.5
+    colour: Share = 1.0
+    translation: Share = 0.125
+    cutout: Share = 0.5
 
     def images(self, images: Tensor, step: Step) -> Tensor:
         n, c, h, w = images.shape
@@ -100,10 +101,10 @@ class Adaptive(Augmentation):
         p: where it starts.
     """
 
-    target: float = 0.6
+    target: Share = 0.6
     pace: int = 500_000
-    interval: int = 4
-    p: float = 0.0
+    interval: Count = 4
+    p: Share = 0.0
 
     def probability(self, step: Step) -> Tensor:
         """Return p as it stands."""

@@ -64,14 +64,24 @@ class LatentConsistency(Penalty):
 
     def discriminator(self, step: Step) -> Tensor:
         with torch.no_grad():
-            near = step.generator(self._near(step))
-        made = step.made if len(step.made) else step.fake
-        return (step.judge(made.detach()) - step.judge(near)).square().mean()
+            made, near = self._pair(step, step.made if len(step.made) else step.fake)
+        return (step.verdict(made) - step.verdict(near)).square().mean()
 
     def generator(self, step: Step) -> Tensor:
-        near = step.generator(self._near(step))
-        return -self.generator_weight * (step.fake - near).square().mean()
+        made, near = self._pair(step, step.fake)
+        return -self.generator_weight * (made - near).square().mean()
 
-    def _near(self, step: Step) -> Tensor:
+    def _pair(self, step: Step, fake: Tensor) -> tuple[Tensor, Tensor]:
+        """Return G(z) and G(z + σ ε), which differ in nothing else: no mixing, the same noise."""
         z, rest = step.apart
-        return torch.cat([z + self.noise * step.chance.normal(*z.shape), rest], 1)
+        near = torch.cat([z + self.noise * step.chance.normal(*z.shape), rest], 1)
+        if step.generator.noisy:
+            return _unmixed(step, step.latents), _unmixed(step, near)
+        return fake, step.generator(near)
+
+
+def _unmixed(step: Step, latents: Tensor) -> Tensor:
+    """Return G's images of ``latents``, each of one style, with noise that depends on the step."""
+    with torch.random.fork_rng([latents.device] if latents.is_cuda else []):
+        torch.manual_seed(step.rng.initial_seed())
+        return step.generator.synthesise(step.generator.embed(latents))

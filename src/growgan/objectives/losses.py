@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 
-from growgan.objectives.regulariser import with_options
+from growgan.objectives.options import Share, with_options
 from growgan.objectives.step import Memory
 from growgan.registry import Registry
 
@@ -152,7 +152,7 @@ class PositiveUnlabelled(Hinge):
         ramp: images after which π has grown to 1; with 0 it stays.
     """
 
-    prior: float = 0.1
+    prior: Share = 0.1
     ramp: float = 0.0
 
     def share(self, real: Logits, memory: Memory) -> Float[Tensor, ""]:
@@ -204,7 +204,7 @@ class Equilibrium(Loss):
         step: λ_k, by how much k moves.
     """
 
-    gamma: float = 0.5
+    gamma: Share = 0.5
     step: float = 1e-3
 
     energies, logits = True, False

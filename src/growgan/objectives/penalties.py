@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from growgan.objectives.options import Share
 from growgan.objectives.regulariser import Penalty, gradient_square, regulariser, term
 from growgan.objectives.step import Step
 
@@ -101,7 +102,7 @@ class LeCam(Penalty):
     """
 
     weight: float = 0.3
-    decay: float = 0.99
+    decay: Share = 0.99
     start: int = 1000
 
     requires = "logits"

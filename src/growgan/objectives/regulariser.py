@@ -9,14 +9,14 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 from math import prod
 from typing import Any, ClassVar, TypeVar
 
 import torch
 from torch import Tensor, nn
 
-from growgan.errors import UserError, unknown
+from growgan.objectives.options import Count, with_options
 from growgan.objectives.step import Step
 from growgan.registry import Registry
 
@@ -61,7 +61,7 @@ class Penalty(Regulariser):
 
     weight: float = 1.0
     scale: float = 1.0
-    every: int = 1
+    every: Count = 1
 
     def strength(self, resolution: tuple[int, int]) -> float:
         """Return the weight for images of this height and width."""
@@ -79,7 +79,6 @@ class Penalty(Regulariser):
 REGULARISERS: Registry[Regulariser] = Registry("regulariser")
 
 R = TypeVar("R", bound=Regulariser)
-Options = TypeVar("Options")
 
 
 def regulariser(name: str, summary: str, paper: str = "") -> Callable[[type[R]], type[R]]:
@@ -139,24 +138,6 @@ def make_regulariser(name: str, options: Mapping[str, float | None]) -> Regulari
         usual = replace(usual, per_pixel=False)  # a given weight is the same at every resolution
     given = {key: value for key, value in options.items() if value is not None}
     return with_options(usual, given, f"regularisers.{name}")
-
-
-def with_options(usual: Options, options: Mapping[str, float], key: str) -> Options:
-    """Return the dataclass ``usual`` with some of its numbers changed; ``key`` names it.
-
-    Raises:
-        UserError: an unknown option, or a value that is not finite or below its least.
-    """
-    kinds = {f.name: type(getattr(usual, f.name)) for f in fields(usual)}  # type: ignore[arg-type]
-    numbers = {name: kind for name, kind in kinds.items() if kind in (int, float)}
-    for name, value in options.items():
-        if name not in numbers:
-            raise unknown(f"{key} setting", name, numbers)
-        least = 1 if name in ("every", "interval") else 0
-        if not least <= value < float("inf"):
-            raise UserError(f"setting '{key}.{name}' must be at least {least}, but got {value}")
-    given = {name: numbers[name](value) for name, value in options.items()}
-    return replace(usual, **given)  # type: ignore[type-var]
 
 
 def as_written() -> AbstractContextManager[object]:

@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from growgan.objectives.options import Count, Positive, Share, Switch
 from growgan.objectives.regulariser import (
     Penalty,
     Regulariser,
@@ -29,9 +30,9 @@ class TopK(Regulariser):
         least: share of the batch below which k does not fall.
     """
 
-    decay: float = 0.99
-    least: float = 0.5
-    epoch: int = 50_000
+    decay: Share = 0.99
+    least: Share = 0.5
+    epoch: Count = 50_000
 
     def kept(self, step: Step, logits: Tensor) -> Tensor:
         share = max(self.decay ** (step.images / self.epoch), self.least)
@@ -51,7 +52,7 @@ class FeatureMatching(Penalty):
             0 beside it.
     """
 
-    alone: int = 0
+    alone: Switch = 0
 
     def kept(self, step: Step, logits: Tensor) -> Tensor:
         return logits.detach() + 0 * logits if self.alone else logits
@@ -93,8 +94,8 @@ class PathLength(Penalty):
 
     weight: float = 2.0
     every: int = 4
-    decay: float = 0.99
-    share: float = 0.5
+    decay: Share = 0.99
+    share: Share = 0.5
 
     def generator(self, step: Step) -> Tensor:
         z = step.latents[: max(1, round(self.share * len(step.latents)))]
@@ -127,7 +128,7 @@ class LatentOptimisation(Regulariser):
     """
 
     rate: float = 0.9
-    damping: float = 5.0
+    damping: Positive = 5.0
 
     def latents(self, step: Step) -> Tensor:
         with torch.enable_grad(), torch.autocast(step.latents.device.type, enabled=False):
@@ -153,11 +154,12 @@ class Replay(Regulariser):
         share: of a batch that comes from there.
     """
 
-    size: int = 1024
-    share: float = 0.5
+    size: Count = 1024
+    share: Share = 0.5
 
     def presented(self, step: Step) -> tuple[Tensor, Tensor]:
         fake, store = step.fake.detach(), step.memory.get("replay.fakes")
+        made = step.made if len(step.made) else fake  # whatever D is shown of it
         labels = step.labels if step.labels.numel() else fake.new_zeros(len(fake), 0)
         known = step.memory.get("replay.labels")
         if store is None or known is None or store.shape[1:] != fake.shape[1:]:
@@ -167,9 +169,9 @@ class Replay(Regulariser):
             rows, places = _alike(labels[: round(self.share * len(fake))], known, step)
             shown = fake.index_copy(0, rows, store[places])
             if room <= 0:
-                store = store.index_copy(0, places, fake[rows])
+                store = store.index_copy(0, places, made[rows])
         if room > 0:
-            store, known = torch.cat([store, fake[:room]]), torch.cat([known, labels[:room]])
+            store, known = torch.cat([store, made[:room]]), torch.cat([known, labels[:room]])
         step.memory["replay.fakes"], step.memory["replay.labels"] = store, known
         return step.real, shown
 

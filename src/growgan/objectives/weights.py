@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from growgan.config import SPECTRAL
 from growgan.nets.layers import Scaled
+from growgan.objectives.options import Count
 from growgan.objectives.regulariser import Penalty, Regulariser, regulariser
 from growgan.objectives.step import Step
 
@@ -60,7 +61,7 @@ class SingularClamp(Regulariser):
         ratio: σ_c is so many times the second singular value σ₁.
     """
 
-    every: int = 8
+    every: Count = 8
     ratio: float = 1.0
 
     @torch.no_grad()

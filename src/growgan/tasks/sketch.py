@@ -141,6 +141,7 @@ class Sketcher(nn.Module):
             nn.Upsample(scale_factor=2),
             nn.Conv2d(48, channels, 3, 1, 1),
         )
+        channels_last(self)  # here, so that one from a file rounds as the one that learnt does
 
     def codes(self, captions: Sequence[str]) -> tuple[Codes, Codes]:
         """Return the mean and the logarithm of the deviation of each caption's code."""
@@ -237,7 +238,6 @@ def learn(data: ImageSet, text: str, seed: int) -> Sketcher:
         vocabulary = sorted({word for caption in data.classes for word in words_of(caption)})
         reader = Pretrained(text) if text else Words(vocabulary)
         made = Sketcher(reader, data.channels, (height // shrink, width // shrink))
-    channels_last(made)
     read = reader.read(data.classes)
     optimiser = torch.optim.Adam([p for p in made.parameters() if p.requires_grad], RATE)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimiser, steps)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, dataclass, field, replace
+from math import sqrt
 from typing import Any, Literal
 
 import torch
@@ -16,7 +17,7 @@ from growgan.training.gan import Gan
 
 TREATMENTS = 3  # at most; then the run stops with the diagnosis
 LOOKED_AT = 512  # images of each kind
-RUNAWAY = 30.0  # a singular value; at birth it is below 3, in healthy runs below 10
+RUNAWAY = 15.0  # times what a weight of unit gain has: 1.4 at birth, below 5 in healthy runs
 SETTLED = 5_000  # images, and
 STEPS = 150  # steps of G, before few images of G and a winning D mean anything
 BEGUN = 1_000  # images before the same one image, over and over, does
@@ -44,6 +45,7 @@ class Vitals:
         wins_unseen: the same for reals that it has never seen; None where none are held out.
         singular: the largest singular value of D's weights in use.
         singular_generator: the same of G's.
+        excess: the largest of D's beside that of a random weight of its shape and unit gain.
         spectra: the three largest of each weight of each player, to four digits.
         gradient: the larger norm of both players' gradients, averaged as Adam does.
         copies: share of fakes that are as near to a training image as hardly a new real is.
@@ -69,6 +71,7 @@ class Vitals:
     steps: int = 0
     since: int = 0
     singular_generator: float = 0.0
+    excess: float = 0.0
     spectra: Spectra = field(default_factory=dict)
 
     @property
@@ -181,7 +184,19 @@ def _spectra(gan: Gan) -> dict[str, Any]:
         "discriminator": singular_values(gan.discriminator),
     }
     g, d = (max(values[0] for values in own.values()) for own in found.values())
-    return {"singular": d, "singular_generator": g, "spectra": found}
+    own = found["discriminator"]
+    excess = max(own[name][0] / _usual(each) for name, each in matrices(gan.discriminator))
+    return {"singular": d, "singular_generator": g, "spectra": found, "excess": excess}
+
+
+def _usual(matrix: Tensor) -> float:
+    """Return about what the largest singular value is of a random ``matrix`` of unit gain.
+
+    That is 1 + sqrt(out / in), if its n x m numbers are independent and have the variance 1 / in
+    (Bai & Yin 1993): 23 for a map of gray pixels to 512 channels.
+    """
+    rows, columns = matrix.shape[-2:]
+    return 1 + sqrt(rows / columns)
 
 
 def is_finite(gan: Gan) -> bool:
@@ -260,8 +275,8 @@ def _lifeless(now: Vitals, before: Vitals | None, grew: bool) -> str | None:
 
 
 def _diverged(now: Vitals, before: Vitals | None, grew: bool) -> str | None:
-    if now.singular > RUNAWAY:
-        return f"D's weights have run away: a singular value is {now.singular:.0f}"
+    if now.excess > RUNAWAY:
+        return f"D's weights have run away: a singular value is {now.excess:.0f} times the usual"
     if now.settled and now.wins_seen < 0.02:
         return "D puts every fake above the reals that it trains on: it has broken down"
     if before is None or now.score is None or before.score is None or grew:
@@ -318,17 +333,25 @@ def remedy(name: str, settings: Settings) -> tuple[dict[str, Any], str] | None:
 
     None where nothing helps.
     """
-    rate, r1 = settings.optimiser.lr, settings.regularisers.get("r1", {})
-    stronger = {"regularisers": {"r1": {"scale": 4 * (r1.get("scale") or 1.0)}}}
+    rate, (stronger, how) = settings.optimiser.lr, _stronger(settings)
     if name in ("divergence", "instability"):
         return _slower(settings, 3), f"a rate of {rate / 3:.2g} in place of {rate:.2g}"
     if name == "winning D":
-        return stronger, "R1 four times as strong"
+        return stronger, how
     if name == "collapse":
-        return {**stronger, **_slower(settings, 2)}, "R1 four times as strong and half of the rate"
+        return {**stronger, **_slower(settings, 2)}, f"{how} and half of the rate"
     if name == "memorisation" and settings.augment == "none":
         return {"augment": "ada"}, "adaptive augmentation"
-    return (stronger, "R1 four times as strong") if name == "memorisation" else None
+    return (stronger, how) if name == "memorisation" else None
+
+
+def _stronger(settings: Settings) -> tuple[dict[str, Any], str]:
+    """Return four times as strong an R1, or the usual one where none was, and that in words."""
+    r1 = settings.regularisers.get("r1")
+    if r1 is None or 0 in (r1.get("weight"), r1.get("scale")):
+        return {"regularisers": {"r1": {"weight": None, "scale": 1.0}}}, "R1 as well"
+    stronger = {"regularisers": {"r1": {"scale": 4 * (r1.get("scale") or 1.0)}}}
+    return stronger, "R1 four times as strong"
 
 
 def _slower(settings: Settings, factor: float) -> dict[str, Any]:

@@ -22,7 +22,7 @@ from torch import Tensor
 from growgan.errors import UserError
 from growgan.nets import spec as specs
 from growgan.nets.wishes import one_hot
-from growgan.objectives.regulariser import with_options
+from growgan.objectives.options import Share, with_options
 from growgan.objectives.step import Step
 from growgan.registry import Registry
 
@@ -39,22 +39,18 @@ class Conditioning:
         told: whether G is called with a label.
         given: whether images must be made from images.
         beside: whether D sees an image beside the one that it was made from, where there is one.
-        most: names of options that are whole numbers up to the one beside.
-        positive: options that 0 is no value of.
         noise: share of the labels that are wrong, by chance: G's labels then pass the same
             channel before D sees them, so that G learns the right ones (RCGAN, Thekumparampil et
             al. 2018, 1811.03205).
     """
 
-    noise: float = 0.0
+    noise: Share = 0.0
 
     judging: ClassVar[specs.Judging] = "plain"
     labelled: ClassVar[bool] = True
     told: ClassVar[bool] = True
     given: ClassVar[bool] = False
     beside: ClassVar[bool] = True
-    most: ClassVar[tuple[tuple[str, int], ...]] = ()
-    positive: ClassVar[tuple[str, ...]] = ()
 
     def readouts(self, classes: int) -> dict[str, int]:
         """Return the names and sizes of the linear maps of features that it needs."""
@@ -130,8 +126,6 @@ def make_conditioning(name: str, options: Mapping[str, float]) -> Conditioning:
         UserError: an unknown name or option, or a value out of range.
     """
     made = with_options(CONDITIONINGS[name](), options, "conditioning_options")
-    for option, value in options.items():
-        _check(made, option, value)
     if made.noise and not made.labelled:
         raise UserError(f"conditioning '{name}' uses no labels, so none of them can be wrong")
     if made.noise and not made.told:
@@ -139,14 +133,3 @@ def make_conditioning(name: str, options: Mapping[str, float]) -> Conditioning:
     if made.noise >= 1:
         raise UserError(f"setting 'conditioning_options.noise' must be below 1, not {made.noise}")
     return made
-
-
-def _check(made: Conditioning, option: str, value: float) -> None:
-    """Raise a :class:`UserError` unless ``value``, which is not below 0, is one of the option."""
-    key, most = f"setting 'conditioning_options.{option}'", dict(made.most).get(option)
-    if option in made.positive and not value > 0:
-        raise UserError(f"{key} must be above 0, but got {value}")
-    if most is not None and value not in range(most + 1):
-        raise UserError(f"{key} must be a whole number from 0 to {most}, but got {value}")
-    if isinstance(getattr(made, option), int) and value != int(value):
-        raise UserError(f"{key} must be a whole number, but got {value}")

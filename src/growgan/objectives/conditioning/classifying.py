@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Annotated
 
 import torch
 import torch.nn.functional as F
@@ -18,6 +19,7 @@ from growgan.objectives.conditioning.base import (
     mean_of_known,
     scores,
 )
+from growgan.objectives.options import Range
 from growgan.objectives.step import Step
 
 REACH = 3.0  # of log r, within which a divergence is what its formula says
@@ -152,9 +154,7 @@ class FDivergence(TwinAuxiliaryClassifier):
         divergence: 0 reverse KL, 1 KL, 2 Pearson, 3 squared Hellinger, 4 Jensen-Shannon.
     """
 
-    divergence: int = 0
-
-    most = (("divergence", 4),)
+    divergence: Annotated[int, Range(0, 4)] = 0
 
     def generator(self, step: Step) -> dict[str, Tensor]:
         # r is the density of reals over that of fakes, within the class.

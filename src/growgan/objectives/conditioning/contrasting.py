@@ -15,6 +15,7 @@ from growgan.objectives.conditioning.base import (
     Rows,
     scores,
 )
+from growgan.objectives.options import Count, Positive
 from growgan.objectives.step import Step
 
 
@@ -32,10 +33,8 @@ class Contrasting(Conditioning):
     """
 
     weight: float = 1.0
-    temperature: float = 0.5
-    width: int = 128
-
-    positive = ("temperature", "width")
+    temperature: Positive = 0.5
+    width: Count = 128
 
     def readouts(self, classes: int) -> dict[str, int]:
         return {"h": self.width}

@@ -16,6 +16,7 @@ from growgan.objectives.conditioning.base import (
     mean_of_known,
     scores,
 )
+from growgan.objectives.options import Switch
 from growgan.objectives.step import Step
 
 
@@ -142,10 +143,9 @@ class DualProjection(Judging):
     """
 
     weight: float = 1.0
-    adaptive: int = 0
+    adaptive: Switch = 0
 
     judging = "difference"
-    most = (("adaptive", 1),)
 
     def readouts(self, classes: int) -> dict[str, int]:
         weights = {"w": 1} if self.adaptive else {}
