@@ -93,7 +93,9 @@ def test_samples_without_variety_have_no_recall(
 ) -> None:
     """Copies of reals are all right and all there; one image alone leaves the others out."""
 
-    def sample(model: Model, count: int, *, truncation: float | None = None) -> np.ndarray:
+    def sample(
+        model: Model, count: int, *, seed: int, truncation: float | None = None
+    ) -> np.ndarray:
         rng = np.random.default_rng(1)
         rows = rng.permutation(len(data))[: count if truncation is None else 5]
         picked = np.array(data.images[np.resize(rows, count)])
