@@ -112,7 +112,9 @@ AUTOENCODER = (
     "preset=gan",
     "loss=began",
     "regularisers=none",
-    "optimiser.lr=1e-3",
+    "loss_options.step=0.1",  # k has thousands of steps, not hundreds of thousands
+    "optimiser.lr=5e-4",
+    "doctor=false",  # low gammas collapse, which is to be seen
     *(
         f"stack.{each}"
         for each in (
@@ -129,7 +131,7 @@ AUTOENCODER = (
 )
 GAMMAS = {
     f"began, gamma {gamma}": (*AUTOENCODER, f"loss_options.gamma={gamma}")
-    for gamma in (0.3, 0.5, 0.7)
+    for gamma in (0.5, 0.7, 0.9, 1.0)
 }
 NAMES = tuple(entry.name for entry in PRESETS)
 OVERRIDES = RECIPES | CONDITIONED | GAMMAS

@@ -272,6 +272,13 @@ def test_a_rate_a_hundred_times_too_high_is_caught_and_lowered(
     assert first["settings"]["optimiser"]["lr"] < 2.0 and "rate" in first["remedy"]
 
 
+def test_without_the_doctor_what_ails_is_left_to_run(data: ImageSet, tmp_path: Path) -> None:
+    found = run(data, tmp_path / "run", optimiser={"lr": 2.0}, doctor=False)
+    tried = [e for e in found.events if e["event"] == "candidate"]
+    assert set(diagnoses(found)) <= {"divergence"}  # no numbers cannot be trained on
+    assert all(e["vitals"] for e in tried if e["score"] is not None)
+
+
 def test_one_image_repeated_is_told_to_the_user(tmp_path: Path, data: ImageSet) -> None:
     one = replace(data, images=np.repeat(np.array(data.images[:1]), 400, 0), fingerprint="one")
     found = run(one, tmp_path / "run", images=2_000)

@@ -182,6 +182,7 @@ class Settings(Group):
     threads: int | None = Field(
         None, ge=1, le=1024, description="None: measured; torch's own for --images"
     )
+    doctor: bool = Field(True, description="treat what ails training; false: but for no numbers")
     loss: str = Field("relativistic", description="see growgan list losses")
     loss_options: dict[str, float] = Field(default_factory=dict, description="fields of the loss")
     regularisers: dict[str, dict[str, float | None]] = Field(

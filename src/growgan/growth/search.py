@@ -230,8 +230,9 @@ class Search:
             return Diagnosis("divergence", outcome.error)
         before = self._vitals.get(proposal.parent or "")
         vitals = outcome.vitals = outcome.vitals.after(before)
-        ranks = LOSSES[self.settings.loss].ranks
-        diagnosis = diagnose(vitals, before, grew=bool(proposal.growth), ranks=ranks)
+        ranks, diagnosis = LOSSES[self.settings.loss].ranks, None
+        if self.settings.doctor:
+            diagnosis = diagnose(vitals, before, grew=bool(proposal.growth), ranks=ranks)
         if diagnosis is None:
             self._vitals[outcome.task.id] = vitals
         else:
