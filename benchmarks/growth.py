@@ -102,7 +102,9 @@ RECIPES: dict[str, tuple[str, ...]] = {
     "batches of 128": ("batch=128",),
 }
 CONDITIONED = {
-    entry.name: (f"conditioning={entry.name}",) for entry in CONDITIONINGS if entry.value.labelled
+    entry.name: (f"conditioning={entry.name}",)
+    for entry in CONDITIONINGS
+    if entry.value.labelled and not entry.value.given
 } | {
     "p2gan, adaptive": ("conditioning=p2gan", "conditioning_options.adaptive=1"),
     "projection, a contrario": ("conditioning=projection", "conditioning_options.contrary=1"),
