@@ -442,6 +442,21 @@ def test_no_image_keeps_its_label_in_the_contrary_term(
     assert all(torch.equal(wrong.sort(0).values, y.sort(0).values) for wrong in asked)
 
 
+@pytest.mark.parametrize("loss", ["relativistic", "wasserstein"])
+def test_the_contrary_term_does_not_move_all_logits_of_a_loss_of_differences(loss: str) -> None:
+    values = {"conditioning": "projection", "conditioning_options": {"contrary": 1.0}}
+    objective = make_objective(make_settings({**values, "loss": loss}))
+    shift, y = torch.zeros((), requires_grad=True), one_hot(torch.arange(8), 8)
+    made = SimpleNamespace(
+        labels=y, real=noise(8, 1, 4, 4), fake=noise(8, 1, 4, 4), memory={},
+        rng=torch.Generator().manual_seed(0), augment=lambda images: images,
+        discriminator=lambda images, wrong: images.mean((1, 2, 3)) + shift,
+        real_logits=noise(8) + shift, given=torch.empty(0), labels_of=lambda images: (y,),
+    )  # fmt: skip
+    (moved,) = torch.autograd.grad(objective._contrary(cast(Step, made)), shift)
+    assert float(moved) == pytest.approx(0, abs=1e-6)
+
+
 def test_an_unknown_label_is_not_taken_for_a_wrong_one() -> None:
     """D's loss is that of the four rows of which both labels are known."""
     settings = make_settings(

@@ -78,6 +78,10 @@ class Objective:
     def _contrary(self, step: Step) -> Tensor:
         """Return D's loss on images made for something else, as if these were fakes.
 
+        Reals are held against them once more, so that they weigh as much as all that is fake (Reed
+        et al. 2016, algorithm 1); without that a loss that only sees differences, as the
+        relativistic one, would let all logits fall.
+
         No image keeps its row's label and given image (a derangement). Where nothing is given, rows
         are left out that share a label, or one of which has none: it may be the same.
         """
@@ -95,7 +99,7 @@ class Objective:
             # Also where no row is left: of several processes' D each must take part in its norms.
             logits = step.discriminator(step.augment(images.detach()), wrong)[other]
             if len(logits):
-                real = step.real_logits.detach()[other]
+                real = step.real_logits[other]
                 total = total + self.loss.discriminator(real, logits, dict(step.memory))
         return total / 2
 
