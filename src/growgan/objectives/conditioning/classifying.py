@@ -238,24 +238,31 @@ def divergence(kind: int, log_r: Tensor) -> Tensor:
     """Return f(r), whose mean over fakes is the divergence of reals from fakes; r = p/q.
 
     Reverse KL -log r, KL r log r, Pearson (r - 1)², squared Hellinger (sqrt(r) - 1)²,
-    Jensen-Shannon ½ (r log r - (r + 1) log((r + 1)/2)). All but the first are linear in log r
-    beyond ±``REACH``: their gradients vanish where r is small, which is where G is most wrong, and
-    grow as r² where it is large.
+    Jensen-Shannon ½ (r log r - (r + 1) log((r + 1)/2)).
+
+    The gradient is that of the divergence itself. Where fakes move their density moves, too, and r
+    with it, so that a fake's share is f(r) - r f'(r), the functional derivative by q: up to a
+    constant -log r, -r, -r², -sqrt(r) and -½ log(r + 1). Each falls with r: G moves to where reals
+    are more frequent than fakes. By f(r) alone all but the first would move it to where r is the
+    argument of f's minimum. Beyond ±``REACH`` these are linear in log r: they vanish where r is
+    small, which is where G is most wrong, and grow as r² where it is large.
     """
-    if kind == 0:
-        return -log_r
     near = log_r.clamp(-REACH, REACH)
     r = near.exp()
-    if kind == 1:
-        value, slope = r * near, r * (near + 1)
+    middle = ((r + 1) / 2).log()
+    if kind == 0:
+        value, own, slope = -log_r, -near, -torch.ones_like(r)
+    elif kind == 1:
+        value, own, slope = r * near, -r, -r
     elif kind == 2:
-        value, slope = (r - 1).square(), 2 * r * (r - 1)
+        value, own, slope = (r - 1).square(), -r.square(), -2 * r.square()
     elif kind == 3:
-        value, slope = (r.sqrt() - 1).square(), r - r.sqrt()
+        value, own, slope = (r.sqrt() - 1).square(), -r.sqrt(), -0.5 * r.sqrt()
     else:
-        middle = ((r + 1) / 2).log()
-        value, slope = 0.5 * (r * near - (r + 1) * middle), 0.5 * r * (near - middle)
-    return value + slope.detach() * (log_r - near)
+        value, own = 0.5 * (r * near - (r + 1) * middle), -0.5 * middle
+        slope = -0.5 * r / (r + 1)
+    share = own + slope.detach() * (log_r - near)
+    return value.detach() + share - share.detach()
 
 
 def log_ratio(step: Step) -> tuple[Tensor, Tensor]:
