@@ -1,7 +1,7 @@
 """What GANs are used for: each task is one file of data pairing, settings and measures."""
 
 from growgan.tasks import anogan, augment, cyclegan, frames, pix2pix, semi, srgan, style, text2image
-from growgan.tasks.base import TASKS, Pairing, Task, prepare, train_task
+from growgan.tasks.base import TASKS, Pairing, Task, named, prepare, train_task
 
 __all__ = [
     "TASKS",
@@ -11,6 +11,7 @@ __all__ = [
     "augment",
     "cyclegan",
     "frames",
+    "named",
     "pix2pix",
     "prepare",
     "semi",
