@@ -74,7 +74,8 @@ def run(way: str, share: float, seed: int, threads: int) -> dict[str, Any]:
     else:
         start = base(seed, threads)
         made = gg.condition(start, data, way=way, out=out, budget=f"{AFTER}s", settings=known)
-    return {"way": way, "share": share, "seed": seed, **judge(made.best, data)}
+    told = {"way": way, "share": share, "seed": seed, "machine": machine()}
+    return told | judge(made.best, data)
 
 
 def pooled(seed: int) -> Pool:
@@ -114,6 +115,7 @@ def apart(seed: int) -> Iterator[dict[str, Any]]:
         begun = time.perf_counter()
         made = make()
         row = {"way": name, "seed": seed, "seconds": time.perf_counter() - begun}
+        row["machine"] = machine()
         runs = [made.run(k) for k in range(10)] if isinstance(made, Pool) else [made]
         steps = [e for run in runs for e in run.events if e["event"] == "candidate"]
         row["rate"] = sum(e["images"] for e in last_of(runs)) / sum(e["trained"] for e in steps)
@@ -186,7 +188,7 @@ def main() -> None:
     else:
         torch.set_num_threads(1)
         rows = [row for seed in range(given.seeds) for row in apart(seed)]
-    kept |= {"machine": machine(), given.what: rows}
+    kept[given.what] = rows
     RESULTS.parent.mkdir(exist_ok=True)
     RESULTS.write_text(json.dumps(kept, indent=1) + "\n")
     print(f"{machine()}\n\n{(few_table if given.what == 'few' else apart_table)(rows)}")

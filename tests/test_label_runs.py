@@ -20,6 +20,7 @@ from growgan.cli import main
 from growgan.config import OptimiserSettings, make_settings
 from growgan.data import ImageSet
 from growgan.errors import UserError
+from growgan.growth.condition import affordable
 from growgan.growth.history import Space
 from growgan.growth.origin import continued
 from growgan.growth.pool import Pool, begin
@@ -191,6 +192,13 @@ def test_a_pair_that_learns_labels_begins_with_what_it_could(preset: str) -> Non
         if way == "reprogram":
             assert learns and all(name.startswith("modifier.") for name in learns)
     assert all(map(torch.equal, before, parent.average.parameters()))
+
+
+def test_a_budget_of_time_pays_for_as_many_images_as_the_run_saw_in_it(bare: gg.Run) -> None:
+    told = [event for event in bare.events if event["event"] == "candidate"]
+    rate = next(event["rate"] for event in told if event["id"] == bare.best_id)
+    assert affordable(bare, "2m") == pytest.approx(120 * rate, abs=1)
+    assert affordable(bare, "5k images") == 5_000 and affordable(bare, None) is None
 
 
 def test_a_run_is_reprogrammed_from_few_labels_and_its_generator_stays(

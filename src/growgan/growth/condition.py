@@ -45,7 +45,7 @@ def condition(
             already, or what :func:`growgan.grow` refuses.
     """
     best = run.best
-    values = settings_for(way, best.settings, len(data.classes), images)
+    values = settings_for(way, best.settings, len(data.classes), images or affordable(run, budget))
     chosen = make_settings(values, settings or {}, overrides=overrides)
     return grow(
         data,
@@ -56,3 +56,15 @@ def condition(
         display=display,
         origin=best.folder,
     )
+
+
+def affordable(run: Run, budget: str | Budget | None) -> int | None:
+    """Return how many images a budget pays for, None where it is none.
+
+    Time is counted in the images that the best pair of ``run`` trained on in as much of it.
+    """
+    limit = Budget.parse(budget) if isinstance(budget, str) else budget
+    if limit is None or limit.images:
+        return limit and limit.images
+    tried = {event["id"]: event for event in run.events if event["event"] == "candidate"}
+    return round((limit.seconds or 0) * tried[run.best_id]["rate"]) or None

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import io
+import logging
 import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -28,6 +29,7 @@ EXPORTS: Registry[Writer] = Registry("export")
 TRACED = 2  # images of the call that a graph is made from
 OPSET = 18
 GRAPHS = ("model.onnx", "model.onnx.data", "model.pt")
+TALKATIVE = ("torch.onnx", "onnxscript", "onnx_ir")
 MADE = "card"  # in config.json: a hash of the model card as it was made
 
 
@@ -80,10 +82,18 @@ def write_torchscript(drawing: nn.Module, example: tuple[Tensor, ...], path: Pat
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """Keep an exporter's remarks on its own inside to itself."""
+    """Keep an exporter's remarks on its own inside to itself, those of its loggers too."""
+    loggers = [logging.getLogger(name) for name in TALKATIVE]
+    before = [logger.level for logger in loggers]
     with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
         warnings.simplefilter("ignore")
-        yield
+        for logger in loggers:
+            logger.setLevel(logging.ERROR)
+        try:
+            yield
+        finally:
+            for logger, level in zip(loggers, before, strict=True):
+                logger.setLevel(level)
 
 
 @torch.no_grad()
@@ -160,8 +170,9 @@ def model_card(model: Model, known: RunRecord) -> str:
     """Return the card of a model, Markdown with the hub's head: what it is, use, making, limits."""
     own, spec = known.by_id[model.folder.name], model.network().spec
     grown = [c.origin for c in known.lineage(own.id) if not c.trains_on]
-    task = "unconditional-image-generation"
-    head = ["---", "library_name: growgan", f"pipeline_tag: {task}", "tags: [gan, growgan]", "---"]
+    # The hub has no name for the task of drawing an image of a class.
+    task = [] if model.classes else ["pipeline_tag: unconditional-image-generation"]
+    head = ["---", "library_name: growgan", *task, "tags: [gan, growgan]", "---"]
     score = "none" if own.score is None else f"{own.score:.4g} (growgan's own, lower is better)"
     facts = {
         "images": f"{size(spec.resolution)}, {spec.channels} channels",

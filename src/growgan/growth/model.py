@@ -118,8 +118,7 @@ class Model:
                 with a mapping network, move each style to the mean one by this factor instead
                 (Karras et al. 2019, section B).
         """
-        z = self._drawn(count, seed, truncation, labels, given)
-        return self._images(z, truncation)
+        return self._images(self._drawn(count, seed, truncation, labels, given), truncation)
 
     def labels(self, count: int, labels: Sequence[int] | None = None) -> NDArray[np.int64] | None:
         """Return the labels that :meth:`sample` draws, int64 [N]; None if it is unconditional."""
@@ -320,6 +319,10 @@ class Model:
             return self._images(z, truncation)
         return self._made(self._embedded(z, truncation) + move)
 
+    def latents(self, pick: int, **sheet: Unpack[Sheet]) -> Float[np.ndarray, " z"]:
+        """Return a pick's latents, float32, as :meth:`vary` finds them."""
+        return self._picked([pick], sheet)[0, : self._network.spec.latent].numpy()
+
     def _check(self, labels: Sequence[int] | None) -> None:
         known = self._network.spec.categories
         if labels is not None and not known:
@@ -342,6 +345,8 @@ class Model:
         given: Images | None = None,
     ) -> Float[Tensor, "n z"]:
         """Return what the images of a sheet are made of."""
+        if count < 1:
+            raise UserError(f"count must be 1 or more, but got {count}")
         self._check(labels)
         if labels is None and given is None:
             labels = self._examples_labels

@@ -37,7 +37,8 @@ from growgan.objectives.conditioning import Conditioning
 from growgan.plain import folder_name
 from growgan.registry import Registry
 from growgan.report.page import write_report
-from growgan.training.progress import Display, SilentDisplay, Together
+from growgan.training.lines import display_of
+from growgan.training.progress import Shown, Together
 from growgan.training.ranks import join
 from growgan.training.runtime import best_threads, runtime_of
 
@@ -101,7 +102,7 @@ def grow(
     images: int | None = None,
     settings: Settings | Mapping[str, Any] | None = None,
     resume: bool = False,
-    display: Display | None = None,
+    display: Shown = None,
     origin: Path | None = None,
     cluster: Cluster | None = None,
 ) -> Run:
@@ -117,6 +118,7 @@ def grow(
             what the preset that they name is grown with.
         resume: go on with the run in ``out``, by its own settings but for the device, and within
             its own budget unless another one is given.
+        display: shows how it goes on; None: a line now and then, to standard error; False: nothing.
         origin: folder of another run's candidate, which ``settings.origin`` says to go on from;
             see :func:`growgan.condition`.
         cluster: workers that train the children; None: one after another in this process.
@@ -324,13 +326,13 @@ def _search(
     policy: GrowthPolicy,
     budget: Budget,
     data: ImageSet,
-    display: Display | None,
+    display: Shown,
     clock: Clock,
     stop: Stop,
     cluster: Cluster | None = None,
 ) -> Run:
     """Run the search with its display, and write the report whatever happens."""
-    shown = Together(display or SilentDisplay(), *trackers(out, settings))
+    shown = Together(display_of(display), *trackers(out, settings))
     events = list(Ledger(out / "ledger.jsonl").read())
     elapsed = max((event.get("elapsed", 0.0) for event in events), default=0.0)
     meter = Meter(budget, elapsed + clock.lap())
