@@ -9,13 +9,17 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
+from pathlib import Path
+from typing import Any
 
 import pytest
 from rich.console import Console
 
-from growgan.cli.display import LiveDisplay, PlainDisplay, make_display
+import growgan as gg
+from growgan.cli.display import LiveDisplay, make_display
+from growgan.training.lines import PlainDisplay
 from growgan.training.progress import Display, SilentDisplay, Status
 
 STATUS = Status(
@@ -209,6 +213,20 @@ def test_make_display_chooses_by_the_stream(monkeypatch: pytest.MonkeyPatch) -> 
     assert isinstance(make_display(quiet=True, stream=Terminal()), SilentDisplay)
     monkeypatch.setenv("TERM", "dumb")
     assert isinstance(make_display(stream=Terminal()), PlainDisplay)
+
+
+def test_a_run_from_python_tells_how_it_goes_on_unless_it_is_silenced(
+    make_images: Callable[..., gg.ImageSet], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    own: Any = {"policy": "fixed", "batch": 8, "stack": {"width": 8, "latent": 8}}
+    how = {"images": 64, "settings": {**own, "score": {"samples": 32}}}
+    data = make_images(64, 1, 16, 16)
+    gg.grow(data, out=tmp_path / "told", **how)
+    out, err = capsys.readouterr()
+    assert out == "" and err.startswith("growgan: blobs (64 images), policy fixed")
+    assert "% of the budget" in err and "0000 16x16, start, score" in err
+    gg.grow(data, out=tmp_path / "silent", display=False, **how)
+    assert capsys.readouterr() == ("", "")
 
 
 @pytest.mark.skipif(not hasattr(os, "openpty"), reason="needs a pseudo-terminal")

@@ -1,7 +1,8 @@
 """What the README and the docs tell people to type is typed, on small images and a small budget.
 
-A block of ``sh`` or ``python`` is run, one of ``text`` is not. The blocks of a page share a folder
-and are run in order, so that a command may use what one before it made.
+A block of ``sh`` or ``python`` is run. One of ``text`` is not, but its commands are read as the
+command line would. The blocks of a page share a folder and are run in order, so that a command may
+use what one before it made.
 """
 
 from __future__ import annotations
@@ -21,10 +22,16 @@ from typing import Any
 
 import numpy as np
 import pytest
+import typer
 import yaml
 from PIL import Image
 
 from growgan.cli import main
+from growgan.cli.app import VerbGroup
+from growgan.config import make_settings
+from growgan.errors import UserError
+from growgan.growth.budget import Budget
+from growgan.growth.policies import make_policy
 
 ROOT = Path(__file__).resolve().parent.parent
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
@@ -60,6 +67,29 @@ def commands(text: str) -> Iterator[str]:
             if "--resume" in words:
                 words[words.index("--images") + 1] = "320"
         yield shlex.join(words).replace(" '>' ", " > ")  # into a file
+
+
+def unrun(text: str) -> Iterator[list[str]]:
+    """Yield the words after ``growgan`` of each command that a block tells and a test cannot run.
+
+    A variable of the shell counts as 1.
+    """
+    for line in text.replace("\\\n", " ").splitlines():
+        told = re.search(r"(?:^|python3? -m |torchrun .*-m )growgan (?=[a-z-]+(?: |$))(.*)", line)
+        if told:
+            yield shlex.split(re.sub(r"\$\{?\w+\}?", "1", told[1]), comments=True)
+
+
+def read(words: list[str]) -> None:
+    """Read a command to its last option and setting, and do nothing of what it says."""
+    group = VerbGroup(name="growgan")
+    with group.make_context("growgan", [], resilient_parsing=True) as context:
+        name, verb, rest = group.resolve_command(context, words)
+        given = verb.make_context(name, rest, parent=context).params
+    if given.get("budget"):
+        Budget.parse(given["budget"])
+    settings = make_settings(overrides=given.get("set_") or ())
+    make_policy(given.get("policy") or settings.policy, settings.growth)
 
 
 def python(text: str) -> str:
@@ -99,6 +129,33 @@ def test_no_command_is_hidden_by_an_indent(page: Path) -> None:
 def test_an_indented_command_is_found() -> None:
     assert INDENTED.search("# Metrics\n\n    growgan evaluate RUN DATA\n")
     assert not INDENTED.search("- a list, of what\n  growgan report makes\n")
+
+
+TOLD = [
+    (p, words) for p in PAGES for kind, text in blocks(p) if kind == "text" for words in unrun(text)
+]
+
+
+@pytest.mark.parametrize(
+    ("page", "words"), TOLD, ids=lambda each: "" if isinstance(each, Path) else shlex.join(each)
+)
+def test_a_command_that_no_test_runs_could_be_given(page: Path, words: list[str]) -> None:
+    read(words)
+
+
+def test_a_command_that_could_not_be_given_is_found() -> None:
+    (words,) = unrun(
+        'x=1 torchrun --nproc 4 \\\n  -m growgan per-label a b --only-label "$I"  # so'
+    )
+    assert words == ["per-label", "a", "b", "--only-label", "1"]
+    read(words)
+    assert not [*unrun("growgan: blobs (64 images)\ngrowgan 0.1.0")]
+    assert len([words for _, words in TOLD if "--executor" in words]) >= 8
+    for wrong in ("--gpu 1", "--gpus one", "--budget 3x", "--set growth.serach=1", "--set batch=x"):
+        with pytest.raises((UserError, typer.TyperException)):
+            read(["grow", "photos/", *wrong.split()])
+    with pytest.raises(UserError, match="unknown command"):
+        read(["gorw", "photos/"])
 
 
 def pages_of(entries: list[Any]) -> Iterator[str]:
@@ -160,7 +217,6 @@ def test_what_a_page_tells_to_type_works(page: Path, tmp_path: Path) -> None:
     if any("fashion-mnist" in text for _, text in told):
         from growgan.data import default_cache
         from growgan.data.fashion import open_fashion_mnist
-        from growgan.errors import UserError
 
         try:
             open_fashion_mnist("", default_cache())

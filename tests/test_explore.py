@@ -30,6 +30,8 @@ from growgan.cli.app import main
 from growgan.config import make_settings
 from growgan.data import ImageSet
 from growgan.errors import UserError
+from growgan.growth.export import export
+from growgan.growth.model import Model
 from growgan.nets.presets import PRESETS
 
 pytest.importorskip("starlette")
@@ -212,6 +214,16 @@ def test_growth_is_told(studio: Studio, run: gg.Run) -> None:
         ("candidate", {"candidate": "9999"}, "there is no candidate '9999'"),
         ("walk", {"picks": [0, 99]}, "pick 99 is none of the 36 images"),
         ("combine", {"plus": [[]]}, "needs a set with an image"),
+        (
+            "walk",
+            {"picks": list(range(16)), "steps": 10},
+            "144 images at most, and this would have",
+        ),
+        ("mix", {"rows": [0], "columns": []}, "of one sample or more for rows, and for columns"),
+        ("mix", {"rows": [1] * 13, "columns": [2] * 12}, "144 images at most, and this would have"),
+        ("morph", {"labels": [0, 1] * 4, "rows": 4}, "144 images at most, and this would have 172"),
+        ("vary", {"latents": {"0": 1e300}}, "less than or equal to 100"),
+        ("vary", {"along": {"0": -101}}, "greater than or equal to -100"),
         ("mix", {"rows": [0], "columns": [1]}, "styles cannot be mixed"),
         ("vary", {"along": {"99": 1.0}}, "direction 99 is none of"),
         ("nearest", {"pick": -1}, "pick -1"),
@@ -224,6 +236,49 @@ def test_what_cannot_be_answered_is_said_in_a_line(
     response = client.post(f"/ask/{question}", json=form)
     assert response.status_code == 400 and words in response.json()["error"]
     assert "\n" not in response.json()["error"]
+
+
+@pytest.mark.parametrize("value", ["NaN", "Infinity", "-Infinity"])
+def test_what_is_no_number_is_refused(value: str, studio: Studio) -> None:
+    client = testclient.TestClient(application(studio), HERE)
+    how = {
+        "content": '{"along": {"0": VALUE}}'.replace("VALUE", value),
+        "headers": {"content-type": "application/json"},
+    }
+    assert client.post("/ask/vary", **how).status_code == 400
+
+
+def test_a_latent_begins_at_the_picks_own_value(studio: Studio) -> None:
+    sheet = {"count": 9, "seed": 3, "pick": 4, "truncation": 0.5}
+    still = studio.ask("vary", sheet)
+    assert len(still["latents"]) == 8 and max(map(abs, still["latents"])) <= 0.5
+    moved = {"1": 2.0, "6": -2.0}
+    one, other = (studio.ask("vary", {**sheet, "latents": {k: v}}) for k, v in moved.items())
+    both = studio.ask("vary", {**sheet, "latents": moved})
+    assert both["latents"] == still["latents"]
+    assert far(both["images"][0], one["images"][0]) and far(both["images"][0], other["images"][0])
+    own = {str(i): value for i, value in enumerate(still["latents"])}
+    again = studio.ask("vary", {**sheet, "latents": own})
+    assert far(again["images"][0], still["images"][0]) <= 1
+
+
+def test_candidates_that_only_trained_on_are_offered_too(make_images: Make, tmp_path: Path) -> None:
+    own: Any = {"policy": "dynamic", "batch": 8, "stack": {"width": 8, "latent": 8}}
+    own |= {"score": {"samples": 32}, "growth": {"search": 0.0}}
+    run = gg.grow(make_images(64, 3, 8, 8), out=tmp_path / "run", images=960, settings=own)
+    studio = Studio(run.path)
+    nodes = studio.ask("tree", {})["nodes"]
+    members = [member["id"] for node in nodes for member in node["members"]]
+    known = [event for event in run.events if event["event"] == "candidate"]
+    assert sorted(members) == sorted(event["id"] for event in known)
+    (long,) = [node for node in nodes if len(node["members"]) > 1][:1]
+    for number, member in enumerate(long["members"], 1):
+        found = studio.ask("candidate", {"candidate": member["id"]})
+        assert found["members"] == long["members"]
+        assert found["drawable"] == member["drawable"]
+        said = f"{long['growth']}, slice {number} of {len(long['members'])}"
+        assert found["facts"]["grown by"] == said
+        assert "in all slices" in found["facts"]["time of this slice"]
 
 
 def test_the_page_is_whole_and_only_this_machine_is_answered(studio: Studio) -> None:
@@ -349,6 +404,27 @@ def test_what_is_taken_waits_for_its_turn(studio: Studio) -> None:
         asked.start()
         asked.join(0.5)
         assert not done
+    asked.join()
+    assert done == [200]
+
+
+def test_a_graph_that_is_written_keeps_no_panel_waiting(
+    studio: Studio, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    client = testclient.TestClient(application(studio), HERE)
+    begun, go_on, done = threading.Event(), threading.Event(), []
+
+    def slow(model: Model, kind: str, out: Path) -> Path:
+        begun.set()
+        assert go_on.wait(20) and model is not studio.model()
+        return export(model, "safetensors", out)
+
+    monkeypatch.setattr("growgan.explore.server.export", slow)
+    asked = threading.Thread(target=lambda: done.append(client.get("/take/onnx").status_code))
+    asked.start()
+    assert begun.wait(20)
+    assert len(studio.ask("sample", {"count": 4})["images"]) == 4 and not done
+    go_on.set()
     asked.join()
     assert done == [200]
 
@@ -586,6 +662,93 @@ def test_every_panel_works_in_a_browser(
     slow = {name: took for name, took in styled.took.items() if took > 0.3}
     slow |= {name: took for name, took in seen.took.items() if took > 2000}  # ms, on a busy machine
     assert not slow and len(seen.took) == len(QUESTIONS)
+
+
+@pytest.mark.slow
+def test_the_largest_answers_are_quick_and_fields_say_what_is_drawn(
+    styled: Timed, address: str, browser: Any
+) -> None:
+    seen = Watched(browser, address, 1280, 900)
+    page = seen.play()
+
+    def written(field: str, value: str, used: str) -> None:
+        page.locator(field).fill(value)
+        page.locator(field).blur()
+        script = "([s, used]) => document.querySelector(s).value === used"
+        page.wait_for_function(script, arg=[field, used], timeout=10_000)
+
+    for value, used in (("0", "4"), ("-1", "4"), ("1000", "144"), ("", "36"), ("12.4", "12")):
+        written("#count", value, used)
+    exactly = "n => document.querySelectorAll('#shelf img').length === n"
+    page.wait_for_function(exactly, arg=12)
+    written("#seed", "-1", "4294967295")
+    page.get_by_role("button", name="New samples").click()
+    assert page.locator("#seed").input_value() == "0"
+    written("#count", "144", "144")
+    page.wait_for_function(exactly, arg=144)
+    styled.took.clear()
+
+    def pick(numbers: range) -> None:
+        page.evaluate(
+            """numbers => numbers.forEach(i =>
+                document.querySelector(`#shelf [data-index="${i}"]`).click())""",
+            list(numbers),
+        )
+
+    page.get_by_role("tab", name="Between").click()
+    pick(range(16))
+    written("#walk-steps", "1000", "9")
+    seen.wait("#walk-images img", 136)
+    assert "at most 9 images a way" in page.locator("#walk-cut").inner_text()
+    pick(range(16, 40))
+    page.get_by_role("tab", name="Styles").click()
+    seen.wait("#mix-images img", 144)
+    assert "the first 12 of each half" in page.locator("#mix-cut").inner_text()
+    seen.settle()
+    assert not serious(page) and not seen.wrong
+    assert page.locator("#message").inner_text() == ""
+    assert not {name: took for name, took in styled.took.items() if took > 0.3}
+
+
+@pytest.mark.slow
+def test_several_latents_are_set_and_taken_back(styled: Timed, address: str, browser: Any) -> None:
+    seen = Watched(browser, address, 390, 900)
+    page = seen.play()
+    page.locator('#shelf [data-index="2"]').click()
+    seen.settle()
+    own = styled.ask("vary", {"pick": 2})["latents"]
+    slider, number = page.locator("#latent-value"), page.locator("#latent")
+
+    def stands_at(value: float) -> None:
+        assert abs(float(slider.input_value()) - max(-3, min(3, value))) <= 0.051
+
+    stands_at(own[0])
+    asked: list[Any] = []
+    page.on("request", lambda r: asked.append(r.post_data_json) if "vary" in r.url else None)
+
+    def are_set(expected: dict[str, float]) -> None:
+        for _ in range(200):
+            if asked and asked[-1]["latents"] == expected:
+                return
+            page.wait_for_timeout(50)
+        raise AssertionError(f"{asked[-1:]} asks for other latents than {expected}")
+
+    slider.fill("3")
+    number.fill("5")
+    number.blur()
+    stands_at(own[5])
+    slider.fill("-2")
+    are_set({"0": 3, "5": -2})
+    taken = page.locator("#latents-set button")
+    assert taken.all_inner_texts() == ["Take back latent 0: 3", "Take back latent 5: -2"]
+    taken.first.click()
+    are_set({"5": -2})
+    assert not serious(page)
+    page.locator("#vary-reset").click()
+    are_set({})
+    assert page.locator("#latents-none").is_visible()
+    stands_at(own[5])
+    assert page.evaluate("document.documentElement.scrollWidth <= innerWidth") and not seen.wrong
 
 
 @pytest.mark.slow

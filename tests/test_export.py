@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
+import os
 import re
 import resource
 import shutil
@@ -24,14 +26,21 @@ from growgan.cli.app import main
 from growgan.config import make_settings
 from growgan.data import ImageSet
 from growgan.errors import UserError
-from growgan.growth.export import EXPORTS, Drawing, export
+from growgan.growth.export import EXPORTS, TALKATIVE, Drawing, export
 from growgan.growth.load import Exported, load
 from growgan.growth.model import Model
 from growgan.nets.layers import unset
 from growgan.nets.players import Generator, build
 from growgan.nets.presets import PRESETS
 from growgan.nets.spec import LIMITS, LayerSpec, StackSpec
-from growgan.training.checkpoint import FILES, MANIFEST, load_gan, load_generator, load_mark
+from growgan.training.checkpoint import (
+    FILES,
+    MANIFEST,
+    load_gan,
+    load_generator,
+    load_mark,
+    save_gan,
+)
 
 Make = Callable[..., ImageSet]
 # TorchScript still is what programs without Python load.
@@ -102,6 +111,7 @@ def test_a_folder_of_the_hubs_form_gives_the_same_images(
     (seen,) = [e["images"] for e in run.events if e.get("id") == run.best_id]
     card = (folder / "README.md").read_text()
     assert card.startswith("---\nlibrary_name: growgan\n") and run.best.classes[0] in card
+    assert "unconditional" not in card
     assert json.loads((folder / "config.json").read_text())["images"] == seen
     assert main(["sample", str(folder), "-n", "4", "--out", str(tmp_path / "s.npz")]) == 0
     assert len(np.load(tmp_path / "s.npz")["labels"]) == 4
@@ -109,6 +119,30 @@ def test_a_folder_of_the_hubs_form_gives_the_same_images(
     assert found["fid"].value > 0
     with pytest.raises(UserError, match="the settings are those of its run"):
         _ = model.settings
+
+
+def test_the_files_of_an_export_and_of_a_candidate_may_be_read_alike(
+    run: gg.Run, tmp_path: Path
+) -> None:
+    before = os.umask(0o022)
+    try:
+        folder = export(run.best, "safetensors", tmp_path / "out")
+        save_gan(load_gan(run.best.folder), tmp_path / "pair")
+    finally:
+        os.umask(before)
+    for path in (*folder.iterdir(), *(tmp_path / "pair").iterdir()):
+        assert path.stat().st_mode & 0o777 == 0o644, path.name
+
+
+def test_a_run_given_as_an_export_is_told_apart(run: gg.Run) -> None:
+    with pytest.raises(UserError, match=r"is a run and no export: growgan\.load opens it"):
+        Generator.from_pretrained(run.path)
+
+
+def test_a_count_below_zero_is_named(run: gg.Run) -> None:
+    assert run.best.sample(0).shape == (0, 16, 16, 3)
+    with pytest.raises(UserError, match="count must be 0 or more, but got -1"):
+        run.best.sample(-1)
 
 
 def test_an_export_may_be_made_again_but_never_over_other_things(
@@ -163,9 +197,14 @@ def test_torchscript_draws_what_the_conditional_generator_draws(
     check("torchscript", folder / "model.pt", run.best.network())
 
 
-def test_onnx_draws_what_the_conditional_generator_draws(run: gg.Run, tmp_path: Path) -> None:
+def test_onnx_draws_what_the_conditional_generator_draws(
+    run: gg.Run, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     pytest.importorskip("onnxscript")
+    caplog.clear()
     folder = export(run.best, "onnx", tmp_path / "out")
+    assert not [record for record in caplog.records if record.levelno >= logging.WARNING]
+    assert {logging.getLogger(name).level for name in TALKATIVE} == {logging.NOTSET}
     check("onnx", folder / "model.onnx", run.best.network())
 
 

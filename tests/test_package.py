@@ -7,6 +7,7 @@ import re
 import subprocess
 import sys
 import tarfile
+import tomllib
 import zipfile
 from importlib.util import find_spec
 from pathlib import Path
@@ -17,6 +18,12 @@ import yaml
 import growgan
 
 ROOT = Path(__file__).resolve().parent.parent
+# What a packager finds in the sdist: files, and folders with all that is in them. Tests read them.
+NEEDED = set(
+    "LICENSE README.md CHANGELOG.md CITATION.cff CONTRIBUTING.md Makefile constraints.txt"
+    " mkdocs.yml pyproject.toml benchmarks/play.py".split()
+)
+SHARED = ("src", "tests", "docs", "examples")
 
 
 def test_the_version_is_said_once_and_follows_semantic_versioning() -> None:
@@ -24,6 +31,13 @@ def test_the_version_is_said_once_and_follows_semantic_versioning() -> None:
     citation = yaml.safe_load((ROOT / "CITATION.cff").read_text())
     assert citation["version"] == growgan.__version__ and citation["license"] == "Apache-2.0"
     assert "## [Unreleased]" in (ROOT / "CHANGELOG.md").read_text()
+
+
+def test_what_contributing_tells_to_use_is_installed_by_the_dev_extra() -> None:
+    told = (ROOT / "CONTRIBUTING.md").read_text()
+    extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    names = {re.split(r"[<>=\[]", each)[0] for each in extras["optional-dependencies"]["dev"]}
+    assert "pre-commit install" in told and {"pre-commit", "ruff", "mypy", "pytest"} <= names
 
 
 def test_the_public_names_are_typed() -> None:
@@ -47,7 +61,11 @@ def test_the_wheel_and_the_sdist_are_built_and_the_wheel_works(tmp_path: Path) -
     assert not [name for name in names if name.startswith("tests")]
     with tarfile.open(source) as archive:
         inside = {name.partition("/")[2] for name in archive.getnames()}
-    assert {"LICENSE", "README.md", "CHANGELOG.md", "pyproject.toml"} <= inside
+    assert not NEEDED - inside
+    tracked = {
+        p.relative_to(ROOT).as_posix() for each in SHARED for p in (ROOT / each).rglob("*.*")
+    }
+    assert {name for name in tracked if "__pycache__" not in name} <= inside
     place = tmp_path / "installed"
     pip = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--no-index"]
     subprocess.run([*pip, "--target", str(place), str(wheel)], check=True, capture_output=True)

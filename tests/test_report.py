@@ -271,11 +271,53 @@ def test_the_page_stays_small_with_a_gallery(
             assert min(picture.size) >= 16
 
 
+@pytest.fixture
+def conditional_dir(tmp_path: Path) -> Path:
+    """A run with all that ``growgan report RUN --data DATA`` adds to one with classes."""
+    folder = write_run(tmp_path / "conditional", channels=3)
+    long = (*PLAN[-1][:3], "G + residual 3x3 48 x2 | D + residual 3x3 48 x2", *PLAN[-1][4:])
+    late = candidate_event(("0025", "0024", *long[2:]), 699.0, 12_345_678)
+    append(folder / "ledger.jsonl", json.dumps(late) + "\n")
+    gallery = folder / "gallery"
+    gallery.mkdir()
+    sizes = {"walk": (16, 6), "neighbours": (16, 4), "task": (8, 3), "classes": (8, 10)}
+    for name, (columns, rows) in {**sizes, "morph": (21, 8), "codes": (8, 6)}.items():
+        Image.new("RGB", (32 * columns, 32 * rows), "teal").save(gallery / f"{name}.png")
+    distances = {f"class {i}": 1.5 * i for i in range(10)}
+    scores = {"reals, own labels": 0.7, "reals, other labels": -0.2}
+    told = {"classes": {"distances": distances, "pairings": scores}, "task": {"psnr": 21.0}}
+    told["truncation"] = [  # type: ignore[assignment]
+        {"truncation": cut, "precision": 0.9 - cut / 5, "recall": cut / 3} for cut in (0.5, 1, 2)
+    ]
+    for name, found in told.items():
+        (gallery / f"{name}.json").write_text(json.dumps(found))
+    return folder
+
+
+def test_each_table_of_a_class_has_a_box_and_headers_of_its_own(conditional_dir: Path) -> None:
+    text = write_report(conditional_dir).read_text("utf-8")
+    Page(text)
+    for title, first in (("Class by class", "class"), ("Right and wrong labels", "pair")):
+        assert re.search(f"<h2>{title}</h2><div [^>]*><table><thead><tr><th>{first}</th>", text)
+    assert "<th></th>" not in text
+
+
+# What leaves the box that it stands in, or the page, but for what a box scrolls.
+OUTSIDE = """[...document.querySelectorAll('img, table, pre, h1, h2, p, dl')].filter(each => {
+  const box = each.closest('.scroll') || document.body, over = getComputedStyle(box).overflowX;
+  return !['auto', 'scroll'].includes(over) &&
+    each.getBoundingClientRect().right > box.getBoundingClientRect().right + 1;
+}).map(each => each.outerHTML.slice(0, 80))"""
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 @pytest.mark.parametrize("width", [1280, 390])
-def test_the_page_in_a_browser(width: int, scheme: str, run_dir: Path, browser: Any) -> None:
-    path = write_report(run_dir)
+@pytest.mark.parametrize("kind", ["run_dir", "conditional_dir"])
+def test_the_page_in_a_browser(
+    kind: str, width: int, scheme: str, request: pytest.FixtureRequest, browser: Any
+) -> None:
+    path = write_report(request.getfixturevalue(kind))
     page = browser.new_page(viewport={"width": width, "height": 900}, color_scheme=scheme)
     wrong: list[str] = []
     page.on("console", lambda told: wrong.append(told.text) if told.type == "error" else None)
@@ -283,11 +325,15 @@ def test_the_page_in_a_browser(width: int, scheme: str, run_dir: Path, browser: 
     # axe is a script, of which the page itself has none
     assert not serious(page) and not wrong
     assert page.evaluate("document.documentElement.scrollWidth <= innerWidth")
+    assert not page.evaluate(OUTSIDE)
     assert page.evaluate("[...document.images].every(i => i.complete && i.naturalWidth > 0)")
     paper = "getComputedStyle(document.body).backgroundColor"
     assert (page.evaluate(paper) == "rgb(20, 23, 27)") == (scheme == "dark")
     page.emulate_media(media="print")
+    page.set_viewport_size({"width": 794, "height": 1123})  # A4, without margins
     assert page.evaluate(paper) == "rgb(255, 255, 255)"
+    assert page.evaluate("document.documentElement.scrollWidth <= innerWidth")
+    assert not page.evaluate(OUTSIDE)
     assert len(page.pdf()) > 10_000
 
 

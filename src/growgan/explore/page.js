@@ -2,9 +2,10 @@
 // The page keeps what is drawn and what is picked; every image comes from /ask/QUESTION.
 
 const $ = (id) => document.getElementById(id);
-const state = { about: null, images: [], picks: [], sets: { a: [], b: [], c: [] }, frames: [] };
+const state = { about: null, images: [], picks: [], sets: { a: [], b: [], c: [] }, frames: [],
+  moved: new Map(), own: [] }; // latents that are set, by number; the pick's own
 const DRAGGED = "application/x-growgan-sample"; // a file that is dropped has no such thing
-const MOST = { picks: 16, classes: 40, morphed: 8 };
+const MOST = { picks: 16, mixed: 12, classes: 40, morphed: 8, images: 144 }; // of an answer, the last
 
 function make(tag, attributes = {}, ...children) {
   const node = document.createElement(tag);
@@ -67,13 +68,21 @@ function latest(work) {
   };
 }
 
+// The whole number in a field: what is beyond its bounds is brought to them, or goes on at the other end.
+function whole(id, round = false) {
+  const input = $(id), least = Number(input.min), most = Number(input.max), all = most - least + 1;
+  let used = Math.round(Number(input.value === "" ? input.defaultValue : input.value));
+  if (round) used = ((used - least) % all + all) % all + least;
+  return Math.min(most, Math.max(least, used));
+}
+
 // How the shelf is drawn: every tool asks with all of it, so that it plays with what is seen.
 function drawn() {
   const cut = $("truncation").value, label = $("class").value;
   return {
     candidate: $("candidate").value || null,
-    seed: Number($("seed").value) || 0,
-    count: Math.min(144, Math.max(4, Number($("count").value) || 36)),
+    seed: whole("seed", true),
+    count: whole("count"),
     truncation: cut ? Number(cut) : null,
     labels: label ? [Number(label)] : null,
   };
@@ -128,16 +137,19 @@ for (const list of document.querySelectorAll('[role="tablist"]')) {
 async function showTree() {
   const { nodes } = await ask("tree");
   $("tree").replaceChildren(...nodes.map(branch));
-  $("candidate").replaceChildren(...nodes.filter((node) => node.drawable).map((node) =>
-    make("option", { value: node.id, selected: node.id === state.about.best }, `${node.id} (${node.size})`)));
+  const known = nodes.flatMap((node) => node.members).filter((each) => each.drawable);
+  $("candidate").replaceChildren(...known.map((each) =>
+    make("option", { value: each.id, selected: each.id === state.about.best }, `${each.id} (${each.size})`)));
 }
 
 function branch(node) {
-  const more = [node.growth, ...(node.slices > 1 ? [`${node.slices} slices`] : []),
+  const slices = node.members.length;
+  const more = [node.growth, ...(slices > 1 ? [`${slices} slices`] : []),
     ...(node.leads ? ["on the way to the best"] : [])];
   const line = make("li", {}, make("button", {
     class: `${node.leads ? "leads " : ""}${node.status}`,
     "data-id": node.id,
+    "data-members": node.members.map((each) => each.id).join(" "),
     onclick: () => showCandidate(node.id),
   }, make("b", {}, `${node.id} · ${node.size} · ${node.score}`), make("small", {}, more.join(", "))));
   line.style.paddingLeft = `${Math.min(node.depth, 8) * 20}px`;
@@ -147,7 +159,7 @@ function branch(node) {
 const showCandidate = latest(async (id) => {
   const found = await ask("candidate", { candidate: id });
   for (const button of $("tree").querySelectorAll("button")) {
-    button.setAttribute("aria-current", button.dataset.id === id);
+    button.setAttribute("aria-current", button.dataset.members.split(" ").includes(found.id));
   }
   $("read").textContent = `Candidate ${found.id}, score ${found.facts.score}`;
   const facts = Object.entries(found.facts).flatMap(([name, value]) =>
@@ -158,11 +170,26 @@ const showCandidate = latest(async (id) => {
     make("h2", {}, `Candidate ${found.id}`),
     make("dl", {}, ...facts),
     ...(found.samples ? [make("img", { class: "pixels", src: found.samples, alt: `samples of ${found.id}` })] : []),
+    ...slicesOf(found),
     ...layers("Generator, from the latent on", found.generator),
     ...layers("Discriminator, the image end last", found.discriminator),
     ...(found.drawable ? [make("button", { onclick: () => playWith(found.id) }, "Play with it")] : []),
   );
 });
+
+// The slices that trained the same pair on, each to be looked at and played with.
+function slicesOf(found) {
+  if (found.members.length < 2) return [];
+  const offered = (each) => make("li", {}, make("button", {
+    "aria-pressed": each.id === found.id,
+    onclick: async () => {
+      await showCandidate(each.id);
+      const now = $("detail").querySelector('.slices [aria-pressed="true"]');
+      if (now) now.focus();
+    },
+  }, `${each.id}, score ${each.score}${each.drawable ? "" : ", weights not kept"}`));
+  return [make("h3", {}, "Slices of this pair"), make("ul", { class: "slices" }, ...found.members.map(offered))];
+}
 
 function playWith(id) {
   $("candidate").value = id;
@@ -248,13 +275,18 @@ function forget() {
   showSets();
 }
 
-for (const id of ["seed", "count"]) $(id).addEventListener("change", () => { forget(); drawShelf(); });
+for (const id of ["seed", "count"]) $(id).addEventListener("change", () => {
+  $(id).value = whole(id, id === "seed");
+  forget();
+  drawShelf();
+});
 $("truncation").addEventListener("change", drawShelf);
 $("class").addEventListener("change", drawShelf);
 $("candidate").addEventListener("change", () => opened());
 $("draw").addEventListener("submit", (event) => event.preventDefault());
 $("again").addEventListener("click", () => {
-  $("seed").value = Number($("seed").value) + 1;
+  $("seed").value = whole("seed", true) + 1;
+  $("seed").value = whole("seed", true);
   forget();
   drawShelf();
 });
@@ -276,7 +308,9 @@ const opened = latest(async () => {
   for (const id of ["vary", "mix", "morph"]) if ($(`tab-${id}`).hidden) $(id).hidden = true;
   if ($(`tab-${shown.tools}`).hidden) select($("tools").querySelector('[role="tab"]:not([hidden])'));
   $("near-hint").hidden = !about.data_given;
-  $("latent").max = about.latent - 1;
+  $("latent").max = Math.max(0, about.latent - 1);
+  $("latent").value = whole("latent");
+  state.moved.clear();
   showSliders();
   showClasses();
   await drawShelf();
@@ -293,25 +327,57 @@ function showSliders() {
 const drawVaried = latest(async () => {
   const pick = state.picks.length ? state.picks[state.picks.length - 1] : 0;
   if (!state.images[pick]) return;
-  const along = {}, latents = {};
+  const along = {}, latents = Object.fromEntries(state.moved);
   state.about.directions.forEach((_, i) => {
     const amount = Number($(`along-${i}`).value);
     if (amount) along[i] = amount;
   });
-  if ($("latent-value").dataset.moved) latents[Number($("latent").value)] = Number($("latent-value").value);
   const found = await ask("vary", { ...drawn(), pick, along, latents });
+  state.own = found.latents;
+  showLatents();
   $("vary-before").src = state.images[pick];
   $("vary-before").alt = nameOf(pick);
   $("vary-after").src = found.images[0];
   $("vary-after").alt = `${nameOf(pick)}, moved`;
 });
 
-$("latent-value").addEventListener("input", () => { $("latent-value").dataset.moved = "1"; drawVaried(); });
-$("latent").addEventListener("change", drawVaried);
+// The slider stands at the latent's value, the pick's own where none is set.
+function showLatents() {
+  const number = whole("latent"), value = state.moved.get(number) ?? state.own[number] ?? 0;
+  $("latent-value").value = value;
+  $("latent-own").textContent = state.own.length ? `The pick's own: ${state.own[number].toFixed(2)}` : "";
+  $("latents-none").hidden = state.moved.size > 0;
+  const known = [...state.moved.keys()].sort((a, b) => a - b);
+  if (known.join() === $("latents-set").dataset.shown) {
+    for (const button of $("latents-set").querySelectorAll("button")) button.textContent = setTo(Number(button.value));
+    return;
+  }
+  $("latents-set").dataset.shown = known.join();
+  $("latents-set").replaceChildren(...known.map((each) => make("li", {},
+    make("button", { value: each, onclick: () => takeBack(each) }, setTo(each)))));
+}
+
+function setTo(number) {
+  return `Take back latent ${number}: ${state.moved.get(number)}`;
+}
+
+function takeBack(number) {
+  state.moved.delete(number);
+  showLatents();
+  ($("latents-set").querySelector("button") || $("latent")).focus();
+  drawVaried();
+}
+
+$("latent-value").addEventListener("input", () => {
+  state.moved.set(whole("latent"), Number($("latent-value").value));
+  showLatents();
+  drawVaried();
+});
+$("latent").addEventListener("change", () => { $("latent").value = whole("latent"); showLatents(); });
 $("vary-reset").addEventListener("click", () => {
   for (const input of $("sliders").querySelectorAll("input")) input.value = 0;
-  $("latent-value").value = 0;
-  delete $("latent-value").dataset.moved;
+  state.moved.clear();
+  showLatents();
   drawVaried();
 });
 
@@ -319,9 +385,14 @@ $("vary-reset").addEventListener("click", () => {
 
 const drawWalk = latest(async () => {
   if (state.picks.length < 2) { $("walk-images").replaceChildren(); return; }
-  const steps = Math.min(32, Math.max(2, Number($("walk-steps").value) || 8));
-  const found = await ask("walk", { ...drawn(), picks: state.picks.slice(0, MOST.picks), steps });
-  $("walk-cut").hidden = state.picks.length <= MOST.picks;
+  const picks = state.picks.slice(0, MOST.picks);
+  const fitting = Math.floor((MOST.images - 1) / (picks.length - 1)), wanted = whole("walk-steps");
+  const steps = Math.min(wanted, fitting);
+  $("walk-steps").value = steps;
+  const found = await ask("walk", { ...drawn(), picks, steps });
+  const cut = state.picks.length > picks.length ? ["The way ends at the sixteenth pick."] : [];
+  if (steps < wanted) cut.push(`Between ${picks.length} picks there are at most ${steps} images a way.`);
+  $("walk-cut").textContent = cut.join(" ");
   fill($("walk-images"), found.images, (i) => i % steps ? `step ${i % steps} after ${nameOf(state.picks[Math.floor(i / steps)])}`
     : nameOf(state.picks[i / steps]), Math.min(found.columns, 16));
 });
@@ -385,7 +456,9 @@ $("sum-clear").addEventListener("click", () => {
 const drawMix = latest(async () => {
   const half = Math.floor(state.picks.length / 2);
   if (!half) { $("mix-images").replaceChildren(); return; }
-  const rows = state.picks.slice(0, half), columns = state.picks.slice(half);
+  const [rows, columns] = [state.picks.slice(0, half), state.picks.slice(half)].map((each) => each.slice(0, MOST.mixed));
+  $("mix-cut").textContent = state.picks.length - half > MOST.mixed
+    ? `A table has at most ${MOST.mixed} rows and columns: the first ${MOST.mixed} of each half are mixed.` : "";
   const found = await ask("mix", { ...drawn(), rows, columns });
   fill($("mix-images"), found.images, (i) => `coarse of ${nameOf(rows[Math.floor(i / found.columns)])}, fine of ${nameOf(columns[i % found.columns])}`, found.columns);
 });
@@ -404,7 +477,8 @@ const drawMorph = latest(async () => {
   if (labels.length > MOST.morphed) { say("morph", `Choose ${MOST.morphed} classes at most.`); return; }
   say("morph");
   if (labels.length < 2) { $("morph-images").replaceChildren(); return; }
-  const found = await ask("morph", { ...drawn(), labels });
+  const rows = 4, steps = Math.min(6, Math.floor((MOST.images / rows - 1) / (labels.length - 1)));
+  const found = await ask("morph", { ...drawn(), labels, rows, steps });
   fill($("morph-images"), found.images, (i) => `row ${Math.floor(i / found.columns) + 1}, step ${i % found.columns + 1}`, found.columns);
 });
 

@@ -28,8 +28,10 @@ from starlette.responses import JSONResponse, PlainTextResponse, Response
 from starlette.routing import Route
 
 from growgan.errors import UserError
-from growgan.explore.studio import Form, Studio
+from growgan.explore.forms import Form
+from growgan.explore.studio import Studio
 from growgan.growth.export import export
+from growgan.growth.model import Model
 from growgan.plain import parse
 from growgan.report.sheet import write_images
 from growgan.report.style import PALETTE
@@ -149,15 +151,18 @@ def taken(studio: Studio, kind: str, asked: Mapping[str, str]) -> tuple[str, byt
         ValueError: ``asked`` does not fit :class:`TakenForm`.
     """
     form = TakenForm.model_validate({key: value for key, value in asked.items() if value})
-    with studio.lock, tempfile.TemporaryDirectory() as made:
-        model = studio.model(form.candidate)
-        stem = f"{studio.path.resolve().name}-{model.folder.name}"
-        if kind in ("png", "npz"):
-            images, labels = model.sample(**form.sheet), model.labels(form.count, form.labels)
-            name = f"{stem}-{form.seed}.{kind}"
-            path = write_images(images.transpose(0, 3, 1, 2), labels, Path(made) / f"it.{kind}")
-            return name, path.read_bytes()
-        folder = export(model, kind, Path(made) / "export")
+    with tempfile.TemporaryDirectory() as made:
+        with studio.lock:
+            model = studio.model(form.candidate)
+            stem = f"{studio.path.resolve().name}-{model.folder.name}"
+            if kind in ("png", "npz"):
+                images, labels = model.sample(**form.sheet), model.labels(form.count, form.labels)
+                name = f"{stem}-{form.seed}.{kind}"
+                path = write_images(images.transpose(0, 3, 1, 2), labels, Path(made) / f"it.{kind}")
+                return name, path.read_bytes()
+        # A graph takes seconds, and is made of a copy of its own: the panels go on meanwhile.
+        with studio.writing:
+            folder = export(Model(model.folder), kind, Path(made) / "export")
         return f"{stem}-{kind}.zip", _zipped(folder)
 
 

@@ -6,26 +6,33 @@ Images go out as PNG data URIs, so that a page needs one request for all that it
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 from torch import Tensor
 
 from growgan.data import ImageSet
 from growgan.errors import UserError
+from growgan.explore.forms import (
+    CombineForm,
+    Form,
+    MixForm,
+    MorphForm,
+    NearestForm,
+    VaryForm,
+    WalkForm,
+)
 from growgan.growth.gallery import extractor_of, real_features
-from growgan.growth.model import Images, Model, Sheet
+from growgan.growth.model import Images, Model
 from growgan.growth.run import Run
 from growgan.metrics.features import Extractor
 from growgan.nets.spec import LayerSpec, StackSpec
-from growgan.plain import folder_name
 from growgan.registry import Registry
 from growgan.report.branches import Branch, branches
 from growgan.report.pictures import data_uri, evenly, sample_picture
@@ -36,76 +43,6 @@ from growgan.report.text import count, duration, scored, size
 FRAMES, FACES = 24, 4  # of the time-lapse: moments, and faces along a side
 SLIDERS = 10  # directions
 Answer = dict[str, Any]
-Picks = Annotated[list[int], Field(max_length=16)]
-
-
-class Form(BaseModel):
-    """What a page asks with: how its sheet is drawn, truncated or not, of some classes or all.
-
-    Picks are numbers of the images on that sheet.
-    """
-
-    model_config = ConfigDict(extra="forbid")
-
-    candidate: Annotated[str, AfterValidator(folder_name)] | None = None
-    seed: int = Field(0, ge=0, lt=2**32)
-    count: int = Field(36, ge=1, le=144)
-    truncation: float | None = Field(None, ge=0.05, le=10)
-    labels: list[int] | None = None
-
-    @property
-    def sheet(self) -> Sheet:
-        """What the images were drawn with."""
-        return {
-            "count": self.count,
-            "seed": self.seed,
-            "truncation": self.truncation,
-            "labels": self.labels or None,
-        }
-
-
-class VaryForm(Form):
-    """A sample and what moves it: amounts along directions, values of latents."""
-
-    pick: int = 0
-    along: dict[int, float] = Field(default_factory=dict)
-    latents: dict[int, float] = Field(default_factory=dict)
-
-
-class WalkForm(Form):
-    """Samples to walk between, and images a way."""
-
-    picks: Picks
-    steps: int = Field(8, ge=1, le=32)
-
-
-class CombineForm(Form):
-    """Sets of samples to add, and to take away."""
-
-    plus: list[Picks] = Field(max_length=4)
-    minus: list[Picks] = Field(default_factory=list, max_length=4)
-
-
-class MixForm(Form):
-    """Samples for coarse styles, and for fine ones."""
-
-    rows: Picks
-    columns: Picks
-
-
-class MorphForm(Form):
-    """Classes to pass through, images a way, and latents."""
-
-    labels: list[int] = Field(min_length=2, max_length=8)
-    steps: int = Field(6, ge=1, le=16)
-    rows: int = Field(4, ge=1, le=8)
-
-
-class NearestForm(Form):
-    """A sample, and how many training images."""
-
-    pick: int = 0
-    shown: int = Field(5, ge=1, le=20)
 
 
 @dataclass(frozen=True)
@@ -145,6 +82,7 @@ class Studio:
         self._models: dict[str, Model] = {}
         self._read: tuple[object, RunRecord] | None = None
         self.lock = threading.Lock()  # one network at a time: torch has all threads already
+        self.writing = threading.Lock()  # one graph at a time
         self.model()  # a run without a candidate is refused here
 
     def warm(self) -> None:
@@ -163,6 +101,7 @@ class Studio:
         """
         asked = QUESTIONS[name]
         form = asked.form.model_validate(dict(given))
+        form.checked()
         with self.lock:
             return asked.answer(self, form)
 
@@ -227,8 +166,7 @@ class Studio:
                     "score": scored(face.score, face.score_stderr, "±"),
                     "status": branch.status,
                     "leads": branch.leads,
-                    "slices": len(branch.members),
-                    "drawable": self._drawable(face.id),
+                    "members": [self._member(each) for each in branch.members],
                 }
             )
             for child in branch.children:
@@ -244,13 +182,17 @@ class Studio:
         own = known.by_id.get(form.candidate or str(known.best))
         if own is None:
             raise UserError(f"there is no candidate '{form.candidate}' in this run")
+        branch = _branch_of(branches(known), own)
+        slices, first = len(branch.members), branch.members[0]
+        nth = f", slice {branch.members.index(own) + 1} of {slices}" if slices > 1 else ""
+        in_all = f", of {duration(branch.seconds)} in all slices" if slices > 1 else ""
         facts = {
             "score": scored(own.score, own.score_stderr, "±"),
             "size": size(own.resolution, "×"),
-            "grown by": own.origin,
+            "grown by": first.origin + nth,
             "images seen": count(own.images),
             "parameters": f"G {own.generator_parameters:,}, D {own.discriminator_parameters:,}",
-            "time of this slice": duration(own.seconds),
+            "time of this slice": duration(own.seconds) + in_all,
             "status": own.error or own.status,
         }
         return {
@@ -259,6 +201,7 @@ class Studio:
             "generator": self._layers(own.id, "generator"),
             "discriminator": self._layers(own.id, "discriminator"),
             "drawable": self._drawable(own.id),
+            "members": [self._member(each) for each in branch.members],
             "samples": _sheet(own, 6),
         }
 
@@ -290,7 +233,8 @@ class Studio:
     def vary(self, form: VaryForm) -> Answer:
         model = self.model(form.candidate)
         drawn = model.vary(form.pick, form.along, form.latents, **form.sheet)
-        return {"images": pictures(drawn)}
+        own = model.latents(form.pick, **form.sheet)
+        return {"images": pictures(drawn), "latents": [round(float(value), 3) for value in own]}
 
     @question(WalkForm, "the way from each pick to the next")
     def walk(self, form: WalkForm) -> Answer:
@@ -318,8 +262,7 @@ class Studio:
         model = self.model(form.candidate)
         how = {"rows": form.rows, "seed": form.seed}
         images = model.morph(form.labels, form.steps, truncation=form.truncation, **how)
-        columns = (len(form.labels) - 1) * form.steps + 1
-        return {"images": pictures(images), "columns": columns}
+        return {"images": pictures(images), "columns": form.across}
 
     @question(NearestForm, "the training images nearest to a sample")
     def nearest(self, form: NearestForm) -> Answer:
@@ -353,6 +296,15 @@ class Studio:
     def _drawable(self, candidate: str) -> bool:
         return (self.path / "candidates" / candidate / "weights.safetensors").is_file()
 
+    def _member(self, candidate: CandidateRecord) -> Answer:
+        """Return what a page needs to offer a candidate: a slice of a branch of the tree."""
+        return {
+            "id": candidate.id,
+            "size": size(candidate.resolution, "×"),
+            "score": scored(candidate.score, None),
+            "drawable": self._drawable(candidate.id),
+        }
+
     def _layers(self, candidate: str, player: str) -> list[str]:
         """Return a stack in words, a line a layer."""
         from growgan.training.checkpoint import load_specs
@@ -363,6 +315,14 @@ class Studio:
             return []
         spec = specs[player == "discriminator"]
         return [f"stem {size(spec.base, '×')}, {spec.stem} channels", *_in_words(spec)]
+
+
+def _branch_of(known: Sequence[Branch], candidate: CandidateRecord) -> Branch:
+    """Return the branch of a tree that a candidate is a slice of."""
+    left = [*known]
+    while candidate not in left[0].members:
+        left += left.pop(0).children
+    return left[0]
 
 
 def _in_words(spec: StackSpec) -> list[str]:

@@ -345,8 +345,8 @@ class Model:
         given: Images | None = None,
     ) -> Float[Tensor, "n z"]:
         """Return what the images of a sheet are made of."""
-        if count < 1:
-            raise UserError(f"count must be 1 or more, but got {count}")
+        if count < 0:
+            raise UserError(f"count must be 0 or more, but got {count}")
         self._check(labels)
         if labels is None and given is None:
             labels = self._examples_labels

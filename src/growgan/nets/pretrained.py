@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from growgan.nets.players import Discriminator, Generator
 
 CONFIG, WEIGHTS, CARD = "config.json", "model.safetensors", "README.md"
+LEDGER = "ledger.jsonl"  # of a run
 HUB = ("huggingface_hub", "the hub", "'growgan[hub]'")
 
 
@@ -48,6 +49,8 @@ class Pretrained:
             UserError: there is none, it is damaged, or it is no generator.
         """
         folder = fetched(source, **hub)
+        if (folder / LEDGER).is_file() and not (folder / CONFIG).is_file():
+            raise UserError(f"'{folder}' is a run and no export: growgan.load opens it")
         try:
             spec = StackSpec.from_json(read_config(folder)["spec"])
             if spec.role != "generator":
@@ -70,7 +73,7 @@ class Pretrained:
         text = json.dumps({**(config or {}), "spec": self.spec.to_json()}, indent=1)
         try:
             folder.mkdir(parents=True, exist_ok=True)
-            save_file(weights, folder / WEIGHTS)
+            save_tensors(weights, folder / WEIGHTS)
             (folder / CONFIG).write_text(text)
             (folder / CARD).write_text(card or _card(folder.name))
         except OSError as error:
@@ -87,6 +90,19 @@ class Pretrained:
             return push(folder, repository, **hub)
         with tempfile.TemporaryDirectory() as made:
             return push(self.save_pretrained(made), repository, **hub)
+
+
+def save_tensors(tensors: Mapping[str, Tensor], path: Path) -> None:
+    """Write safetensors with the rights of any other new file; safetensors leaves them to us alone.
+
+    Raises:
+        OSError: it cannot be written.
+    """
+    path.unlink(missing_ok=True)
+    path.touch()
+    rights = path.stat().st_mode
+    save_file(dict(tensors), path)
+    path.chmod(rights)
 
 
 def restored(spec: StackSpec, weights: Mapping[str, Tensor]) -> Generator | Discriminator:

@@ -111,7 +111,7 @@ class PathLength(Penalty):
         slope = slope[..., : step.generator.spec.latent].float()
         lengths = slope.square().sum(2).mean(1).sqrt()
         mean = step.average("path.mean", lengths.mean(), self.decay)
-        step.curves["path_length"] = mean.clone()
+        step.curves["path_mean"] = mean.clone()
         return (lengths - mean).square().mean()
 
 

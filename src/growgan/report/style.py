@@ -51,6 +51,7 @@ img, svg image { image-rendering: pixelated; }
 .stages figure, .charts figure { margin: 0; min-width: 0; break-inside: avoid; }
 .stages img, .stages .blank { width: 100%; height: auto; display: block; border-radius: 5px;
   background: #808080; }
+.charts figure img { max-width: 100%; height: auto; }
 .stages figcaption { font-size: .875rem; color: var(--soft); margin-top: 6px; line-height: 1.4; }
 .stages figcaption b { color: var(--ink); }
 .stages .last img { outline: 3px solid var(--best); outline-offset: 2px; }
@@ -136,7 +137,10 @@ footer { color: var(--soft); font-size: .875rem; padding-top: 40px; padding-bott
   * { print-color-adjust: exact; -webkit-print-color-adjust: exact; }
   .scroll, .boxed { overflow: visible; max-height: none; }
   .tree { max-width: 100%; height: auto; max-height: 90vh; }
-  pre { white-space: pre-wrap; } tr { break-inside: avoid; } h2 { break-after: avoid; }
+  pre { white-space: pre-wrap; overflow-wrap: anywhere; }
+  tr { break-inside: avoid; } h2 { break-after: avoid; }
+  table { font-size: .75rem; } th, td { padding: 4px 6px; overflow-wrap: anywhere; }
+  th, td.n, td.id, th.n { white-space: normal; } td.growth { min-width: 0; }
   .hero img { max-width: 11cm; } }
 """
 )

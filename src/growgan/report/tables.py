@@ -20,13 +20,15 @@ def box(title: str, content: str) -> str:
     )
 
 
-def table(title: str, values: Mapping[str, float]) -> str:
-    """Return a table of figures by name, "" where there are none; the title is HTML."""
+def table(what: str, title: str, values: Mapping[str, float]) -> str:
+    """Return a table of figures by name, "" where there are none; ``what`` the names are of, and
+    the title of the figures, are HTML.
+    """
     rows = "".join(
         f'<tr><td>{escape(name)}</td><td class="n">{number(value)}</td></tr>'
         for name, value in values.items()
     )
-    head = f'<tr><th></th><th class="n">{title}</th></tr>'
+    head = f'<tr><th>{what}</th><th class="n">{title}</th></tr>'
     return f"<table><thead>{head}</thead>{rows}</table>" if rows else ""
 
 
@@ -38,8 +40,11 @@ def class_by_class(path: Path) -> str:
         scores = {str(name): float(value) for name, value in found["pairings"].items()}
     except (OSError, ValueError, TypeError, KeyError, AttributeError):
         return ""
-    tables = table("Fréchet distance", distances) + table("mean score of D", scores)
-    return box("Class by class", tables)
+    named = (
+        ("Class by class", table("class", "Fréchet distance", distances)),
+        ("Right and wrong labels", table("pair", "mean score of D", scores)),
+    )
+    return "".join(box(title, made) for title, made in named if made)
 
 
 def task_figures(path: Path) -> str:
@@ -48,7 +53,7 @@ def task_figures(path: Path) -> str:
         found = {str(name): float(value) for name, value in parse(path.read_bytes()).items()}
     except (OSError, ValueError, TypeError, AttributeError):
         return ""
-    return box("The task, on new images", table("", found)) if found else ""
+    return box("The task, on new images", table("figure", "value", found)) if found else ""
 
 
 def said_of(path: Path) -> str:

@@ -22,14 +22,14 @@ from typing import Any, cast
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor
 
 from growgan.config import OptimiserSettings
 from growgan.errors import UserError
 from growgan.nets.edits import under
 from growgan.nets.players import Discriminator, Generator
-from growgan.nets.pretrained import restored
+from growgan.nets.pretrained import restored, save_tensors
 from growgan.nets.spec import StackSpec
 from growgan.plain import parse
 from growgan.training.gan import Gan
@@ -105,8 +105,8 @@ def _write(gan: Gan, mark: Mark | None, partial: Path) -> None:
     }
     (partial / "spec.json").write_text(json.dumps(specs, indent=1))
     (partial / "state.json").write_text(json.dumps(counts))
-    save_file(weights, partial / "weights.safetensors")
-    save_file(state, partial / "state.safetensors")
+    save_tensors(weights, partial / "weights.safetensors")
+    save_tensors(state, partial / "state.safetensors")
     sums = {path.name: _digest(path) for path in sorted(partial.iterdir())}
     (partial / MANIFEST).write_text(json.dumps(sums, indent=1))
 

@@ -1,14 +1,15 @@
 """What a run says while it goes on.
 
 The search speaks to a :class:`Display` and knows nothing of terminals; the command line brings one
-that draws (:mod:`growgan.cli.display`), Python code gets the silent one unless it brings its own.
+that draws (:mod:`growgan.cli.display`), Python code gets lines (:mod:`growgan.training.lines`)
+unless it brings its own.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
 
 @dataclass(frozen=True)
@@ -64,6 +65,10 @@ class Display(Protocol):
 
     def stop(self, summary: Mapping[str, Any]) -> None:
         """Leave the terminal clean and show ``summary``, a line an entry; safe to call twice."""
+
+
+# A display of one's own; lines to standard error for None; nothing for False.
+Shown = Display | Literal[False] | None
 
 
 class Together:
