@@ -11,7 +11,7 @@ from growgan.data import ImageSet
 from growgan.growth.budget import Budget
 from growgan.growth.origin import settings_for
 from growgan.growth.run import Run, grow
-from growgan.training.progress import Display
+from growgan.training.progress import Shown
 
 
 def condition(
@@ -24,7 +24,7 @@ def condition(
     images: int | None = None,
     settings: Mapping[str, Any] | None = None,
     overrides: Iterable[str] = (),
-    display: Display | None = None,
+    display: Shown = None,
 ) -> Run:
     """Make the best pair of ``run`` conditional, by ``data`` with labels, and return the new run.
 
@@ -64,7 +64,7 @@ def affordable(run: Run, budget: str | Budget | None) -> int | None:
     Time is counted in the images that the best pair of ``run`` trained on in as much of it.
     """
     limit = Budget.parse(budget) if isinstance(budget, str) else budget
-    if limit is None or limit.images:
-        return limit and limit.images
+    if limit is None or limit.seconds is None:
+        return limit.images if limit else None
     tried = {event["id"]: event for event in run.events if event["event"] == "candidate"}
-    return round((limit.seconds or 0) * tried[run.best_id]["rate"]) or None
+    return round(limit.seconds * tried[run.best_id]["rate"]) or None
