@@ -1,6 +1,7 @@
 """How a search scales: measured here with one and two workers, simulated past this machine.
 
-    python benchmarks/scaling.py measure     # searches on Ray, 1 and 2 workers; some 20 minutes
+    python benchmarks/scaling.py measure     # searches on Ray, 1 and 2 workers; 20 to 40 minutes;
+                                             # each search is kept, and not run again
     python benchmarks/scaling.py simulate    # 1 to 2,000 workers, from what was measured
     python benchmarks/scaling.py labels      # per-label training, one and two labels at a time:
                                              # ten labels in all, and as many as workers
@@ -176,21 +177,26 @@ def carried(ray: Any, run: gg.Run) -> dict[str, float]:
     return {"carry": carry, "start": mean(new, 3), "size": size}
 
 
-def measure(images: int) -> dict[str, Any]:
-    """Run all searches that this machine has workers for."""
+def measure(kept: dict[str, Any], images: int) -> Iterator[dict[str, Any]]:
+    """Run the searches that this machine has workers for; yield all rows so far after each.
+
+    What was kept on the same machine with as many images is not run again.
+    """
     import ray
 
-    most = min(2, os.cpu_count() or 1)
-    rows = [
-        searched(ray, workers, free, images * workers)
-        for workers in range(1, most + 1)
-        for free in (False, True)
-    ]
-    return {"machine": machine(), "searches": rows}
+    made = {"machine": machine(), "images": images}
+    same = made.items() <= kept.items()
+    rows = list(kept["searches"]) if same else []
+    done = {(row["workers"], row["free"]) for row in rows}
+    for workers in range(1, min(2, os.cpu_count() or 1) + 1):
+        for free in (False, True):
+            if (workers, free) not in done:
+                rows.append(searched(ray, workers, free, images * workers))
+                yield {**made, "searches": rows}
 
 
-def labels() -> dict[str, Any]:
-    """Train one and two labels at a time; return labels an hour.
+def labels() -> Iterator[dict[str, Any]]:
+    """Train one and two labels at a time; yield labels an hour.
 
     Once ten labels in all, once as many as workers, each a job of its own, as in a job array.
     """
@@ -211,7 +217,7 @@ def labels() -> dict[str, Any]:
         count = jobs if weak else 10
         rate = 3600 * count / (time.perf_counter() - begun)
         rows.append({"jobs": jobs, "labels": count, "rate": rate})
-    return {"labels": rows}
+    yield {"labels": rows}
 
 
 def figures_of(kept: dict[str, Any], own: dict[str, Any]) -> Figures:
@@ -287,14 +293,15 @@ def main() -> None:
     parser.add_argument("--hours", type=float, default=2.0, help="that simulated searches take")
     given = parser.parse_args()
     kept = json.loads(RESULTS.read_text()) if RESULTS.exists() else {}
-    made: dict[str, Callable[[], dict[str, Any]]] = {
-        "measure": lambda: measure(given.images),
+    made: dict[str, Callable[[], Iterator[dict[str, Any]]]] = {
+        "measure": lambda: measure(kept, given.images),
         "labels": labels,
-        "simulate": dict,
+        "simulate": lambda: iter(()),
     }
-    kept |= made[given.what]()
-    RESULTS.write_text(json.dumps(kept, indent=1) + "\n")
-    if "searches" in kept and (worst := show(kept, given.hours)) > OFF:
+    for found in made[given.what]():
+        kept |= found
+        RESULTS.write_text(json.dumps(kept, indent=1) + "\n")
+    if len(kept.get("searches", ())) > 1 and (worst := show(kept, given.hours)) > OFF:
         sys.exit(f"the predictions for two workers are off by {worst:.0%}, more than {OFF:.0%}")
 
 
