@@ -614,7 +614,7 @@ def taught(data: ImageSet) -> Gan:
     known = make_settings({"batch": 16, "stack": {"latent": 16, "width": 8, "mixing": 0}})
     values = settings_for("reprogram", known, len(data.classes), 1920)
     settings = for_data(check_names(make_settings(values)), data)
-    assert (settings.optimiser.lr, settings.optimiser.discriminator_lr) == (2e-3, 2e-2)
+    assert (settings.optimiser.lr, settings.optimiser.discriminator_lr) == (1e-3, 2e-2)
     parent = Gan.create(
         *Space("pggan", known.stack, 1, (16, 16)).stacks(2), known.optimiser, seed=0
     )

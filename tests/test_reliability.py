@@ -384,7 +384,7 @@ def test_a_full_disk_costs_nothing_that_was_written(
 def test_a_disk_that_turns_read_only_costs_nothing_that_was_written(
     call: int, data: ImageSet, whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    calls, save = 0, checkpoint.save_file
+    calls, save = 0, checkpoint.save_tensors
 
     def refuse(*arguments: Any) -> None:
         nonlocal calls
@@ -394,7 +394,7 @@ def test_a_disk_that_turns_read_only_costs_nothing_that_was_written(
         save(*arguments)
 
     out = tmp_path / "locked"
-    monkeypatch.setattr(checkpoint, "save_file", refuse)
+    monkeypatch.setattr(checkpoint, "save_tensors", refuse)
     with pytest.raises(OSError, match="Read-only"):
         run_to_the_end(data, out)
     run_to_the_end(data, out)

@@ -35,7 +35,7 @@ WAYS: dict[str, dict[str, Any]] = {
         "conditioning": "md",
         "loss": "positive-unlabelled",
         "stack": {"modifier": 3},
-        "optimiser": {"lr": 2e-3},
+        "optimiser": {"lr": 1e-3},
     },
     "fine-tune": {"conditioning": "projection"},
 }
