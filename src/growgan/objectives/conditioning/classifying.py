@@ -244,25 +244,23 @@ def divergence(kind: int, log_r: Tensor) -> Tensor:
     with it, so that a fake's share is f(r) - r f'(r), the functional derivative by q: up to a
     constant -log r, -r, -r², -sqrt(r) and -½ log(r + 1). Each falls with r: G moves to where reals
     are more frequent than fakes. By f(r) alone all but the first would move it to where r is the
-    argument of f's minimum. Beyond ±``REACH`` these are linear in log r: they vanish where r is
-    small, which is where G is most wrong, and grow as r² where it is large.
+    argument of f's minimum. Beyond ±``REACH`` the slopes by log r stay as they are there: they
+    would vanish where r is small, which is where G is most wrong, and grow as r² where it is large.
     """
-    near = log_r.clamp(-REACH, REACH)
+    near = log_r.detach().clamp(-REACH, REACH)
     r = near.exp()
     middle = ((r + 1) / 2).log()
     if kind == 0:
-        value, own, slope = -log_r, -near, -torch.ones_like(r)
+        value, slope = -log_r.detach(), -torch.ones_like(r)
     elif kind == 1:
-        value, own, slope = r * near, -r, -r
+        value, slope = r * near, -r
     elif kind == 2:
-        value, own, slope = (r - 1).square(), -r.square(), -2 * r.square()
+        value, slope = (r - 1).square(), -2 * r.square()
     elif kind == 3:
-        value, own, slope = (r.sqrt() - 1).square(), -r.sqrt(), -0.5 * r.sqrt()
+        value, slope = (r.sqrt() - 1).square(), -0.5 * r.sqrt()
     else:
-        value, own = 0.5 * (r * near - (r + 1) * middle), -0.5 * middle
-        slope = -0.5 * r / (r + 1)
-    share = own + slope.detach() * (log_r - near)
-    return value.detach() + share - share.detach()
+        value, slope = 0.5 * (r * near - (r + 1) * middle), -0.5 * r / (r + 1)
+    return value + slope * (log_r - log_r.detach())
 
 
 def log_ratio(step: Step) -> tuple[Tensor, Tensor]:
