@@ -2,8 +2,8 @@
 
     python benchmarks/head.py
 
-Beside it, what the head takes to make the next proposals. Both with 20, 200 and 2,000 candidates
-tried, which are one lineage: the longest that there could be.
+Beside it, what the head takes to choose when a child is done, and to make the next proposals. All
+with 20, 200 and 2,000 candidates tried, one lineage: the longest that there could be.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ import statistics
 import tempfile
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -70,8 +71,8 @@ def timed(call: Callable[[], Any], times: int) -> float:
     return statistics.median(found)
 
 
-def costs(history: History) -> tuple[int, float, float]:
-    """Return a word's bytes, and microseconds to show and log it, and to propose what is next."""
+def costs(history: History) -> tuple[int, float, float, float]:
+    """Return a word's bytes, and microseconds to show and log it, to choose, and to propose."""
     alive = [history[name] for name in history.alive]
     proposal = Proposal(None, 0.1, stacks=alive[0].specs)
     task = Task("9999", 1, proposal, Slice(images=8), 0, make_settings({}))
@@ -82,17 +83,22 @@ def costs(history: History) -> tuple[int, float, float]:
         keep = (8, Meter(history.budget), SilentDisplay(), Stop(), "cpu", lambda: history)
         keeper = RunKeeper(Path(folder), *keep)
         word = timed(lambda: keeper.report(task, SEEN, POINT), 50)
-    propose = timed(lambda: policy.propose(alive, history), 5)
-    return len(pickle.dumps(words[0])), word, propose
+    child = replace(alive[0], id="9999", parent=alive[0].id, round=history.round)
+
+    def choose() -> None:
+        policy.select([child, *alive], history.with_round((child,), history.alive))
+
+    times = timed(choose, 5), timed(lambda: policy.propose(alive, history), 5)
+    return len(pickle.dumps(words[0])), word, *times
 
 
 def main() -> None:
     """Print the table."""
-    print("| tried | a word's bytes | to show and log it, µs | to propose, µs |")
-    print("|---|---|---|---|")
+    print("| tried | a word's bytes | to show and log it, µs | to choose, µs | to propose, µs |")
+    print("|---|---|---|---|---|")
     for tried in TRIED:
-        size, word, propose = costs(history_of(tried))
-        print(f"| {tried:,} | {size:,} | {word:.0f} | {propose:,.0f} |")
+        size, word, *rest = costs(history_of(tried))
+        print(f"| {tried:,} | {size:,} | {word:.0f} | {rest[0]:,.0f} | {rest[1]:,.0f} |")
 
 
 if __name__ == "__main__":

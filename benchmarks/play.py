@@ -24,7 +24,8 @@ class Figures:
     Attributes:
         tasks: seconds that children took in their workers.
         lone: seconds of those that had none beside them, since one was all that was proposed.
-        lonely: how many of these there are for a round; freely they come before all others.
+        lonely: how many of these there are for a round.
+        early: how many of these come before all others; freely there are no more.
         falls: by what factor scores changed from parent to child.
         head: seconds that the head is busy with a child, and ``older`` more for each one before it.
         watch: share of its time in which the head looks at what workers tell.
@@ -42,6 +43,7 @@ class Figures:
     tasks: tuple[float, ...]
     lone: tuple[float, ...]
     lonely: float
+    early: int
     falls: tuple[float, ...]
     head: float
     older: float
@@ -155,7 +157,7 @@ class Play:
 
     def freely(self, seconds: float) -> None:
         """Play without rounds: who is done takes the next proposal."""
-        self.alone(len(self.figures.lone))
+        self.alone(self.figures.early)
         # Of each worker's child: its end, how long it takes, and the score of its parent.
         crew = range(min(self.workers, self.figures.there))
         flying = [(*self.child(self.now, fetched=False), self.score) for _ in crew]

@@ -1,20 +1,21 @@
 """How a search scales: measured here with one and two workers, simulated past this machine.
 
-    python benchmarks/scaling.py measure     # searches on Ray, 1 and 2 workers; 20 to 40 minutes;
+    python benchmarks/scaling.py measure     # searches on Ray, 1 and 2 workers; some 25 minutes;
                                              # each search is kept, and not run again
     python benchmarks/scaling.py simulate    # 1 to 2,000 workers, from what was measured
     python benchmarks/scaling.py labels      # per-label training, one and two labels at a time:
                                              # ten labels in all, and as many as workers
 
-``measure`` runs one search in rounds and freely, each child on one core, and keeps: candidates an
+``measure`` runs one search in rounds and, of two workers, freely (a single one goes in rounds
+either way), each child on one core, and keeps: candidates an
 hour, utilisation (the workers' time in children over all of their time), how long each child took,
-how long the head is busy with each one (by itself, and for each that was tried before: saving,
-choosing, proposing), for what share of its time it looks at what workers tell, what it costs Ray to
+how long the head is busy with each one (saving, choosing, proposing), and for each that was tried
+before (by head.py), for what share of its time it looks at what workers tell, what it costs Ray to
 carry an empty task, how long a new worker takes to begin, and how large a pair's files are.
 
 ``simulate`` plays events by these figures (play.py).
 What a single machine cannot tell is assumed, and said: the link, the failures, workers a machine.
-It is fed by the searches of one worker; its predictions for those of two, given how long their own
+It is fed by the search of one worker; its predictions for those of two, given how long their own
 children took, are its test: where one is off by more than 15 % the exit status is 1. No more is
 tried at once than a pair has growths.
 """
@@ -37,7 +38,7 @@ from pathlib import Path
 from typing import Any
 from unittest import mock
 
-import numpy as np
+from head import TRIED, costs, history_of
 from play import Figures, play
 
 import growgan as gg
@@ -52,7 +53,9 @@ OUT = Path("runs/scaling")
 OFF = 0.15  # that a prediction for two workers may be
 TRIES = 3  # growths a round, beside the unchanged child, where the measured searches go in rounds
 TRIAL = 0.03  # share of one worker's images that each child trains on
+SEARCHES = ((1, False), (2, False), (2, True))  # workers, and whether freely
 WORKERS = (1, 2, 8, 64, 512, 2000)
+LONGER = (1, 20)  # times as long as measured, for simulated children
 SEARCH: dict[str, Any] = {
     "policy": "dynamic",
     "threads": 1,
@@ -134,8 +137,6 @@ def searched(ray: Any, workers: int, free: bool, images: int) -> dict[str, Any]:
     count = len(tried)
     head = sum(sum(times[name]) for name in ("_record", "_select", "_proposals"))
     watch = sum(sum(times.get(name, [])) for name in ("_words", "report"))
-    # Freely there is a choice for each child; what it takes may grow with what was tried.
-    older = sum(map(slope, (times["_select"], times["_proposals"]))) if free else 0.0
     return {
         "workers": workers,
         "free": free,
@@ -145,18 +146,13 @@ def searched(ray: Any, workers: int, free: bool, images: int) -> dict[str, Any]:
         "tasks": tasks,
         "lone": lone,
         "lonely": len(lone) / rounds if rounds else 0.0,
+        "early": sum(event["round"] < opened for event in rest),
         "falls": [e["score"] / scores[e["parent"]] for e in rest if e["score"] and e["parent"]],
         "head": head / count,
         "watch": watch / run.events[-1]["elapsed"],
-        "older": older,
         "begin": statistics.mean(times["_begin"]),
         **beside,
     }
-
-
-def slope(taken: list[float]) -> float:
-    """Return by how many seconds each call took longer than the one before, 0 at least."""
-    return max(0.0, float(np.polyfit(np.arange(len(taken)), taken, 1)[0]))
 
 
 def carried(ray: Any, run: gg.Run) -> dict[str, float]:
@@ -188,11 +184,18 @@ def measure(kept: dict[str, Any], images: int) -> Iterator[dict[str, Any]]:
     same = made.items() <= kept.items()
     rows = list(kept["searches"]) if same else []
     done = {(row["workers"], row["free"]) for row in rows}
-    for workers in range(1, min(2, os.cpu_count() or 1) + 1):
-        for free in (False, True):
-            if (workers, free) not in done:
-                rows.append(searched(ray, workers, free, images * workers))
-                yield {**made, "searches": rows}
+    for workers, free in SEARCHES[: 1 if os.cpu_count() == 1 else None]:
+        if (workers, free) not in done:
+            rows.append(searched(ray, workers, free, images * workers))
+            yield {**made, "searches": rows}
+    yield {**made, "searches": rows, "older": older()}
+
+
+def older() -> float:
+    """Return how much longer the head takes with each child for one more that was tried before."""
+    first, last = TRIED[0], TRIED[-1]
+    taken = {tried: sum(costs(history_of(tried))[2:]) for tried in (first, last)}
+    return 1e-6 * (taken[last] - taken[first]) / (last - first)
 
 
 def labels() -> Iterator[dict[str, Any]]:
@@ -220,29 +223,22 @@ def labels() -> Iterator[dict[str, Any]]:
     yield {"labels": rows}
 
 
-def figures_of(kept: dict[str, Any], own: dict[str, Any]) -> Figures:
-    """Return what the searches of one worker have shown, and how long children took in ``own``.
+def figures_of(kept: dict[str, Any], own: dict[str, Any], longer: int = 1) -> Figures:
+    """Return what the search of one worker has shown, and how long children took in ``own``.
 
-    Workers that share a core slow each other down, and each search tries other growths.
+    Workers that share a core slow each other down, and each search tries other growths. Children
+    take so many times as long as these.
     """
-    alone = [row for row in kept["searches"] if row["workers"] == 1]
-    free = next(row for row in alone if row["free"])
-
-    def mean(name: str) -> float:
-        return statistics.mean(row[name] for row in alone)
-
+    (alone,) = (row for row in kept["searches"] if row["workers"] == 1)
+    shared = ("head", "watch", "begin", "carry", "start", "size")
     return Figures(
-        tasks=tuple(own["tasks"]),
-        lone=tuple(own["lone"]),
+        tasks=tuple(longer * seconds for seconds in own["tasks"]),
+        lone=tuple(longer * seconds for seconds in own["lone"]),
         lonely=own["lonely"],
-        falls=tuple(f for row in alone for f in row["falls"]),
-        head=mean("head"),
-        older=free["older"],
-        watch=mean("watch"),
-        begin=mean("begin"),
-        carry=mean("carry"),
-        start=mean("start"),
-        size=mean("size"),
+        early=own["early"],
+        falls=tuple(alone["falls"]),
+        older=kept["older"],
+        **{name: alone[name] for name in shared},
     )
 
 
@@ -252,8 +248,8 @@ def show(kept: dict[str, Any], hours: float) -> float:
     That is a share of what was measured, of candidates an hour or of utilisation.
     """
     worst = 0.0
-    alone = {row["free"]: row for row in kept["searches"] if row["workers"] == 1}
-    figures = figures_of(kept, alone[True])
+    (alone,) = (row for row in kept["searches"] if row["workers"] == 1)
+    figures = figures_of(kept, alone)
     print(
         f"{kept['machine']}; a child {statistics.mean(figures.tasks):.1f} s, the head "
         f"{1e3 * (figures.head + figures.begin):.0f} ms, {figures.size / 1e6:.1f} MB"
@@ -271,17 +267,19 @@ def show(kept: dict[str, Any], hours: float) -> float:
             f"| {row['workers']} | {kind} | {row['rate']:.0f} | {seen.rate:.0f} "
             f"| {row['utilisation']:.0%} | {seen.utilisation:.0%} |"
         )
-    print("\n| workers | | candidates an hour | utilisation | head | link | hours to a tenth |")
-    print("|---|---|---|---|---|---|---|")
-    for workers in WORKERS:
-        for free in (False, True):
-            figures = figures_of(kept, alone[free])
-            seen = play(figures, workers, free, hours, max(workers, TRIES + 1))
-            print(
-                f"| {workers:,} | {'free' if free else 'rounds'} | {seen.rate:,.0f} "
-                f"| {seen.utilisation:.0%} | {seen.head:.0%} | {seen.link:.0%} "
-                f"| {seen.reached:.2f} |"
-            )
+    for longer in LONGER:
+        print(f"\nEach child {longer} times as long:" if longer > 1 else "")
+        print("| workers | | candidates an hour | utilisation | head | link | hours to a tenth |")
+        print("|---|---|---|---|---|---|---|")
+        for workers in WORKERS:
+            for free in (False, True):
+                figures = figures_of(kept, alone, longer)
+                seen = play(figures, workers, free, longer * hours, max(workers, TRIES + 1))
+                print(
+                    f"| {workers:,} | {'free' if free else 'rounds'} | {seen.rate:,.0f} "
+                    f"| {seen.utilisation:.0%} | {seen.head:.0%} | {seen.link:.0%} "
+                    f"| {seen.reached:.2f} |"
+                )
     return worst
 
 
@@ -289,8 +287,10 @@ def main() -> None:
     """Read the command line, measure or simulate, keep and print the figures."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("what", choices=("measure", "simulate", "labels"))
-    parser.add_argument("--images", type=int, default=150_000, help="a worker, of each search")
-    parser.add_argument("--hours", type=float, default=2.0, help="that simulated searches take")
+    parser.add_argument("--images", type=int, default=40_000, help="a worker, of each search")
+    parser.add_argument(
+        "--hours", type=float, default=2.0, help="that simulated searches take, of such children"
+    )
     given = parser.parse_args()
     kept = json.loads(RESULTS.read_text()) if RESULTS.exists() else {}
     made: dict[str, Callable[[], Iterator[dict[str, Any]]]] = {
@@ -301,7 +301,7 @@ def main() -> None:
     for found in made[given.what]():
         kept |= found
         RESULTS.write_text(json.dumps(kept, indent=1) + "\n")
-    if len(kept.get("searches", ())) > 1 and (worst := show(kept, given.hours)) > OFF:
+    if "older" in kept and (worst := show(kept, given.hours)) > OFF:
         sys.exit(f"the predictions for two workers are off by {worst:.0%}, more than {OFF:.0%}")
 
 

@@ -34,6 +34,7 @@ RESULTS = Path(__file__).parent / "results" / "tasks.jsonl"
 RUNS = Path("runs/tasks")
 COLOURS, MASKS, GLYPHS, FASHION = "glyphs:rgb", "glyphs:mask", "glyphs", "fashion-mnist"
 ALONE = {"regularisers": {"l1": {"weight": 1e4}}}
+PROJECTION = {"conditioning": "projection"}
 CONTRARY = {"conditioning_options": {"contrary": 1.0}}
 
 # Group: name, task, data (and truth), pixels, minutes, what differs from the task's own, seeds.
@@ -63,7 +64,7 @@ CELLS: dict[str, list[Cell]] = {
     "srgan": [
         (f"{data}, {side // 4} to {side}{more}", "srgan:4", (data,), side, minutes, changes, 1)
         for data, side, minutes in ((FASHION, 32, 3), (GLYPHS, 64, 5))
-        for more, changes in (("", {}), (", L1 alone", ALONE))
+        for more, changes in (("", {}), (", projection", PROJECTION), (", L1 alone", ALONE))
     ],
     "text2image": [
         ("two stages", "text2image", ("glyphs:captions",), 32, 10, {}, 1),
@@ -72,7 +73,7 @@ CELLS: dict[str, list[Cell]] = {
     "semi": [(f"{n} labels", f"semi:{n}", (FASHION,), 32, 1.5, {}, 5) for n in (100, 500, 1000)],
     "anogan": [(f"class {k}", f"anogan:{k}", (FASHION,), 32, 1.5, {}, 1) for k in range(10)],
     "next-frame": [
-        (f"glyphs{more}", "next-frame:moving", (GLYPHS,), 32, 4, changes, 1)
+        (f"glyphs{more}", "next-frame:moving", (GLYPHS,), 32, 8, changes, 1)
         for more, changes in (("", {}), (", L1 alone", ALONE))
     ],
     "augment": [

@@ -10,7 +10,7 @@ import sys
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -89,6 +89,9 @@ class Shuffled:
         self.flying: list[tuple[Task, Gan | None]] = []
         self.most = 0
 
+    def run(self, tasks: Iterable[Task]) -> Iterator[Outcome]:
+        yield from self.inner.run(tasks)
+
     def submit(self, task: Task) -> None:
         parent = task.proposal.parent
         self.flying.append((task, self.inner.parent(parent) if parent else None))
@@ -132,6 +135,16 @@ def test_without_rounds_every_worker_has_something_to_do(
     gg.grow(data, out=tmp_path / "run", images=3200, resume=True)
     later = [e["id"] for e in run.events if e["event"] == "candidate"]
     assert len(set(later)) == len(later) > len(names)
+
+
+def test_a_single_free_worker_tries_growths_as_rounds_do(
+    data: ImageSet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    alone = gg.grow(data, out=tmp_path / "rounds", images=2400, settings=settings())
+    freely(data, tmp_path / "free", monkeypatch, workers=1)
+    found = told(gg.Run.open(tmp_path / "free"))
+    assert {event["growth"] for event in found if "growth" in event} - {"train on"}
+    assert found == told(alone)
 
 
 def check_parents(children: list[dict[str, Any]]) -> None:

@@ -29,7 +29,8 @@ def ideal(playing: ModuleType) -> Any:
     """Tasks of ten seconds, and nothing else takes time."""
     nothing = dict.fromkeys("head older watch begin carry start size failures".split(), 0.0)
     enough = {"drawn": 10_000, "there": 10_000}
-    return playing.Figures(tasks=(10.0,), lone=(), lonely=0.0, falls=(0.9,), **nothing, **enough)
+    nothing |= {"lonely": 0.0, "early": 0}
+    return playing.Figures(tasks=(10.0,), lone=(), falls=(0.9,), **nothing, **enough)
 
 
 @pytest.mark.parametrize("free", [False, True])
@@ -80,7 +81,7 @@ def test_a_child_alone_leaves_the_other_workers_idle(playing: ModuleType, ideal:
     figures = replace(ideal, lone=(10.0,), lonely=1.0)
     seen = playing.play(figures, 4, False, hours=1, children=4)  # 10 s of one, then of four
     assert seen.utilisation == pytest.approx(5 / 8, abs=0.01)
-    figures = replace(ideal, lone=(1800.0,), lonely=0.0)  # freely once, and then no more
+    figures = replace(ideal, lone=(1800.0,), early=1)  # freely once, and then no more
     seen = playing.play(figures, 4, True, hours=1, children=4)
     assert seen.utilisation == pytest.approx(5 / 8, abs=0.01)
 

@@ -90,8 +90,8 @@ class Executor(Protocol):
         """Yield an outcome for each task, in their order."""
 
 
-class Crew(Protocol):
-    """Workers that take tasks whenever they are free."""
+class Crew(Executor, Protocol):
+    """Workers that take tasks whenever they are free, too."""
 
     @property
     def workers(self) -> int:

@@ -83,27 +83,36 @@ class Search:
 
     def run(self, executor: Executor) -> Candidate | None:
         """Go on until the budget is spent or nothing trains any more; return the best candidate."""
-        while self._goes_on():
-            proposals = self._proposals()
-            self._ended = False
-            children = list(self._unselected)
-            for outcome in executor.run(self._tasks(proposals[len(children) :])):
-                children.append(self._record(outcome))
-            if not children:
-                break
-            self._select(children)
+        while self._goes_on() and self._round(executor):
+            pass
         return self._finished()
+
+    def _round(self, executor: Executor) -> bool:
+        """Train a round's children and choose among them; return whether there were any."""
+        proposals = self._proposals()
+        self._ended = False
+        children = list(self._unselected)
+        for outcome in executor.run(self._tasks(proposals[len(children) :])):
+            children.append(self._record(outcome))
+        if children:
+            self._select(children)
+        return bool(children)
 
     def run_freely(self, crew: Crew) -> Candidate | None:
         """Go on as :meth:`run` does, without rounds: who is free takes the next proposal at once.
 
         Each child that is finished stands against those that live, and the history that the next
-        proposal is made of holds it.
+        proposal is made of holds it. A single worker goes in rounds: nobody waits for it, and the
+        first of its proposals would always be to train on.
         """
-        if self._unselected:
-            self._select(self._unselected)
         flying: dict[str, Task] = {}
         while True:
+            if not flying and crew.workers == 1:
+                if not self._goes_on() or not self._round(crew):
+                    break
+                continue
+            if self._unselected:  # of a round that was cut short
+                self._select(self._unselected)
             while len(flying) < crew.workers and self._goes_on(flying.values()):
                 task = self._next(flying.values())
                 if task is None:
