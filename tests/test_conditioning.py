@@ -32,7 +32,7 @@ from growgan.nets.modifier import Modifier, spectral_bound
 from growgan.nets.players import Discriminator, Generator, build
 from growgan.nets.presets import PRESETS
 from growgan.nets.presets.base import ROLES
-from growgan.nets.spec import StackSpec
+from growgan.nets.spec import LayerSpec, StackSpec
 from growgan.nets.wishes import labelled, one_hot
 from growgan.objectives import make_objective
 from growgan.objectives.conditioning import CONDITIONINGS, make_conditioning
@@ -406,7 +406,7 @@ def test_every_conditioning_trains_every_parameter(
     if missing:
         labels = np.where(np.arange(200) % 3 == 0, -1, np.asarray(data.labels))
         data = replace(data, labels=labels)
-    if name in ("image", "domains"):
+    if name in ("image", "image-projection", "domains"):
         data = replace(data, given=np.array(data.images))
     options = {"p2gan": {"adaptive": 1}, "projection": {"contrary": 1.0}}.get(name, {})
     settings = make_settings(
@@ -458,6 +458,53 @@ def test_no_image_keeps_its_label_in_the_contrary_term(
     term = objective._contrary(cast(Step, made))
     assert torch.isfinite(term) and len(asked) == 2
     assert all(torch.equal(wrong.sort(0).values, y.sort(0).values) for wrong in asked)
+
+
+def test_the_last_given_channels_alone_may_be_another_images() -> None:
+    options = {"contrary": 1.0, "turned": 2}
+    values = {"conditioning": "image", "conditioning_options": options, "batch": 6}
+    objective = make_objective(make_settings(values))
+    asked: list[Tensor] = []
+
+    def judge(images: Tensor, wrong: Tensor) -> Tensor:
+        asked.append(wrong.view(6, 3, 4, 4))
+        return images.mean((1, 2, 3))
+
+    x = noise(6, 1, 4, 4)
+    given = noise(6, 3, 4, 4)
+    made = SimpleNamespace(
+        labels=torch.empty(6, 0), real=x, fake=x, rng=torch.Generator().manual_seed(3), memory={},
+        discriminator=judge, augment=lambda images: images, real_logits=noise(6),
+        given=given, labels_of=lambda images: (given.flatten(1),),
+    )  # fmt: skip
+    objective._contrary(cast(Step, made))
+    for wrong in asked:
+        assert torch.equal(wrong[:, :1], given[:, :1])
+        assert all(not torch.equal(wrong[k, 1:], given[k, 1:]) for k in range(6))
+        assert torch.equal(wrong[:, 1:].sort(0).values, given[:, 1:].sort(0).values)
+
+
+@pytest.mark.parametrize("patches", [False, True])
+def test_a_projection_of_the_given_image_is_its_product_with_features(patches: bool) -> None:
+    layers = (LayerSpec("x0", "strided", 8, 3, 2),)
+    spec = StackSpec(
+        "discriminator", (4, 4), 1, 12, layers, given=2, judging="image", patches=patches
+    )
+    d = build(spec, 0)
+    assert isinstance(d, Discriminator) and spec.seen == 1
+    x, c = noise(3, 1, 8, 8), noise(3, 2, 8, 8)
+    features = d.features(x, c.flatten(1))
+    told = d.judge(features, c.flatten(1)) - d.judge(features, torch.zeros(3, 128))
+    # The given image is as fine as half of the 4 x 4 pixels a place: each is seen twice a side.
+    cells = c.repeat_interleave(2, 2).repeat_interleave(2, 3).view(3, 2, 4, 4, 4, 4)
+    places = cells.permute(0, 2, 4, 1, 3, 5).reshape(3, 16, 32)
+    read = d.readouts["c"]
+    if patches:
+        expected = (read(features.view(3, 12, 16).mT) * places).sum(-1)
+    else:
+        flat = places.mT.reshape(3, 32 * 16)
+        expected = (read(features) * flat).sum(-1)
+    assert told.shape == expected.shape and torch.allclose(told, expected, atol=1e-5)
 
 
 @pytest.mark.parametrize("loss", ["relativistic", "wasserstein"])

@@ -229,3 +229,7 @@ def test_the_command_trains_a_task_and_prints_its_figures(
     ):
         assert main(["grow", *dry, "--task", task]) == 2
         assert words in capsys.readouterr().err
+    dry[0] = "glyphs:captions,count=200"
+    for task in ("text2image", "text2image:direct"):
+        assert main(["grow", *dry, "--task", task]) == 0
+        assert "16x16" in capsys.readouterr().out

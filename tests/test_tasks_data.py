@@ -160,6 +160,18 @@ def test_two_kinds_keep_what_they_show_and_have_names_of_their_own() -> None:
     assert isinstance(without, Sides) and without.shown is None
 
 
+def test_files_are_frames_by_the_numbers_in_their_names(tmp_path: Path) -> None:
+    for k in range(2 * LENGTH):
+        Image.new("L", (8, 8), 4 * k).save(tmp_path / f"frame{k}.png")
+    films = prepare("next-frame:frames", load_images(str(tmp_path), resolution=8))
+    values = films.images[:, 0, 0, 0].astype(int) // 4
+    assert values.tolist() == [*range(SEEN, LENGTH), *range(LENGTH + SEEN, 2 * LENGTH)]
+    (tmp_path / "frame7.png").write_bytes(b"no image")
+    broken = load_images(str(tmp_path), resolution=8, max_broken=0.1)
+    with pytest.raises(UserError, match="1 broken files, so that films would leap: frame7"):
+        prepare("next-frame:frames", broken)
+
+
 def test_films_lie_within_clips_and_are_held_out_whole() -> None:
     data = replace(numbered(100), labels=np.arange(100) // 20, classes=tuple("ABCDE"))
     films = prepare("next-frame:frames", data)

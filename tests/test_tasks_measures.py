@@ -153,10 +153,35 @@ def test_scores_of_anomalies_by_hand() -> None:
     assert both == pytest.approx(0.25 + float(apart.detach().square().mean()), rel=1e-5)
 
 
-def test_images_without_a_label_are_not_usual(sides: ImageSet) -> None:
+def test_all_unusual_images_are_measured_on_and_none_without_a_label(sides: ImageSet) -> None:
     labels = sides.labels.copy()  # type: ignore[union-attr]
     labels[:50] = -1
-    assert len(TASKS["anogan"].taught(replace(sides, labels=labels), "below", 0)) == 75
+    given = replace(sides, labels=labels)
+    seen, new = TASKS["anogan"].split(given, "below")
+    odd = sides.classes.index("below")
+    assert seen.labels is not None and new.labels is not None
+    assert set(seen.labels) == {1 - odd} and (new.labels == odd).sum() == (labels == odd).sum()
+    held = (new.labels != odd).sum()
+    assert held == round(0.1 * (labels == 1 - odd).sum()) and (new.labels >= 0).all()
+    assert len(seen) + held == (labels == 1 - odd).sum()
+    with pytest.raises(UserError, match="compares unusual images with a tenth of the usual"):
+        TASKS["anogan"].split(given.subset(np.flatnonzero(labels == odd)), "below")
+
+
+def test_some_images_are_of_all_classes_where_rows_are_sorted(sides: ImageSet) -> None:
+    labels = np.sort(sides.labels)  # type: ignore[arg-type]
+    found = base.some(replace(sides, labels=labels), 40)
+    assert len(found) == 40 and 8 < (found.labels == 0).sum() < 32
+    assert len(base.some(sides, 10**6)) == len(sides)
+
+
+def test_likeness_of_many_images_is_the_mean_of_its_parts() -> None:
+    rng = torch.Generator().manual_seed(0)
+    made, truth = torch.randint(0, 256, (2, 150, 1, 16, 16), generator=rng, dtype=torch.uint8)
+    whole = base.likeness(made, truth)
+    each = [base.likeness(made[k : k + 1], truth[k : k + 1]) for k in range(150)]
+    for name, value in whole.items():
+        assert value == pytest.approx(np.mean([found[name] for found in each]), rel=1e-9)
 
 
 @pytest.mark.parametrize("judging", ["heads", "projection"])

@@ -22,7 +22,16 @@ from growgan.data import ImageSet, load_images
 from growgan.data.captioned import COLOURS, SHADE, slots
 from growgan.errors import UserError
 from growgan.tasks import TASKS, sketch, train_task
-from growgan.tasks.sketch import CODE, Sketcher, Words, coarse, given_for, learn, words_of
+from growgan.tasks.sketch import (
+    CODE,
+    Pretrained,
+    Sketcher,
+    Words,
+    coarse,
+    given_for,
+    learn,
+    words_of,
+)
 from growgan.tasks.text2image import agreement, said
 
 INKS, PLACES = ("red", "green", "blue", "black", "gray", "white"), tuple("ABCDEF")
@@ -172,24 +181,52 @@ class Tokens(dict[str, torch.Tensor]):
 class Reader(nn.Module):
     """As a text model of the hub is called: features of a token are its number, and its square."""
 
-    config = SimpleNamespace(hidden_size=2)
+    config = SimpleNamespace(is_encoder_decoder=False)
 
     def forward(self, input_ids: torch.Tensor, attention_mask: torch.Tensor) -> Any:
         x = input_ids.float()
         return SimpleNamespace(last_hidden_state=torch.stack([x, x * x], 2))
 
 
-def test_a_pretrained_text_encoder_is_read_by_its_name(
-    monkeypatch: pytest.MonkeyPatch, bars: ImageSet, tmp_path: Path
-) -> None:
-    named: list[str] = []
+class TwoTowers(nn.Module):
+    """A network of texts and images, as CLIP: called as a whole it wants both."""
 
-    def tokenize(texts: Sequence[str], **how: Any) -> Tokens:
+    config = SimpleNamespace(is_encoder_decoder=False)
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.text_model = Reader()
+
+
+class Translator(nn.Module):
+    """A network that reads a text and writes another, as T5."""
+
+    config = SimpleNamespace(is_encoder_decoder=True)
+
+    def get_encoder(self) -> nn.Module:
+        return Reader()
+
+
+class Tokenizer:
+    """Words by their lengths, filled up with zeros, where it is told by which token."""
+
+    pad_token: str | None = None
+    eos_token = "end"
+
+    def __call__(self, texts: Sequence[str], **how: Any) -> Tokens:
         assert how == {"padding": True, "truncation": True, "return_tensors": "pt"}
+        assert self.pad_token is not None
         longest = max(len(text.split()) for text in texts)
         ids = [[len(w) for w in t.split()] + [0] * (longest - len(t.split())) for t in texts]
         numbers = torch.tensor(ids)
         return Tokens(input_ids=numbers, attention_mask=(numbers > 0).long())
+
+
+@pytest.mark.parametrize("kind", [Reader, TwoTowers, Translator])
+def test_a_pretrained_text_encoder_is_read_by_its_name(
+    monkeypatch: pytest.MonkeyPatch, bars: ImageSet, tmp_path: Path, kind: type[nn.Module]
+) -> None:
+    named: list[str] = []
 
     def loader(found: Any) -> Any:
         def load(name: str) -> Any:
@@ -201,13 +238,28 @@ def test_a_pretrained_text_encoder_is_read_by_its_name(
     module = ModuleType("transformers")
     module.__spec__ = ModuleSpec("transformers", None)
     monkeypatch.setitem(sys.modules, "transformers", module)
-    monkeypatch.setattr(module, "AutoTokenizer", loader(tokenize), raising=False)
-    monkeypatch.setattr(module, "AutoModel", loader(Reader()), raising=False)
+    monkeypatch.setattr(module, "AutoTokenizer", loader(Tokenizer()), raising=False)
+    monkeypatch.setattr(module, "AutoModel", loader(kind()), raising=False)
     made = learn(bars.subset(np.arange(64)), "some/encoder", 0)
     assert named == ["some/encoder"] * 2
+    assert isinstance(made.text, Pretrained) and made.text.size == 2
     read = made.text.read(["ab abcd", "abc"])
     assert read.tolist() == [[3.0, 10.0], [3.0, 9.0]]  # means over tokens, padding left out
     made.write_to(tmp_path / "s", "some/encoder")
     again = Sketcher.read_from(tmp_path / "s")
     first, second = (given_for(each, bars.classes[:3], (8, 8), 1) for each in (made, again))
     assert np.array_equal(first, second)
+
+
+def test_a_text_encoder_that_is_not_there_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    def load(name: str) -> Any:
+        raise OSError(f"{name} is not a local folder")
+
+    module = ModuleType("transformers")
+    module.__spec__ = ModuleSpec("transformers", None)
+    monkeypatch.setitem(sys.modules, "transformers", module)
+    for name in ("AutoTokenizer", "AutoModel"):
+        found = SimpleNamespace(from_pretrained=load)
+        monkeypatch.setattr(module, name, found, raising=False)
+    with pytest.raises(UserError, match="text encoder 'no/such' cannot be had: no/such is not"):
+        Pretrained("no/such")

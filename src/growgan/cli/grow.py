@@ -192,7 +192,7 @@ def _run(
     if told is None:
         settings = _settings(known, start(min(found.resolution)), given, overrides)
     if dry_run:
-        _show(found, settings, limit)
+        _show(found, task, settings, limit)
         return
     how: dict[str, Any] = {"settings": settings, "budget": limit, "resume": resume}
     how["cluster"] = cluster
@@ -224,11 +224,15 @@ def _carried(task: str | None) -> Callable[..., None]:
     return partial(carry_out_task, task)
 
 
-def _show(data: ImageSet, settings: Settings, limit: Budget | None) -> None:
+def _show(data: ImageSet, task: str | None, settings: Settings, limit: Budget | None) -> None:
     """Print what a run would cost."""
     from growgan.cli.dry_run import show_stages
     from growgan.growth.run import for_data
+    from growgan.tasks.base import named
 
+    if task is not None:
+        found, _, kind = named(task)
+        data = found.outline(data, kind)
     show_stages(data, for_data(settings, data), limit)
 
 

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from dataclasses import replace
 from functools import cached_property
+from math import prod
 from typing import Self
 
 import torch
+import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
@@ -20,6 +22,8 @@ from growgan.nets.pretrained import Pretrained
 from growgan.nets.spec import StackSpec
 from growgan.nets.stack import Encoder, Stack
 from growgan.nets.wishes import label_map, labelled, one_hot
+
+DETAIL = 4  # pixels a side of a given image, for each place of D's base
 
 
 class Generator(Stack, Pretrained):
@@ -190,10 +194,12 @@ class Discriminator(Stack):
         if spec.judging == "concat":
             self.label = label_map(spec)
         width = self.form.end.width(spec)
-        self.patched = spec.patches and spec.judging in ("projection", "heads")
-        reads = spec.stem if self.patched else width
+        self.patched = spec.patches and spec.judging in ("projection", "heads", "image")
+        reads, sizes = spec.stem if self.patched else width, dict(spec.readouts)
+        if spec.judging == "image":
+            sizes["c"] = spec.given * DETAIL**2 * (1 if self.patched else prod(spec.base))
         self.readouts = nn.ModuleDict(
-            {name: Dense(reads, size, rate=spec.rate) for name, size in spec.readouts}
+            {name: Dense(reads, size, rate=spec.rate) for name, size in sizes.items()}
         )
         if spec.proxies:
             self.proxies = nn.Parameter(torch.randn(spec.classes, spec.proxies))
@@ -211,7 +217,8 @@ class Discriminator(Stack):
             assert y is not None
             y, given = y.split([self.spec.classes, self.spec.wish - self.spec.classes], 1)
             given = given.unflatten(1, (self.spec.given, *self.spec.resolution))
-            x = torch.cat([x, given.to(x.dtype)], 1)
+            if self.spec.judging != "image":
+                x = torch.cat([x, given.to(x.dtype)], 1)
         if self.spec.judging == "concat":
             assert y is not None
             maps = self.label(y).to(x.dtype)[:, :, None, None].expand(-1, -1, *x.shape[2:])
@@ -235,16 +242,19 @@ class Discriminator(Stack):
         To the logit of all classes comes that of their own: the projection <v_y, features>
         (Miyato & Koyama 2018), the difference of two such (Han et al. 2021), or the latter alone.
         Or it is log Σ_k exp of the scores of the classes (Salimans et al. 2016, section 5).
-        Where patches are judged each has a projection, or a logit of its class, of its own.
+        Where patches are judged each has a projection, or a logit of its class, of its own. Of a
+        given image c it is <V c, features>, c averaged to ``DETAIL`` pixels a side and place.
         """
         logits = self.end.judge(features) if self.spec.has_logit else features.new_zeros(())
+        if self.spec.judging == "image":
+            assert y is not None
+            read = self._placewise(features)
+            own = self.readouts["c"](read).float() * self._detail(y)
+            logits = _added(logits, own.sum(-1))
         y = None if y is None else y[:, : self.spec.classes]
         if self.spec.judging in ("projection", "heads", "difference"):
             assert y is not None
-            read = features
-            if self.patched:
-                read = features.unflatten(1, (self.spec.stem, -1)).mT  # [N, P, stem]
-            own = self.readouts["p"](read).float()
+            own = self.readouts["p"](self._placewise(features)).float()
             if self.spec.judging == "difference":
                 own = own - self.readouts["q"](features).float()
             logits = _added(logits, (own * (y[:, None] if self.patched else y)).sum(-1))
@@ -253,6 +263,17 @@ class Discriminator(Stack):
         if self.spec.kernels:  # beside the others, as if features had been appended
             logits = _added(logits, self.closeness(self.discrimination(features)).flatten())
         return logits
+
+    def _placewise(self, features: Float[Tensor, "n d"]) -> Tensor:
+        """Return features as readouts see them: [N, P, stem] where patches are judged."""
+        return features.unflatten(1, (self.spec.stem, -1)).mT if self.patched else features
+
+    def _detail(self, y: Float[Tensor, "n k"]) -> Tensor:
+        """Return what of the given images each place is compared with: [N, P, D], or [N, D]."""
+        given = y[:, self.spec.classes :].unflatten(1, (self.spec.given, *self.spec.resolution))
+        height, width = (DETAIL * side for side in self.spec.base)
+        cells = F.pixel_unshuffle(F.adaptive_avg_pool2d(given.float(), (height, width)), DETAIL)
+        return cells.flatten(2).mT if self.patched else cells.flatten(1)
 
     def forward(
         self, x: Float[Tensor, "n c h w"], y: Float[Tensor, "n k"] | None = None

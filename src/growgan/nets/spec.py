@@ -16,7 +16,7 @@ from growgan.config import Rate
 from growgan.errors import UserError
 
 Role = Literal["generator", "discriminator"]
-Judging = Literal["plain", "concat", "projection", "difference", "heads", "classes"]
+Judging = Literal["plain", "concat", "projection", "difference", "heads", "classes", "image"]
 
 # Bounds that are checked before anything is allocated: a spec may come from a stranger's file.
 # By how much the heads of a form resample, where they do.
@@ -88,7 +88,8 @@ class StackSpec:
         modifier: blocks of an invertible map of latents and label, which alone learns (G only):
             all behind it is frozen, and knows no labels; 0 for none.
         judging: how D uses the label: "plain", "concat", "projection", "difference" or "heads";
-            "classes": not at all, its logit is what its scores of the classes come to.
+            "classes": not at all, its logit is what its scores of the classes come to; "image": a
+            projection of the image that is given, which its layers then do not see.
         continuous: how many of the classes, the last ones, are numbers and no classes.
         given: channels of the image that each sample is made from; 0: of latents alone.
         proxies: length of D's learnt direction for each class; 0 for none.
@@ -208,7 +209,8 @@ class StackSpec:
     @property
     def seen(self) -> int:
         """Maps that D's head reads: the image's channels, the given one's, those of a label."""
-        return self.channels + self.given + self.label_width * (self.judging == "concat")
+        given = self.given * (self.judging != "image")
+        return self.channels + given + self.label_width * (self.judging == "concat")
 
     @property
     def encodes(self) -> bool:

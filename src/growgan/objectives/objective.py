@@ -82,7 +82,8 @@ class Objective:
         et al. 2016, algorithm 1); without that a loss that only sees differences, as the
         relativistic one, would let all logits fall.
 
-        No image keeps its row's label and given image (a derangement). Where nothing is given, rows
+        No image keeps its row's label and given image (a derangement), or the last channels of it
+        where these alone are turned. Where nothing is given, rows
         are left out that share a label, or one of which has none: it may be the same.
         """
         n = len(step.real)
@@ -91,6 +92,9 @@ class Objective:
         turn = int(torch.randint(1, n, (), generator=step.rng, device=step.real.device))
         (right,) = step.labels_of(step.real)
         wrong = right.roll(turn, 0)
+        if turned := getattr(self.conditioning, "turned", 0):
+            own = max(0, right.shape[1] - turned * step.real[0, 0].numel())
+            wrong = torch.cat([right[:, :own], wrong[:, own:]], 1)
         labels, turned = step.labels, step.labels.roll(turn, 0)
         known = (labels.sum(1) > 0.5) & (turned.sum(1) > 0.5)
         other = known & ((turned * labels).sum(1) < 0.5) | bool(step.given.numel())
@@ -177,7 +181,10 @@ def _check_regularisers(
                 f"regulariser '{name}' has no meaning for the loss '{settings.loss}'; "
                 f"it is for: {', '.join(fit)}"
             )
-    if settings.conditioning in ("image", "infogan") and "replay" in regularisers:
+    if (
+        settings.conditioning in ("image", "image-projection", "infogan")
+        and "replay" in regularisers
+    ):
         raise UserError(
             f"regulariser 'replay' has no meaning for the conditioning '{settings.conditioning}': "
             "old fakes were made for something else"

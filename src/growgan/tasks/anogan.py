@@ -22,7 +22,7 @@ from growgan.data.files import combine
 from growgan.errors import UserError
 from growgan.growth.run import Run
 from growgan.nets.players import Discriminator, Generator, build
-from growgan.tasks.base import TASKS, Task, draw, labels_of
+from growgan.tasks.base import TASKS, TEST, Task, draw, labels_of, some
 from growgan.training.checkpoint import load_gan
 from growgan.training.runtime import make_runtime
 
@@ -32,7 +32,7 @@ FEATURES = 0.1  # λ: weight of D's features in the search (1703.05921, equation
 KAPPA = 1.0  # κ: of the encoder (f-AnoGAN, section 3.2)
 STEPS, RATE = 200, 0.05  # of the search for a latent
 ENCODER_STEPS, ENCODER_RATE, ENCODER_BATCH = 1_500, 1e-3, 64
-COMPONENTS = 32  # of the baseline
+COMPONENTS, USUAL = 32, 5_000  # of the baseline, and from how many usual images
 
 Rows = Float[Tensor, "n c h w"]
 Scores = Float[Tensor, " n"]
@@ -47,19 +47,30 @@ class Anomalies(Task):
         " nearest to them by search, by an encoder, and by principal components."
     )
 
-    def taught(self, seen: ImageSet, kind: str, seed: int) -> ImageSet:
-        """Return the images of all classes but one, which then need no labels.
-
-        What has no label may be unusual, and is left out.
+    def split(self, data: ImageSet, kind: str = "") -> tuple[ImageSet, ImageSet]:
+        """Return most usual images, and the others with all unusual ones; without a label none.
 
         Raises:
-            UserError: there are no labels, or no such class.
+            UserError: there are no labels, no such class, or not enough images of either kind.
         """
-        label = left_out(seen, kind)
-        assert seen.labels is not None
-        usual = seen.subset(np.flatnonzero((seen.labels != label) & (seen.labels >= 0)))
-        fingerprint = combine(usual.fingerprint, f"anogan:{label}")
-        return replace(usual, labels=None, classes=(), fingerprint=fingerprint)
+        label = left_out(data, kind)
+        assert data.labels is not None
+        odd = np.flatnonzero(data.labels == label)
+        usual = np.flatnonzero((data.labels != label) & (data.labels >= 0))
+        held = round(TEST * len(usual))
+        if not len(odd) or not held:
+            raise UserError(
+                f"task 'anogan' compares unusual images with a tenth of the usual ones, and "
+                f"'{data.name}' has {len(odd):,} and {len(usual):,} of them"
+            )
+        order = np.random.default_rng((len(usual), 0)).permutation(usual)
+        new = np.concatenate([odd, order[:held]])
+        return data.subset(np.sort(order[held:])), data.subset(np.sort(new))
+
+    def taught(self, seen: ImageSet, kind: str, seed: int) -> ImageSet:
+        """Return the images of all classes but one, which then need no labels."""
+        fingerprint = combine(seen.fingerprint, f"anogan:{left_out(seen, kind)}")
+        return replace(seen, labels=None, classes=(), fingerprint=fingerprint)
 
     def show(self, run: Run, kind: str, seen: ImageSet, new: ImageSet) -> dict[str, float]:
         """Return how often an unusual image scores above a usual one (AUROC), by three ways.
@@ -69,24 +80,25 @@ class Anomalies(Task):
         """
         label = left_out(new, kind)
         assert new.labels is not None
-        odd, usual = new.labels == label, (new.labels != label) & (new.labels >= 0)
-        rows = [np.flatnonzero(part)[:MEASURED] for part in (odd, usual)]
+        odd = new.labels == label
+        sides = [some(new.subset(np.flatnonzero(part)), MEASURED) for part in (odd, ~odd)]
         gan, runtime = load_gan(run.best.folder), make_runtime("cpu", "float32")
         g, d = gan.average.eval(), gan.discriminator.eval()
 
         def shown(pixels: Tensor) -> Tensor:
             return gan.shown(runtime.images(pixels))
 
-        x = shown(torch.from_numpy(np.array(new.images[np.concatenate(rows)])))
+        x = shown(torch.from_numpy(np.concatenate([side.images for side in sides])))
         ways: dict[str, Tensor] = {
             "by search": sought(g, d, x),
             "by an encoder": encoded(g, d, x, shown, seen),
-            "by PCA": rebuilt(x, shown(_some(seen, 5_000))),
+            "by PCA": rebuilt(x, shown(torch.from_numpy(np.array(some(seen, USUAL).images)))),
         }
+        unusual, half = len(sides[0]), min(SHOWN // 2, *map(len, sides))
         figures: dict[str, float] = {}
         for name, score in scores(ways, x, d).items():
-            figures[f"AUROC {name}"] = auroc(score[: len(rows[0])], score[len(rows[0]) :])
-        order = [*range(SHOWN // 2), *range(len(rows[0]), len(rows[0]) + SHOWN // 2)]
+            figures[f"AUROC {name}"] = auroc(score[:unusual], score[unusual:])
+        order = [*range(half), *range(unusual, unusual + half)]
         sheet = [x, *ways.values()]
         draw(run, [(each[order] * 127.5 + 128).clamp(0, 255).byte().numpy() for each in sheet])
         return figures
@@ -185,11 +197,6 @@ def auroc(unusual: np.ndarray[Any, Any], usual: np.ndarray[Any, Any]) -> float:
     """Return how often an unusual score is above a usual one, ties half (Mann and Whitney)."""
     above, same = unusual[:, None] > usual, unusual[:, None] == usual
     return float((above + same / 2).mean())
-
-
-def _some(data: ImageSet, count: int) -> Tensor:
-    rows = np.sort(np.random.default_rng(0).permutation(len(data))[:count])
-    return torch.from_numpy(np.array(data.images[rows]))
 
 
 # Minibatch deviation would let an image's score depend on those that are scored beside it.

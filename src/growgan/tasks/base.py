@@ -40,6 +40,7 @@ MEASURED = 2_000  # of these that are compared, at most
 SHOWN = 16  # of these on the sheet
 LEAST = 20  # images a class, on average, that a classifier learns from
 BLOCK = 1024  # images derived at once
+AT_ONCE = 64  # images compared at once, in float64
 PICTURE = "task"  # in the run's gallery: the sheet, and the figures beside it
 
 Images = UInt8[Tensor, "n c h w"]
@@ -83,7 +84,7 @@ class Task:
         """Raise the UserError that :meth:`taught` would of prepared images, where that is quick."""
         if self.quick:
             bare = replace(data, images=np.zeros((len(data), 1, 1, 1), np.uint8))
-            self.taught(self.split(bare)[0], kind, 0)
+            self.taught(self.split(bare, kind)[0], kind, 0)
 
     def prepare(
         self, name: str, kind: str, data: ImageSet, truth: ImageSet | None = None
@@ -93,9 +94,13 @@ class Task:
             raise UserError(f"task '{name}' takes one set of images")
         return data
 
-    def split(self, data: ImageSet) -> tuple[ImageSet, ImageSet]:
+    def split(self, data: ImageSet, kind: str = "") -> tuple[ImageSet, ImageSet]:
         """Return what may be trained on, and what is measured on."""
         return data.held_out(TEST)
+
+    def outline(self, data: ImageSet, kind: str) -> ImageSet:
+        """Return prepared images in the form in which the players are shown them."""
+        return data
 
     def taught(self, seen: ImageSet, kind: str, seed: int) -> ImageSet:
         """Return what the players are shown of what may be trained on."""
@@ -172,7 +177,7 @@ class Pairs(Task):
 
         Where there are labels, also how often a classifier of true images knows what is shown.
         """
-        rows = new.subset(np.arange(min(MEASURED, len(new))))
+        rows = some(new, MEASURED)
         figures, made = self.compared(run.best, rows)
         figures |= recognised(seen, rows, {"": made})
         assert rows.given is not None
@@ -245,7 +250,7 @@ def train_task(
     found, _, kind = named(task)
     own = found.start(min(data.resolution)) if published else found.small
     chosen = settings if isinstance(settings, Settings) else make_settings(own, settings or {})
-    seen, new = found.split(data)
+    seen, new = found.split(data, kind)
     taught = found.taught(seen, kind, chosen.seed)
     run = grow(taught, out=out, settings=chosen, **how)
     if join().first:
@@ -319,6 +324,15 @@ def labels_of(task: str, data: ImageSet) -> tuple[NDArray[np.int64], int]:
     return data.labels, int(counts.min())
 
 
+def some(data: ImageSet, count: int) -> ImageSet:
+    """Return so many of the images, all if there are fewer, in an order that is drawn by chance.
+
+    Rows of folders are sorted by class: the first of them are no sample.
+    """
+    order = np.random.default_rng((len(data), 1)).permutation(len(data))
+    return data.subset(order[:count])
+
+
 def some_of_each(data: ImageSet, count: int, seed: int) -> NDArray[np.int64]:
     """Return the rows of ``count`` images of each class, drawn by ``seed``."""
     rng = np.random.default_rng(seed)
@@ -332,13 +346,17 @@ def likeness(made: Images, truth: Images) -> dict[str, float]:
     PSNR and SSIM are means over images; the error of an image is at least 1e-10 of the squared
     range, so that equal ones have 100 dB.
     """
-    difference = (made.double() - truth.double()) / 255
-    square = difference.square().mean((1, 2, 3)).clamp(min=1e-10)
-    return {
-        "l1": float(255 * difference.abs().mean()),
-        "psnr": float((-10 * square.log10()).mean()),
-        "ssim": float(ssim(made, truth).mean()),
-    }
+    rows = []
+    for one, other in zip(made.split(AT_ONCE), truth.split(AT_ONCE), strict=True):
+        difference = (one.double() - other.double()).flatten(1) / 255
+        square = difference.square().mean(1).clamp(min=1e-10)
+        rows.append(
+            torch.stack(
+                [255 * difference.abs().mean(1), -10 * square.log10(), ssim(one, other).double()]
+            )
+        )
+    l1, psnr, similarity = torch.cat(rows, 1).mean(1).tolist()
+    return {"l1": l1, "psnr": psnr, "ssim": similarity}
 
 
 def recognised(seen: ImageSet, rows: ImageSet, sets: Mapping[str, Images]) -> dict[str, float]:

@@ -106,11 +106,11 @@ class Translation(Task):
             )
         )
 
-    def split(self, data: ImageSet) -> tuple[ImageSet, ImageSet]:
+    def split(self, data: ImageSet, kind: str = "") -> tuple[ImageSet, ImageSet]:
         """Return most images of both sets, and the others, chosen by chance.
 
         Of sets of one size the same rows are chosen. No image is in both parts, however often the
-        smaller set is repeated.
+        smaller set is repeated. The others are in an order that is drawn by chance.
         """
         assert isinstance(data, Sides)
         parts: list[list[Rows]] = [[], []]
@@ -119,8 +119,8 @@ class Translation(Task):
             held = max(1, round(TEST * size))
             if held >= size:
                 raise UserError(f"'{data.name}' needs two images of each kind at least")
-            for part, rows in zip(parts, (order[held:], order[:held]), strict=True):
-                part.append(np.sort(rows))
+            for part, rows in zip(parts, (np.sort(order[held:]), order[:held]), strict=True):
+                part.append(rows)
         seen, new = (self._both(data, *part) for part in parts)
         return seen, new
 

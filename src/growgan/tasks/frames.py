@@ -6,6 +6,7 @@ it has made. An L1 loss alone answers an open future with the mean of all, which
 
 from __future__ import annotations
 
+import re
 from dataclasses import replace
 from typing import ClassVar
 
@@ -20,6 +21,7 @@ from growgan.data.files import combine
 from growgan.errors import UserError, unknown
 from growgan.growth.run import Run
 from growgan.tasks.base import TASKS, TEST, Images, Task, draw, likeness, made_of
+from growgan.tasks.folders import stems
 from growgan.tasks.pix2pix import PUBLISHED, SMALL
 
 SEEN, AHEAD = 3, 10  # frames that G is given, and how many a film goes on
@@ -55,16 +57,16 @@ class NextFrame(Task):
             fingerprint=combine(data.fingerprint, f"{name}:{kind}"),
         )
 
-    def split(self, data: ImageSet) -> tuple[ImageSet, ImageSet]:
-        """Return most films, and the others, chosen by chance; no film is in both parts."""
+    def split(self, data: ImageSet, kind: str = "") -> tuple[ImageSet, ImageSet]:
+        """Return most films, and the others in an order drawn by chance; none is in both parts."""
         films = len(data) // AHEAD
         held = max(1, round(TEST * films))
         if held >= films:
             raise UserError(f"'{data.name}' needs two films of {SEEN + AHEAD} frames at least")
         order = np.random.default_rng((films, 0)).permutation(films)
         seen, new = (
-            data.subset((np.sort(part)[:, None] * AHEAD + np.arange(AHEAD)).ravel())
-            for part in (order[held:], order[:held])
+            data.subset((part[:, None] * AHEAD + np.arange(AHEAD)).ravel())
+            for part in (np.sort(order[held:]), order[:held])
         )
         return seen, new
 
@@ -113,14 +115,23 @@ def sharpness(images: Images) -> float:
 def cut(data: ImageSet) -> list[Frames]:
     """Return images, which are frames in their order, as films; what is left over is dropped.
 
-    Where images have labels each is a clip of its own, in which a film lies wholly.
+    Files go by the numbers in their names: frame 2 before frame 10. Where images have labels each
+    is a clip of its own, in which a film lies wholly.
 
     Raises:
-        UserError: there are fewer than two films.
+        UserError: there are fewer than two films, or files that cannot be read.
     """
-    length = SEEN + AHEAD
+    if data.broken:
+        raise UserError(
+            f"'{data.name}' has {len(data.broken):,} broken files, so that films would leap: "
+            f"{data.broken[0]}; remove them, and what lies before or behind them"
+        )
+    length, names = SEEN + AHEAD, stems(data)
     labels = np.zeros(len(data), np.int64) if data.labels is None else data.labels
-    clips = [np.flatnonzero(labels == label) for label in np.unique(labels)]
+    order = np.arange(len(data))
+    if names is not None:
+        order = np.array(sorted(order, key=lambda row: numbered(names[row])))
+    clips = [order[labels[order] == label] for label in np.unique(labels)]
     films = [
         np.array(data.images[clip[start : start + length]])
         for clip in clips
@@ -134,6 +145,12 @@ def cut(data: ImageSet) -> list[Frames]:
     return films
 
 
+def numbered(name: str) -> list[tuple[int, str]]:
+    """Return a name as it is sorted where numbers count as such."""
+    parts = re.split(r"(\d+)", name)
+    return [(int(part), "") if part.isdecimal() else (-1, part) for part in parts]
+
+
 def moving(data: ImageSet) -> list[Frames]:
     """Return films in which an image of half its size flies about and bounces off the rim.
 
@@ -144,7 +161,8 @@ def moving(data: ImageSet) -> list[Frames]:
     if min(height, width) < 8:
         raise UserError(f"images of {height}x{width} are too small to move")
     films = []
-    for row in range(min(STILLS, len(data))):
+    chosen = np.random.default_rng((len(data), 1)).permutation(len(data))[:STILLS]
+    for row in np.sort(chosen).tolist():
         image = torch.from_numpy(np.array(data.images[row : row + 1])).float()
         sprite = F.avg_pool2d(image, 2)[0].round().byte().numpy()
         rim = np.concatenate([sprite[:, 0], sprite[:, -1], sprite[:, :, 0], sprite[:, :, -1]], 1)

@@ -19,6 +19,7 @@ from growgan.data import ImageSet
 from growgan.data.batches import Batches
 from growgan.data.files import combine
 from growgan.errors import UserError
+from growgan.growth.model import Model
 from growgan.growth.run import Run
 from growgan.nets.players import Discriminator, build
 from growgan.nets.spec import StackSpec
@@ -75,13 +76,24 @@ class SemiSupervised(Task):
         The latter learns for as many steps, up to ``LONGEST``, at rates that fall as D's did. What
         it lacks beside G are the terms of D's verdict: R1, too.
         """
-        gan, settings = load_gan(run.best.folder), run.best.settings
+        gan, settings = load_gan(newest(run).folder), run.best.settings
         steps = min(gan.steps, LONGEST)
         lone = alone(gan.discriminator.spec, seen, settings, steps)
         return {
             "accuracy": accuracy(gan.discriminator, new),
             "accuracy without a GAN": accuracy(lone, new),
         }
+
+
+def newest(run: Run) -> Model:
+    """Return the pair that the search went on with, if it has the size of the best one.
+
+    The score is of G's images, which are no aim here: D learns longest in the newest pair.
+    """
+    alive = [event["alive"][0] for event in run.events if event.get("alive")]
+    found = run.candidate(alive[-1])
+    same = found.network().spec.resolution == run.best.network().spec.resolution
+    return found if same else run.best
 
 
 def alone(spec: StackSpec, seen: ImageSet, settings: Settings, steps: int) -> Discriminator:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Mapping, Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Self
 
@@ -79,8 +80,14 @@ class Words(nn.Module):
 class Pretrained(nn.Module):
     """Captions to features by a network of the hub, which stays as it is: the mean of its tokens.
 
+    Of a network of texts and images (CLIP) the part that reads texts, of one that translates (T5)
+    its encoder.
+
     Args:
         name: of a text model that ``transformers`` can load, like "distilbert-base-uncased".
+
+    Raises:
+        UserError: there is no such model.
     """
 
     def __init__(self, name: str) -> None:
@@ -88,14 +95,22 @@ class Pretrained(nn.Module):
         require("transformers", f"text encoder '{name}'", "transformers")
         from transformers import AutoModel, AutoTokenizer
 
-        self.tokenizer = AutoTokenizer.from_pretrained(name)
+        try:
+            self.tokenizer = AutoTokenizer.from_pretrained(name)
+            model = AutoModel.from_pretrained(name).eval().requires_grad_(False)
+        except (OSError, ValueError) as error:
+            raise UserError(f"text encoder '{name}' cannot be had: {error}") from error
+        if self.tokenizer.pad_token is None:
+            self.tokenizer.pad_token = self.tokenizer.eos_token
+        if model.config.is_encoder_decoder:
+            model = model.get_encoder()
         # Kept in a list: its weights are of the hub, and not of what learns here.
-        self.model = [AutoModel.from_pretrained(name).eval().requires_grad_(False)]
+        self.model = [getattr(model, "text_model", model)]
 
-    @property
+    @cached_property
     def size(self) -> int:
         """Number of features."""
-        return int(self.model[0].config.hidden_size)
+        return self.read(["a"]).shape[1]
 
     @torch.no_grad()
     def read(self, captions: Sequence[str]) -> Float[Tensor, "n d"]:

@@ -34,6 +34,7 @@ from growgan.tasks.base import (
     likeness,
     made_of,
     recognised,
+    some,
     visible,
 )
 from growgan.tasks.pix2pix import PUBLISHED, SMALL
@@ -56,7 +57,7 @@ class Finer(Pairs):
         And, where there are labels, how many a classifier knows; the same of the bicubic ones. Of
         several images of one coarse image, the mean deviation of a pixel, in 1/255.
         """
-        rows = new.subset(np.arange(min(MEASURED, len(new))))
+        rows = some(new, MEASURED)
         assert rows.given is not None
         given = torch.from_numpy(np.array(rows.given))
         figures, made = self.compared(run.best, rows)

@@ -1,8 +1,8 @@
 """Text to image in two stages: a sketch by a conditional VAE, which a conditional GAN refines.
 
 The classes' names are the captions. G and D see the sketch and the caption's code beside it, and D
-learns that images with the sketch and the code of another are fakes (after GAN-CLS: Reed et al.
-2016, 1605.05396, where the caption alone is wrong). Each image's code is drawn once (conditioning
+learns that images with the code of another caption are fakes (GAN-CLS: Reed et al. 2016,
+1605.05396). Each image's code is drawn once (conditioning
 augmentation draws one a step). As StackGAN's first stage (Zhang et al. 2017, 1612.03242),
 ``text2image:direct`` leaves the sketch out.
 """
@@ -24,7 +24,7 @@ from growgan.data.files import combine
 from growgan.growth.model import Model
 from growgan.growth.run import Run
 from growgan.metrics.accuracy import classifier
-from growgan.tasks.base import TASKS, TEST, Task, draw, labels_of, made_of
+from growgan.tasks.base import TASKS, TEST, Task, draw, labels_of, made_of, some
 from growgan.tasks.pix2pix import PUBLISHED as PAIRED
 from growgan.tasks.sketch import CODE, Sketcher, given_for, learn, words_of
 
@@ -51,7 +51,7 @@ class TextToImage(Task):
         data = super().prepare(name, kind, data, truth)
         return replace(data, fingerprint=combine(data.fingerprint, f"{name}:{kind}"))
 
-    def split(self, data: ImageSet) -> tuple[ImageSet, ImageSet]:
+    def split(self, data: ImageSet, kind: str = "") -> tuple[ImageSet, ImageSet]:
         """Return images of most captions, and of others, all of whose words are known.
 
         Where captions have no words in common images are held out, and no captions.
@@ -65,6 +65,12 @@ class TextToImage(Task):
         held = np.random.default_rng(len(free)).permutation(free)[: round(TEST * len(free))]
         new = np.isin(data.labels, held)
         return data.subset(np.flatnonzero(~new)), data.subset(np.flatnonzero(new))
+
+    def outline(self, data: ImageSet, kind: str) -> ImageSet:
+        """Return the images with blank sketches and codes, which are yet to be learnt."""
+        channels = CODE + data.channels * _kind(kind)[0]
+        form = (len(data), channels, *data.resolution)
+        return replace(data, given=np.broadcast_to(np.uint8(0), form))
 
     def taught(self, seen: ImageSet, kind: str, seed: int) -> ImageSet:
         """Return the images, each with a sketch of it and its caption's code."""
@@ -84,7 +90,7 @@ class TextToImage(Task):
         sketched, text = _kind(kind)
         made = sketcher(seen, text, run.best.settings.seed)
         made.write_to(run.path / SKETCHER, text)
-        rows = new.subset(np.arange(min(MEASURED, len(new))))
+        rows = some(new, MEASURED)
         captions, channels = said(rows), seen.channels
         given = given_for(made, captions, seen.resolution, 1, sketched=sketched)
         images = made_of(run.best, torch.from_numpy(given)).numpy()
@@ -192,7 +198,10 @@ def worded(seen: ImageSet, new: ImageSet, sets: dict[str, NDArray[np.uint8]]) ->
     return {f"{name}words": float(np.mean(each)) for name, each in found.items() if each}
 
 
-OWN: dict[str, Any] = {"conditioning": "image", "conditioning_options": {"contrary": 1.0}}
+OWN: dict[str, Any] = {
+    "conditioning": "image",
+    "conditioning_options": {"contrary": 1.0, "turned": CODE},
+}
 PUBLISHED: dict[str, Any] = {
     **PAIRED,
     **OWN,

@@ -43,10 +43,34 @@ class Judging(Conditioning):
 @CONDITIONINGS.register("image", "a given image beside the image", "Isola et al. 2017, 1611.07004")
 @dataclass(frozen=True)
 class Given(Judging):
-    """D(x, c) sees the image c that x is made from as further channels; for tasks alone."""
+    """D(x, c) sees the image c that x is made from as further channels; for tasks alone.
+
+    Attributes:
+        turned: how many of c's channels, the last ones, the a contrario term takes from another;
+            0: all of them.
+    """
+
+    turned: int = 0
 
     labelled = False
     given = True
+
+
+@CONDITIONINGS.register(
+    "image-projection",
+    "logit + <V c, features> of a given image",
+    "Miyato & Koyama 2018, 1802.05637",
+)
+@dataclass(frozen=True)
+class GivenProjection(Given):
+    """D(x, c) = ψ(φ) + <V c, φ>, c the image that x is made from; for tasks alone.
+
+    As of super-resolution in Miyato & Koyama 2018, section 4.2: D's layers see x alone. Each place
+    of D's base is compared with 4 x 4 pixels of c, averaged where it has more: all that there is of
+    a coarse image whose sides are 4 times the base's.
+    """
+
+    judging = "image"
 
 
 @CONDITIONINGS.register(
