@@ -2,8 +2,9 @@
 
     python benchmarks/head.py
 
-Beside it, what the head takes to choose when a child is done, and to make the next proposals. All
-with 20, 200 and 2,000 candidates tried, one lineage: the longest that there could be.
+Beside it, what the head takes to choose when a child is done, and to make the next proposals while
+trials are open, for one worker and for 64. All with 20, 200 and 2,000 candidates tried, one
+lineage: the longest that there could be.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ import tempfile
 import time
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -31,6 +33,7 @@ from growgan.training.progress import SilentDisplay
 from growgan.training.stage import Progress, Slice
 
 TRIED = (20, 200, 2000)
+WORKERS = 64
 TERMS = {"loss_discriminator": 1.4, "loss_generator": 0.7, "r1": 0.02, "r2": 0.01}
 POINT = Progress(0.5, 100_000, 1e3, 1.0, TERMS)
 SEEN = Seen((32, 32), 1.0, 100_000)
@@ -53,7 +56,7 @@ def history_of(tried: int) -> History:
             2.0 / (i + 1),
             0.01,
             60.0 * i,
-            0.0,
+            0.5 * i / tried,
             {},
         )
         for i in range(tried)
@@ -71,8 +74,11 @@ def timed(call: Callable[[], Any], times: int) -> float:
     return statistics.median(found)
 
 
-def costs(history: History) -> tuple[int, float, float, float]:
-    """Return a word's bytes, and microseconds to show and log it, to choose, and to propose."""
+def costs(history: History) -> tuple[int, float, float, float, float]:
+    """Return a word's bytes, and microseconds to show and log it, to choose, and to propose.
+
+    The latter for one worker, and for ``WORKERS``.
+    """
     alive = [history[name] for name in history.alive]
     proposal = Proposal(None, 0.1, stacks=alive[0].specs)
     task = Task("9999", 1, proposal, Slice(images=8), 0, make_settings({}))
@@ -88,17 +94,22 @@ def costs(history: History) -> tuple[int, float, float, float]:
     def choose() -> None:
         policy.select([child, *alive], history.with_round((child,), history.alive))
 
-    times = timed(choose, 5), timed(lambda: policy.propose(alive, history), 5)
-    return len(pickle.dumps(words[0])), word, *times
+    many = replace(history, workers=WORKERS)
+    times = [timed(partial(policy.propose, alive, each), 5) for each in (history, many)]
+    return len(pickle.dumps(words[0])), word, timed(choose, 5), *times
 
 
 def main() -> None:
     """Print the table."""
-    print("| tried | a word's bytes | to show and log it, µs | to choose, µs | to propose, µs |")
-    print("|---|---|---|---|---|")
+    print(
+        "| tried | a word's bytes | to show and log it, µs | to choose, µs | to propose, µs "
+        f"| for {WORKERS} workers, µs |"
+    )
+    print("|---|---|---|---|---|---|")
     for tried in TRIED:
-        size, word, *rest = costs(history_of(tried))
-        print(f"| {tried:,} | {size:,} | {word:.0f} | {rest[0]:,.0f} | {rest[1]:,.0f} |")
+        size, word, *more = costs(history_of(tried))
+        rest = " | ".join(f"{value:,.0f}" for value in (word, *more))
+        print(f"| {tried:,} | {size:,} | {rest} |")
 
 
 if __name__ == "__main__":

@@ -32,7 +32,7 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -53,6 +53,7 @@ OUT = Path("runs/scaling")
 OFF = 0.15  # that a prediction for two workers may be
 TRIES = 3  # growths a round, beside the unchanged child, where the measured searches go in rounds
 TRIAL = 0.03  # share of one worker's images that each child trains on
+HEAD = ("_record", "_select", "_arrived", "_proposals")  # what the head does for each child
 SEARCHES = ((1, False), (2, False), (2, True))  # workers, and whether freely
 WORKERS = (1, 2, 8, 64, 512, 2000)
 WIDTH = 32  # of a label's pair: as published, 512, it would take hours here
@@ -90,13 +91,13 @@ def clocked(times: dict[str, list[float]]) -> Iterator[None]:
         return mock.patch.object(owner, name, timed)
 
     with (
-        watch(Search, "_record"),
-        watch(Search, "_select"),
-        watch(Search, "_proposals"),
+        ExitStack() as stack,
         watch(RayExecutor, "_begin"),
         watch(RayExecutor, "_words"),
         watch(RunKeeper, "report"),
     ):
+        for name in HEAD:
+            stack.enter_context(watch(Search, name))
         yield
 
 
@@ -136,7 +137,7 @@ def searched(ray: Any, workers: int, free: bool, images: int) -> dict[str, Any]:
         (lone if alone else tasks).append(event["seconds"] - saves)
     rounds = sum(size > 1 for size in sizes.values())
     count = len(tried)
-    head = sum(sum(times[name]) for name in ("_record", "_select", "_proposals"))
+    head = sum(sum(times.get(name, [])) for name in HEAD)
     watch = sum(sum(times.get(name, [])) for name in ("_words", "report"))
     return {
         "workers": workers,
@@ -195,7 +196,7 @@ def measure(kept: dict[str, Any], images: int) -> Iterator[dict[str, Any]]:
 def older() -> float:
     """Return how much longer the head takes with each child for one more that was tried before."""
     first, last = TRIED[0], TRIED[-1]
-    taken = {tried: sum(costs(history_of(tried))[2:]) for tried in (first, last)}
+    taken = {tried: sum(costs(history_of(tried))[2:4]) for tried in (first, last)}
     return 1e-6 * (taken[last] - taken[first]) / (last - first)
 
 

@@ -47,7 +47,7 @@ CELLS: dict[str, list[Cell]] = {
             "cyclegan:aligned",
             ("glyphs:style=serif", "glyphs:style=sans"),
             32,
-            12,
+            10,
             {},
             1,
         )
@@ -76,17 +76,17 @@ CELLS: dict[str, list[Cell]] = {
         for more, changes in (("", {}), (", projection", PROJECTION), (", L1 alone", ALONE))
     ],
     "text2image": [
-        ("two stages", "text2image", ("glyphs:captions",), 32, 10, {}, 1),
-        ("direct", "text2image:direct", ("glyphs:captions",), 32, 10, {}, 1),
+        ("two stages", "text2image", ("glyphs:captions",), 32, 6, {}, 1),
+        ("direct", "text2image:direct", ("glyphs:captions",), 32, 6, {}, 1),
     ],
-    "semi": [(f"{n} labels", f"semi:{n}", (FASHION,), 32, 1.5, {}, 5) for n in (100, 500, 1000)],
-    "anogan": [(f"class {k}", f"anogan:{k}", (FASHION,), 32, 1.5, {}, 1) for k in range(10)],
+    "semi": [(f"{n} labels", f"semi:{n}", (FASHION,), 32, 1, {}, 5) for n in (100, 500, 1000)],
+    "anogan": [(f"class {k}", f"anogan:{k}", (FASHION,), 32, 1, {}, 1) for k in range(10)],
     "next-frame": [
-        (f"glyphs{more}", "next-frame:moving", (GLYPHS,), 32, 8, changes, 1)
+        (f"glyphs{more}", "next-frame:moving", (GLYPHS,), 32, 6, changes, 1)
         for more, changes in (("", {}), (", L1 alone", ALONE))
     ],
     "augment": [
-        (f"{n} of each class", f"augment:{n}", (FASHION,), 32, 3, {}, seeds)
+        (f"{n} of each class", f"augment:{n}", (FASHION,), 32, 2, {}, seeds)
         for n, seeds in ((10, 3), (100, 1), (1000, 1))
     ],
     "style": [("garments", "style", (FASHION,), 32, 6, {}, 1)],

@@ -30,7 +30,7 @@ from growgan.config import Settings, make_settings
 from growgan.data import ImageSet
 from growgan.errors import UserError
 from growgan.growth import cluster as on_cluster
-from growgan.growth.actions import UNCHANGED
+from growgan.growth.actions import UNCHANGED, Growth
 from growgan.growth.budget import Budget, Meter
 from growgan.growth.cluster import Cluster, RayExecutor, spread
 from growgan.growth.desk import Desk, planned
@@ -38,16 +38,19 @@ from growgan.growth.executor import Outcome, SerialExecutor, Silent, Task
 from growgan.growth.history import Candidate, History, Proposal, Space
 from growgan.growth.ledger import Ledger
 from growgan.growth.lock import held
-from growgan.growth.policies import Dynamic
+from growgan.growth.policies import Dynamic, Selection
 from growgan.growth.pool import Pool, begin, train_label
+from growgan.growth.run import _settled
 from growgan.growth.search import Search
 from growgan.growth.stop import Stop
 from growgan.growth.worker import Board, Common, Seen, Teller, make, moved
 from growgan.metrics.features import untrained
+from growgan.nets.edits import Widen
 from growgan.report.files import replacing
 from growgan.training.checkpoint import packed, save_gan, unpacked
 from growgan.training.gan import Gan
 from growgan.training.ranks import Ranks
+from growgan.training.runtime import Runtime
 from growgan.training.stage import Progress, Slice
 
 Make = Callable[..., ImageSet]
@@ -145,6 +148,96 @@ def test_a_single_free_worker_tries_growths_as_rounds_do(
     found = told(gg.Run.open(tmp_path / "free"))
     assert {event["growth"] for event in found if "growth" in event} - {"train on"}
     assert found == told(alone)
+
+
+class Judge(Search):
+    """A search that is told who arrives, of pairs that nobody trained."""
+
+    def __init__(self, *known: Candidate) -> None:
+        space = Space("pggan", settings().stack, 1, (16, 16))
+        self.history = History(space, Budget(images=2400), 0)
+        self.policy, self.settings, self._since = Dynamic(), settings(), 0
+        self.reasons: list[str] = []
+        for each in known:
+            self._adopt(self.history.with_round((each,), (each.id,)))
+
+    def _settle(self, known: History, choice: Selection) -> None:
+        self._adopt(replace(known, alive=choice.alive))
+        self.reasons.append(choice.reason)
+
+    def arrives(self, child: Candidate, *flying: Proposal) -> str:
+        """Return who leads once a child is back, others being under way."""
+        piece, own = Slice(images=8), settings()
+        tasks = [Task("99", 0, each, piece, 0, own) for each in flying]
+        self._arrived(child, tasks)
+        return self.history.alive[0]
+
+
+def born(
+    number: int, parent: int | None, score: float, round_: int, growth: Growth = UNCHANGED
+) -> Candidate:
+    """Return a candidate of 16 x 16 pixels whose score is nearly certain."""
+    specs = Space("pggan", settings().stack, 1, (16, 16)).stacks(2)
+    before = None if parent is None else f"{parent:04d}"
+    name, rest = f"{number:04d}", (8, 1.0, 1.1, 8.0, score, 1e-6, 1.0, 0.1, {})
+    return Candidate(name, before, round_, growth, *specs, *rest)
+
+
+WIDER = Growth((Widen(),), ())
+ON = Proposal("0000", 0.1)  # the leader trains on
+
+
+def test_a_growth_waits_for_who_trains_on_from_the_same_leader() -> None:
+    for gained, score in ((True, 0.8), (False, 0.95)):
+        judge = Judge(born(0, None, 1.0, 0))
+        assert judge.arrives(born(2, 0, score, 1, WIDER), ON) == "0000"
+        assert judge.reasons == ["0002 waits until 0000 has trained on"]
+        assert judge._waiting() == ["0002"]
+        assert judge.arrives(born(1, 0, 0.9, 1)) == ("0002" if gained else "0001")
+        assert judge._waiting() == []
+
+
+def test_a_growth_that_gained_is_taken_up_soon_after() -> None:
+    for lag in range(4):
+        judge = Judge(born(0, None, 1.0, 0))
+        for k in range(lag + 1):  # the leader trains on, each time a little better
+            assert judge.arrives(born(k + 1, k, 0.9 - 0.06 * k, k + 1)) == f"{k + 1:04d}"
+        taken = lag <= 2
+        assert judge.arrives(born(9, 0, 0.8, 1, WIDER)) == ("0009" if taken else f"{lag + 1:04d}")
+        assert judge.reasons[-1].startswith("late: " if taken else "0009 came too late")
+        # What was under way from the leader that was given up comes to nothing.
+        if taken:
+            assert judge.arrives(born(10, lag + 1, 0.5, lag + 2)) == "0009"
+    judge = Judge(born(0, None, 1.0, 0))
+    assert judge.arrives(born(1, 0, 0.7, 1)) == "0001"
+    assert judge.arrives(born(9, 0, 0.8, 1, WIDER)) == "0001"  # worse than who trained on
+
+
+def test_what_was_proposed_alone_is_judged_alone() -> None:
+    judge = Judge(born(0, None, 1.0, 0))
+    assert judge.arrives(born(1, 0, 3.0, 1, WIDER)) == "0001"
+    wider = born(2, None, 9.0, 2)  # begun anew
+    assert judge.arrives(wider) == "0002"
+
+
+@pytest.mark.parametrize("policy", ["progressive", "dynamic"])
+def test_resolutions_are_climbed_without_rounds(
+    make_images: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, policy: str
+) -> None:
+    growth = {"step": 0.1, "start": 8} if policy == "dynamic" else {}
+    own = settings().model_dump() | {"policy": policy, "growth": growth}
+
+    def run(search: Search, executor: SerialExecutor) -> Any:
+        return search.run_freely(Shuffled(executor, 3))
+
+    monkeypatch.setattr(Search, "run", run)
+    made = gg.grow(make_images(96, 1, 16, 16), out=tmp_path / "run", images=800, settings=own)
+    children = [e for e in made.events if e["event"] == "candidate"]
+    sides = [e["resolution"][0] for e in children if "strided" in e["growth"]]
+    assert sides and sides == sorted(set(sides)) and sides[-1] == 16  # each doubling but once
+    assert children[0]["resolution"][0] < 16
+    led = {e["alive"][0] for e in made.events if e["event"] == "select"}
+    assert led >= {e["id"] for e in children if "strided" in e["growth"]}
 
 
 def check_parents(children: list[dict[str, Any]]) -> None:
@@ -253,6 +346,44 @@ def test_without_gpus_of_its_own_a_child_trains_on_cpus(data: ImageSet) -> None:
     assert on_cluster._placed(settings(), Cluster(gpus=1)).device == "auto"
     with pytest.raises(UserError, match="device 'cuda' needs --gpus above 0"):
         on_cluster._placed(settings().model_copy(update={"device": "cuda"}), Cluster())
+
+
+def test_the_head_decides_the_precision_of_all_workers(monkeypatch: pytest.MonkeyPatch) -> None:
+    automatic = settings().model_copy(update={"precision": "auto"})
+
+    def placed(kind: str, fast: bool, gpus: float) -> str:
+        here = Runtime(torch.device(kind), fast)
+        monkeypatch.setattr(on_cluster, "runtime_of", lambda settings: here)
+        return on_cluster._placed(automatic, SimpleNamespace(gpus=gpus)).precision
+
+    assert placed("cpu", False, 0) == "float32" and placed("cpu", True, 0) == "bfloat16"
+    assert placed("cuda", True, 0.5) == "bfloat16"
+    assert placed("cpu", False, 1) == "auto"  # a head without a GPU knows nothing of theirs
+
+
+@pytest.mark.usefixtures("extra")
+def test_a_child_computes_by_as_many_threads_as_it_takes_cpus(
+    data: ImageSet, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def threads(cluster: Cluster, named: int | None = None) -> int | None:
+        chosen, put = settings().model_copy(update={"threads": named}), []
+        chosen = _settled(chosen, Budget(images=80), data, cluster)
+        ray = SimpleNamespace(nodes=lambda: [machine(CPU=8, GPU=2)], put=put.append)
+        ray.remote = lambda **how: lambda make: None
+        monkeypatch.setattr(on_cluster, "_connected", lambda address: (ray, False))
+        board = SimpleNamespace(take=SimpleNamespace(remote=lambda: None))
+        monkeypatch.setattr(on_cluster, "_board", lambda ray: board)
+        common = Common("run", data, chosen, None)
+        RayExecutor(cluster, common, lambda name: {}, Silent(), Stop())
+        return put[0].settings.threads
+
+    assert threads(Cluster(gpus=1)) == 4 and threads(Cluster(gpus=0.5)) == 2
+    assert threads(Cluster(cpus=3, gpus=1)) == 3 and threads(Cluster(gpus=1), named=2) == 2
+    assert threads(Cluster()) == 1 and threads(Cluster(cpus=3)) == 3
+    assert threads(Cluster(), named=2) == 2
+
+
+def test_a_network_that_scores_moves_to_a_worker(data: ImageSet) -> None:
     scorer = untrained(data.images)
     again = moved(scorer, torch.device("cpu"))
     assert again is not scorer and again is not None and moved(None, torch.device("cpu")) is None
@@ -316,16 +447,63 @@ class Broken:
         return Outcome(a_task(), images=8)
 
 
-def outcome(*errors: Exception) -> Outcome:
-    """Return what an executor makes of a task whose worker fails so often."""
-    ray, executor = Broken(*errors), RayExecutor.__new__(RayExecutor)
+def executor_of(ray: Any, remote: Callable[..., Any], workers: int = 1) -> RayExecutor:
+    """Return an executor of so many workers, who begin a task by ``remote``."""
+    executor = RayExecutor.__new__(RayExecutor)
     executor._ray, executor._stop, executor._lost = ray, Stop(), Counter()
     executor._flying, executor._parents, executor._common = {}, {}, None
+    executor._workers, executor._counted = workers, float("inf")
     take = SimpleNamespace(take=SimpleNamespace(remote=lambda: "board"))
     executor._board, executor._keeper, executor._asked = take, Silent(), "board"
-    executor._make = SimpleNamespace(remote=lambda *words: object())
+    executor._make = SimpleNamespace(remote=remote)
+    return executor
+
+
+def outcome(*errors: Exception) -> Outcome:
+    """Return what an executor makes of a task whose worker fails so often."""
+    executor = executor_of(Broken(*errors), lambda *words: object())
     executor.submit(a_task())
     return executor.wait()
+
+
+class Timed:
+    """Ray with two workers, as an executor sees it: a child takes as long as its slice says."""
+
+    exceptions = Broken.exceptions
+
+    def __init__(self, meter: Meter) -> None:
+        self.meter, self.free, self.most = meter, [0.0, 0.0], 0
+        self.ends: dict[str, float] = {}  # by task
+        self.finished: list[str] = []
+
+    def begin(self, common: Any, board: Any, task: Task, files: Any) -> str:
+        begun = max(self.meter.elapsed, self.free.pop(0))
+        self.ends[task.id] = begun + (task.piece.seconds or 0)
+        self.free = sorted([*self.free, self.ends[task.id]])
+        self.most = max(self.most, len(self.ends))
+        return task.id
+
+    def wait(self, references: list[Any], timeout: float) -> tuple[list[Any], list[Any]]:
+        known = [each for each in references if each in self.ends]
+        return sorted(known, key=self.ends.__getitem__)[:1], []
+
+    def get(self, reference: str) -> Outcome:
+        self.meter.advance(max(0.0, self.ends.pop(reference) - self.meter.elapsed))
+        self.finished.append(reference)
+        return Outcome(a_task())
+
+
+def test_a_round_cuts_a_slice_of_time_when_there_is_a_worker_for_it() -> None:
+    """What 20 proposals ask for would take two workers 190 s, and there are 100."""
+    chosen, meter = settings(), Meter(Budget(seconds=100))
+    space = Space("pggan", chosen.stack, 1, (16, 16))
+    shares = [0.3, 0.1] * 10
+    proposals = [Proposal(None, share, stacks=space.stacks(2)) for share in shares]
+    history, ray = History(space, meter.budget, 0), Timed(meter)
+    tasks = Desk(meter, 8).tasks(proposals, history, chosen, 0, 1.0)
+    names = [made.task.id for made in executor_of(ray, ray.begin, workers=2).run(tasks)]
+    assert 95 < meter.elapsed < 100 and ray.most == 2
+    assert names == sorted(names) == sorted(ray.finished) and ray.finished != names
 
 
 def test_the_head_never_waits_for_what_workers_tell() -> None:

@@ -25,13 +25,15 @@ from growgan.data import ImageSet
 from growgan.data.batches import Batches
 from growgan.errors import UserError
 from growgan.growth.executor import Silent, Trainer
+from growgan.growth.ledger import Ledger
 from growgan.growth.ranked import check_ranks, follow
-from growgan.growth.scoring import batches_of, scorer_of
+from growgan.growth.scoring import batches_of, scorer_of, trainer_of
+from growgan.nets.ranked import LostRank, RankedNorm
 from growgan.objectives import make_objective
 from growgan.objectives.step import Chance
 from growgan.training import runtime
 from growgan.training.checkpoint import load_gan
-from growgan.training.ranks import LostRank, Ranks, join
+from growgan.training.ranks import Ranks, join
 from growgan.training.stage import _inputs
 
 STUDY = Path(__file__).with_name("rank_study.py")
@@ -172,6 +174,27 @@ def test_only_a_lost_connection_is_called_one(said: str, lost: bool) -> None:
     assert isinstance(caught.value, LostRank) == lost
 
 
+def test_batch_norm_says_clearly_that_a_rank_is_lost(monkeypatch: pytest.MonkeyPatch) -> None:
+    """In the forward, and in the backward, for which the other one must be there, too."""
+    exchanges = 0
+
+    def exchange(total: torch.Tensor) -> None:
+        nonlocal exchanges
+        exchanges += 1
+        if exchanges == 2:
+            raise RuntimeError("Connection closed by peer [127.0.0.1]:4711")
+
+    for name, value in {"is_initialized": True, "get_world_size": 2, "get_rank": 0}.items():
+        monkeypatch.setattr(dist, name, lambda value=value: value)
+    monkeypatch.setattr(dist, "all_reduce", exchange)
+    norm, x = RankedNorm(4), torch.ones(2, 4, 3, 3, requires_grad=True)
+    with pytest.raises(LostRank, match="rank 0 of 2 has lost another one: the run stops here"):
+        norm(x).sum().backward()
+    exchanges = 1
+    with pytest.raises(LostRank, match="go on with --resume"):
+        norm(x)
+
+
 def test_processes_of_one_machine_share_what_they_may_use(monkeypatch: pytest.MonkeyPatch) -> None:
     tried: list[int] = []
     monkeypatch.setattr(runtime, "_time_convolution", lambda n: tried.append(n) or 1 / n)
@@ -217,6 +240,19 @@ def test_each_rank_needs_whole_groups() -> None:
     check_ranks(Ranks(0, 8), make_settings({"batch": 16, "stack": {"deviation_group": 0}}))
 
 
+def test_what_went_in_parts_alone_goes_whole_over_ranks(tmp_path: Path) -> None:
+    """The others take their shares of whole batches, and batch norm waits for all of them."""
+    settings = make_settings({"batch": 16, "score": {"kind": "swd", "samples": 32}})
+    pixels = np.zeros((64, 1, 16, 16), np.uint8)
+    data, ledger = ImageSet("black", pixels, None, (), "black"), Ledger(tmp_path / "ledger.jsonl")
+    ledger.append({"event": "start", "budget": {"images": 80}})
+    search: Any = SimpleNamespace(ledger=ledger, keeper=Silent(), parts=4)
+    here = runtime.make_runtime("cpu", "float32")
+    assert trainer_of(tmp_path, settings, search, data, here).parts == 4
+    several = replace(here, ranks=Ranks(0, 2))
+    assert trainer_of(tmp_path, settings, search, data, several).parts == 1
+
+
 def test_a_rank_with_other_data_is_refused() -> None:
     pixels = np.zeros((16, 1, 16, 16), np.uint8)
     data = ImageSet("black", pixels, None, (), "black")
@@ -258,10 +294,25 @@ def test_a_search_over_ranks_is_one_run_and_goes_on_with_another_number(tmp_path
     assert later[: len(first)] == first and len(later) > len(first)
 
 
-def begun(out: Path) -> tuple[subprocess.Popen[str], list[int]]:
+@pytest.mark.slow
+@pytest.mark.timeout(300)
+def test_a_run_short_of_memory_goes_on_over_ranks(tmp_path: Path) -> None:
+    out, norm = tmp_path / "run", ("--set", "stack.norm=batch")
+    words = grow(out, "--images", "800", "--policy", "fixed", *norm)
+    alone = subprocess.run([sys.executable, *words], capture_output=True, text=True)
+    assert alone.returncode == 0, alone.stderr
+    Ledger(out / "ledger.jsonl").append({"event": "memory", "candidate": "0000", "parts": 2})
+    done = torchrun(2, *grow(out, "--images", "1600", "--resume")[:-10], timeout=120)
+    assert done.returncode == 0, done.stderr[-3000:]
+    run = gg.Run.open(out)
+    made = [e["id"] for e in run.events if e["event"] == "candidate" and not e.get("error")]
+    assert run.events[-1]["event"] == "end" and made[0] == "0000" and len(made) > 1
+
+
+def begun(out: Path, *more: str) -> tuple[subprocess.Popen[str], list[int]]:
     """Return a run of two ranks in training, and their process ids, the first rank's first."""
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
-    command += ["--nproc-per-node", "2", *grow(out, "--budget", "10m", "--policy", "fixed")]
+    command += ["--nproc-per-node", "2", *grow(out, "--budget", "10m", "--policy", "fixed", *more)]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     both = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT}
     process = subprocess.Popen(command, env=environment, text=True, **both)  # type: ignore[call-overload]
@@ -282,9 +333,12 @@ def goes_on(out: Path) -> None:
 
 @pytest.mark.slow
 @pytest.mark.timeout(600)
-def test_a_lost_rank_stops_all_with_a_clear_message_and_one_goes_on(tmp_path: Path) -> None:
+@pytest.mark.parametrize("norm", ["pixel", "batch"])
+def test_a_lost_rank_stops_all_with_a_clear_message_and_one_goes_on(
+    tmp_path: Path, norm: str
+) -> None:
     out = tmp_path / "run"
-    process, workers = begun(out)
+    process, workers = begun(out, "--set", f"stack.norm={norm}")
     os.kill(workers[-1], signal.SIGKILL)
     said, _ = process.communicate(timeout=120)
     assert process.returncode != 0

@@ -11,9 +11,10 @@ from __future__ import annotations
 import signal
 import threading
 import time
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
+from itertools import islice
 from typing import Any
 from uuid import uuid4
 
@@ -29,6 +30,7 @@ from growgan.growth.search import Search
 from growgan.growth.stop import SIGNALS, Stop
 from growgan.growth.worker import Board, Common, Word, make, moved
 from growgan.training.checkpoint import Files, packed
+from growgan.training.runtime import runtime_of
 
 RETRIES = 3  # of a task whose worker died
 LOOK_EVERY = 0.5  # seconds between two looks at what the workers say
@@ -61,6 +63,11 @@ class Cluster:
     def __post_init__(self) -> None:
         require("ray", "a cluster", "'growgan[cluster]'")
 
+    @property
+    def threads(self) -> int | None:
+        """How many a child computes by where none are named; None: its GPU's share of the cores."""
+        return self.cpus or (None if self.gpus else 1)
+
 
 class RayExecutor:
     """Trains children on a Ray cluster, in rounds or whenever a worker is free.
@@ -86,9 +93,12 @@ class RayExecutor:
         self._ray = ray
         self._parent, self._keeper, self._stop = parent, keeper, stop
         self._need = _need(_machines(ray), cluster, common.settings.threads)
+        threads = common.settings.threads or self._need[0]
+        settings = common.settings.model_copy(update={"threads": threads})
         self._make = ray.remote(**_options(ray, *self._need))(make)
         self._workers, self._counted = 0, float("-inf")
-        self._common = ray.put(replace(common, every=self.workers / WORDS))
+        common = replace(common, settings=settings, every=self.workers / WORDS)
+        self._common = ray.put(common)
         self._board = _board(ray)
         self._asked = self._board.take.remote()  # for words, some time
         self._parents: dict[str, Any] = {}
@@ -105,12 +115,21 @@ class RayExecutor:
         return self._workers
 
     def run(self, tasks: Iterable[Task]) -> Iterator[Outcome]:
-        """Begin all tasks at once, and yield their outcomes in their order."""
-        begun = list(tasks)
-        for task in begun:
-            self._begin(task)
-        for task in begun:
-            yield self._next(task.id)
+        """Begin each task when there is a worker for it, and yield the outcomes in their order.
+
+        A task is asked for no earlier, so that its slice is cut from the time that is left then.
+        """
+        rest, order, done = iter(tasks), deque[str](), dict[str, Outcome]()
+        while True:
+            for task in islice(rest, max(0, self.workers - len(self._flying))):
+                self._begin(task)
+                order.append(task.id)
+            while order and order[0] in done:
+                yield done.pop(order.popleft())
+            if not order:
+                return
+            outcome = self.wait()
+            done[outcome.task.id] = outcome
 
     def submit(self, task: Task) -> None:
         """Begin a task."""
@@ -118,7 +137,11 @@ class RayExecutor:
 
     def wait(self) -> Outcome:
         """Return the outcome of a task that is finished, whichever is first."""
-        return self._next()
+        while True:
+            ready = self._look(list(self._flying))
+            outcome = self._outcome(ready[0]) if ready else None
+            if outcome is not None:
+                return outcome
 
     def close(self) -> None:
         """Give up what is under way, and leave the cluster."""
@@ -138,15 +161,6 @@ class RayExecutor:
         # What no child under way goes on from may leave the store.
         needed = {each.proposal.parent for each in self._flying.values()}
         self._parents = {key: kept for key, kept in self._parents.items() if key in needed}
-
-    def _next(self, name: str | None = None) -> Outcome:
-        """Return the outcome of a task, of whichever is first if none is named."""
-        while True:
-            asked = [each for each, task in self._flying.items() if name in (None, task.id)]
-            ready = self._look(asked)
-            outcome = self._outcome(ready[0]) if ready else None
-            if outcome is not None:
-                return outcome
 
     def _look(self, references: list[Any]) -> list[Any]:
         """Wait a little for some children, and pass on what workers told meanwhile.
@@ -227,16 +241,21 @@ def search_on(
 def _placed(settings: Settings, cluster: Cluster) -> Settings:
     """Return ``settings`` for workers: without a GPU of its own, a child trains on CPUs.
 
-    Ray does not hide GPUs from who takes none, and all children would share the first one.
+    Ray does not hide GPUs from who takes none, and all children would share the first one. The
+    precision is decided here, once for all workers, unless they have GPUs and this machine has not.
 
     Raises:
         UserError: the device is named, and is a GPU.
     """
-    if cluster.gpus:
+    if not cluster.gpus:
+        if settings.device not in ("auto", "cpu"):
+            raise UserError(f"with --executor ray, device '{settings.device}' needs --gpus above 0")
+        settings = settings.model_copy(update={"device": "cpu"})
+    here = runtime_of(settings)
+    if cluster.gpus and here.device.type == "cpu":
         return settings
-    if settings.device not in ("auto", "cpu"):
-        raise UserError(f"with --executor ray, device '{settings.device}' needs --gpus above 0")
-    return settings.model_copy(update={"device": "cpu"})
+    precision = "bfloat16" if here.bfloat16 else "float32"
+    return settings.model_copy(update={"precision": precision})
 
 
 def spread(cluster: Cluster, make: Callable[[int], bool], numbers: Iterable[int]) -> Iterator[bool]:

@@ -174,8 +174,8 @@ def _settled(
 ) -> Settings:
     """Return ``settings`` with what they left to the data and to this machine."""
     # A run counted in images is for exact repetition, so nothing in it may hang on a measurement.
-    threads = settings.threads or (cluster.cpus or 1 if cluster is not None else 0)
-    threads = threads or (best_threads() if limit.seconds else torch.get_num_threads())
+    usual = best_threads if limit.seconds else torch.get_num_threads
+    threads = settings.threads or (usual() if cluster is None else cluster.threads)
     return settings.model_copy(update={"resolution": data.resolution, "threads": threads})
 
 

@@ -61,7 +61,9 @@ def trainer_of(
     keep_protocol(search.ledger, replace(scorer.protocol, preparation=drawn))
     origin = origin_of(out, runtime.device) if settings.origin != "none" else None
     batches = batches_of(data, settings)
-    return Trainer(batches, runtime, scorer, search.keeper, origin, search.parts)
+    # Other ranks have a share of each batch, and do not know in how many parts it went alone.
+    parts = search.parts if runtime.ranks.count == 1 else 1
+    return Trainer(batches, runtime, scorer, search.keeper, origin, parts)
 
 
 def make_scorer(

@@ -1,85 +1,26 @@
 """The search: propose, train a slice, score, select, write down; round after round.
 
-Everything that it knows is in the ledger and the candidates' folders, so a run is resumed by
-reading them. Each policy, fixed stacks included, goes through here.
+Each policy, fixed stacks included, goes through here.
 """
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator
 from dataclasses import replace
-from pathlib import Path
-from typing import Any
 
-from growgan.config import Settings, make_settings
-from growgan.errors import UserError
-from growgan.growth.budget import Budget, Meter
-from growgan.growth.desk import Desk, planned
-from growgan.growth.executor import Clock, Crew, Executor, Outcome, Task
-from growgan.growth.history import Candidate, History, Proposal, Space
-from growgan.growth.keeper import RunKeeper
-from growgan.growth.ledger import Ledger, candidate_from_event, candidate_to_event, in_line
-from growgan.growth.policies import GrowthPolicy
-from growgan.growth.stop import Stop
-from growgan.objectives import LOSSES
-from growgan.report.sheet import save_sheet
-from growgan.training.checkpoint import (
-    FILES,
-    MANIFEST,
-    Files,
-    load_gan,
-    read_files,
-    save_files,
-    save_gan,
-)
-from growgan.training.doctor import TREATMENTS, Diagnosis, Vitals, diagnose, remedy
-from growgan.training.gan import Gan
-from growgan.training.progress import Display
+from growgan.growth.desk import planned
+from growgan.growth.executor import Crew, Executor, Task
+from growgan.growth.history import Candidate, History, Proposal
+from growgan.growth.policies import Selection
+from growgan.growth.recorded import Recorded
+from growgan.training.doctor import TREATMENTS
 
+LATE = 2  # slices of the leader that a growth which came late may cost
 FAILURES = TREATMENTS + 1  # rounds in a row without a sound candidate, and the run ends
 
 
-class Search:
-    """One run in one directory.
-
-    Args:
-        out: the run directory; it exists and holds config.yaml and data.json.
-        meter: already ticking, so that preparation is counted.
-        device: where parents are loaded to.
-        stop: asks, between two steps, whether the run shall end.
-    """
-
-    def __init__(
-        self,
-        out: Path,
-        settings: Settings,
-        space: Space,
-        policy: GrowthPolicy,
-        budget: Budget,
-        meter: Meter,
-        display: Display,
-        device: str = "cpu",
-        stop: Stop | None = None,
-    ) -> None:
-        self.out, self.settings, self.policy = out, settings, policy
-        self.meter, self.display, self.device = meter, display, device
-        self.ledger = Ledger(out / "ledger.jsonl")
-        self.desk = Desk(meter, settings.batch)
-        self.history = History(space, budget, settings.seed)
-        self.keeper = RunKeeper(
-            out, settings.batch, meter, display, stop or Stop(), device, lambda: self.history
-        )
-        self._gans: dict[str, Gan] = {}
-        self._whole: set[str] = set()  # ids of those whose weights are still there
-        self._unselected: list[Candidate] = []
-        self.parts = 1  # in which a batch goes through; more once memory has run out
-        self._overhead = 1.0
-        self._vitals: dict[str, Vitals] = {}  # of those that are healthy
-        self._treatments, self._given_up = 0, ""
-        self._ended = False  # the ledger says so already
-        self._seals: dict[str, str | None] = {}  # digests of the candidates' manifests
-        self._of_round = settings  # what the children of a round are trained by
-        self._replay()
+class Search(Recorded):
+    """One run in one directory, which goes on."""
 
     def run(self, executor: Executor) -> Candidate | None:
         """Go on until the budget is spent or nothing trains any more; return the best candidate."""
@@ -92,7 +33,11 @@ class Search:
         proposals = self._proposals()
         self._ended = False
         children = list(self._unselected)
-        for outcome in executor.run(self._tasks(proposals[len(children) :])):
+        for child in children:  # of a round that was cut short
+            made = (child.parent, child.growth)
+            done = next((p for p in proposals if (p.parent, p.growth) == made), None)
+            proposals = [p for p in proposals if p is not done]
+        for outcome in executor.run(self._tasks(proposals)):
             children.append(self._record(outcome))
         if children:
             self._select(children)
@@ -101,19 +46,22 @@ class Search:
     def run_freely(self, crew: Crew) -> Candidate | None:
         """Go on as :meth:`run` does, without rounds: who is free takes the next proposal at once.
 
-        Each child that is finished stands against those that live, and the history that the next
-        proposal is made of holds it. A single worker goes in rounds: nobody waits for it, and the
-        first of its proposals would always be to train on.
+        A single worker goes in rounds: nobody waits for it.
         """
         flying: dict[str, Task] = {}
         while True:
-            if not flying and crew.workers == 1:
+            self._abreast = crew.workers
+            if self.meter.budget.seconds is not None:
+                self.history = replace(self.history, workers=self._abreast)
+            if not flying and self._abreast == 1:
                 if not self._goes_on() or not self._round(crew):
                     break
                 continue
-            if self._unselected:  # of a round that was cut short
+            if len(self._unselected) == 1:  # the last process ended before it was judged
+                self._arrived(self._unselected[0], ())
+            elif self._unselected:  # of a round that was cut short
                 self._select(self._unselected)
-            while len(flying) < crew.workers and self._goes_on(flying.values()):
+            while len(flying) < self._abreast and self._goes_on(flying.values()):
                 task = self._next(flying.values())
                 if task is None:
                     break
@@ -124,12 +72,47 @@ class Search:
             outcome = crew.wait()
             del flying[outcome.task.id]
             self._ended = False
-            child = self._record(outcome)
-            # Who has trained on takes the place of its parent, as it does in rounds: otherwise a
-            # parent that was a little better by chance would be trained on again and again.
-            over = None if child.error or child.growth else child.parent
-            self._select([child], [rival for rival in self._alive() if rival.id != over])
+            self._arrived(self._record(outcome), flying.values())
         return self._finished()
+
+    def _arrived(self, child: Candidate, flying: Iterable[Task]) -> None:
+        """Judge a child that others are still training beside.
+
+        A growth is held against who has trained on from the same leader for as long, as in a round:
+        what is done before that one is back waits for it. What was alone in its round is judged
+        alone.
+        """
+        known = self.history.with_round((child,), self.history.alive)
+        if child.round < self._since:
+            self._settle(known, self._late(child, known))
+            return
+        leader = next(iter(known.alive), None)
+        open_ = any(t.proposal.parent == leader and not t.proposal.growth for t in flying)
+        if child.growth and open_:
+            reason = f"{child.id} waits until {leader} has trained on"
+            self._settle(known, Selection(known.alive, reason))
+        else:
+            others = [known[name] for name in self._waiting() if name != child.id]
+            self._settle(known, self.policy.select([child, *others], known))
+
+    def _late(self, child: Candidate, known: History) -> Selection:
+        """Return what becomes of a child that was begun under an earlier leader.
+
+        Time has passed, in which its rival has trained on. If it gained against that rival at equal
+        training, at most ``LATE`` slices ago, the leader's training since then is given up for it.
+        """
+        line = known.lineage(known[known.alive[0]])
+        rival = next((c for c in line if c.parent == child.parent and not c.growth), None)
+        if child.growth and not child.error and rival is not None:
+            verdict = self.policy.select([rival, child], known)
+            since = line[line.index(rival) + 1 :]
+            soon = len(since) <= LATE and not any(c.growth for c in since)
+            # No parent is left to go back to if the growth does not take.
+            before, after = known[rival.parent or ""].score, child.score
+            took = after is not None and before is not None and after < before
+            if verdict.alive[0] == child.id and soon and took:
+                return Selection((child.id,), f"late: {verdict.reason}")
+        return Selection(known.alive, f"{child.id} came too late")
 
     def _finished(self) -> Candidate | None:
         if not self._ended:
@@ -164,23 +147,13 @@ class Search:
 
     def _hopeless(self) -> bool:
         """Return whether every candidate of the last few rounds failed."""
+        if self._abreast > 1:  # each that is back is a round
+            count = FAILURES * self._abreast
+            newest = self.history.candidates[-count:]
+            return len(newest) == count and all(c.error for c in newest)
         last = range(self.history.round - FAILURES, self.history.round)
         recent = [c for c in self.history.candidates if c.round in last]
         return {c.round for c in recent} == set(last) and all(c.error for c in recent)
-
-    def parent(self, candidate_id: str) -> Gan:
-        """Return a candidate's players, from memory or from disk."""
-        if candidate_id not in self._gans:
-            self._gans[candidate_id] = load_gan(self.folder(candidate_id), self.device)
-        return self._gans[candidate_id]
-
-    def files(self, candidate_id: str) -> Files:
-        """Return the files of a candidate's players, for another process."""
-        return read_files(self.folder(candidate_id))
-
-    def folder(self, candidate_id: str) -> Path:
-        """Return a candidate's folder."""
-        return self.out / "candidates" / candidate_id
 
     def _room(self, flying: Iterable[Task] = ()) -> bool:
         if not self.history.candidates and not self._unselected:
@@ -195,215 +168,7 @@ class Search:
             proposals, self.history, self._of_round, last + 1, self._overhead, planned(flying)
         )
 
-    def _record(self, outcome: Outcome) -> Candidate:
-        """Save a finished child, then write it into the ledger."""
-        clock, task = Clock(), outcome.task
-        self.meter.images += outcome.images
-        self._save(outcome, self.folder(task.id))
-        for kind, seconds in {**outcome.costs, "save": clock.lap()}.items():
-            self.meter.charge(kind, seconds)
-            outcome.costs[kind] = seconds
-        diagnosis = self._diagnose(outcome)
-        candidate = self._candidate(outcome)
-        self._overhead = 0.5 * (self._overhead + candidate.seconds - candidate.trained)
-        event = candidate_to_event(candidate, outcome.sizes)
-        vitals = outcome.vitals and outcome.vitals.to_json()
-        # A growth that ails was a bad one; if the pair itself ails, its training must change.
-        treated = diagnosis if not task.proposal.growth else None
-        told = {"vitals": vitals, "memory": outcome.memory, "manifest": self.keeper.seal(task.id)}
-        self.ledger.append({**event, **told, "ailment": treated and treated.name})
-        self.keeper.drop(task.id)
-        self.display.candidate(event)
-        self._unselected.append(candidate)
-        if treated is not None:
-            self._treat(candidate, treated)
-        return candidate
-
-    def _save(self, outcome: Outcome, folder: Path) -> None:
-        """Write down a finished pair, and its sheet."""
-        if outcome.gan is not None:
-            save_gan(outcome.gan, folder)
-            self._gans[outcome.task.id] = outcome.gan
-        elif outcome.files is not None:
-            save_files(outcome.files, folder)
-        if outcome.sheet is not None:
-            save_sheet(outcome.sheet.numpy(), folder / "samples.png")
-            self._whole.add(outcome.task.id)
-
-    def _diagnose(self, outcome: Outcome) -> Diagnosis | None:
-        """Return what ails a child, which is then a failed one."""
-        proposal = outcome.task.proposal
-        if outcome.lost:
-            return None
-        if outcome.vitals is None:
-            return Diagnosis("divergence", outcome.error)
-        before = self._vitals.get(proposal.parent or "")
-        vitals = outcome.vitals = outcome.vitals.after(before)
-        ranks, diagnosis = LOSSES[self.settings.loss].ranks, None
-        if self.settings.doctor:
-            diagnosis = diagnose(vitals, before, grew=bool(proposal.growth), ranks=ranks)
-        if diagnosis is None:
-            self._vitals[outcome.task.id] = vitals
-        else:
-            outcome.error, outcome.score = diagnosis.sentence, None
-        return diagnosis
-
-    def _treat(self, candidate: Candidate, diagnosis: Diagnosis) -> None:
-        """Train otherwise from now on, or give up after some treatments."""
-        found = remedy(diagnosis.name, self.settings) if self._treatments < TREATMENTS else None
-        changes, words = found or ({}, "")
-        event: dict[str, Any] = {"candidate": candidate.id, "ailment": diagnosis.name}
-        event |= {"diagnosis": diagnosis.sentence, "remedy": words, "settings": changes}
-        self.ledger.append({"event": "doctor", **event})
-        self._follow(event)
-        what_now = f"going back, with {words}" if words else "stopping here"
-        self.display.message(f"{candidate.id}: {diagnosis.sentence}; {what_now}")
-
-    def _follow(self, event: Mapping[str, Any]) -> None:
-        """Do what the doctor said."""
-        self._treatments += 1
-        self.settings = make_settings(self.settings.model_dump(), event["settings"])
-        if not event["remedy"]:
-            self._given_up = str(event["diagnosis"])
-
-    def _candidate(self, outcome: Outcome) -> Candidate:
-        task, score = outcome.task, outcome.score
-        parent = task.proposal.parent
-        before = self.history[parent].images if parent else 0
-        specs = outcome.specs or task.proposal.specs(self.history)
-        return Candidate(
-            id=task.id,
-            parent=parent,
-            round=task.round,
-            growth=task.proposal.growth,
-            generator=specs[0],
-            discriminator=specs[1],
-            images=before + outcome.images,
-            trained=outcome.trained,
-            seconds=sum(outcome.costs.values()),
-            rate=outcome.images / max(outcome.trained, 1e-9),
-            score=score.value if score else None,
-            stderr=score.stderr if score else None,
-            elapsed=self.meter.elapsed,
-            spent=self.meter.spent,
-            parts=dict(score.parts) if score else {},
-            error=outcome.error,
-        )
-
-    def _select(self, children: list[Candidate], rivals: Iterable[Candidate] = ()) -> None:
-        """Let the policy choose, write the choice down, and drop the losers' weights.
-
-        ``rivals`` are of earlier rounds.
-        """
+    def _select(self, children: list[Candidate]) -> None:
+        """Let the policy choose among a round's children."""
         known = self.history.with_round(tuple(children), self.history.alive)
-        choice = self.policy.select([*children, *rivals], known)
-        self.history = replace(known, alive=choice.alive)
-        self._unselected, self._of_round = [], self.settings
-        best = self.history.best
-        event = {
-            "event": "select",
-            "round": self.history.round - 1,
-            "alive": list(choice.alive),
-            "best": best and best.id,
-            "reason": choice.reason,
-        }
-        self.ledger.append(event)
-        self.display.select(event)
-        keep = {*choice.alive, *([best.id] if best else [])}
-        self._gans = {name: gan for name, gan in self._gans.items() if name in keep}
-        # Their parents are what is left where a file turns out to be damaged.
-        keep |= {self.history[name].parent or name for name in keep}
-        for name in self._whole - keep:
-            for file in (MANIFEST, *FILES[1:]):
-                (self.folder(name) / file).unlink(missing_ok=True)
-        self._whole &= keep
-
-    def _replay(self) -> None:
-        """Rebuild the history from the ledger, and forget what was never written down."""
-        tried: dict[str, Candidate] = {}
-        ailing: tuple[Candidate, Diagnosis] | None = None  # who has not been treated
-        for number, event in enumerate(self.ledger.read(), 1):
-            kind = event["event"]
-            if kind in ("candidate", "damage", "end"):
-                self._ended = kind == "end"
-            with in_line(self.ledger.path, number):
-                if kind == "candidate":
-                    ailing = self._relive(event, tried)
-                else:
-                    ailing = None if kind == "doctor" else ailing
-                    self._repeat(event)
-        self.keeper.sweep(tried)
-        if ailing is not None:
-            self._treat(*ailing)
-        self._go_back()
-
-    def _relive(
-        self, event: Mapping[str, Any], tried: dict[str, Candidate]
-    ) -> tuple[Candidate, Diagnosis] | None:
-        """Take in a candidate of the ledger; return it with its ailment, if that is treated."""
-        candidate = self._counted(candidate_from_event(event), tried)
-        tried[candidate.id] = candidate
-        self._unselected.append(candidate)
-        self._whole.add(candidate.id)
-        self._seals[candidate.id] = event.get("manifest")
-        self._overhead = candidate.seconds - candidate.trained
-        if event.get("vitals") and not candidate.error:
-            self._vitals[candidate.id] = Vitals(**event["vitals"])
-        ailment = event.get("ailment")
-        return (candidate, Diagnosis(ailment, candidate.error)) if ailment else None
-
-    def _repeat(self, event: Mapping[str, Any]) -> None:
-        """Take in what else the ledger says."""
-        if event["event"] == "select":
-            known = self.history.with_round(tuple(self._unselected), tuple(event["alive"]))
-            self.history, self._unselected, self._of_round = known, [], self.settings
-        elif event["event"] == "doctor":
-            self._follow(event)
-        elif event["event"] == "memory":
-            self.parts = event["parts"]
-        elif event["event"] == "damage":
-            lost, alive = frozenset(event["lost"]), tuple(event["alive"])
-            self.history = replace(self.history, lost=lost, alive=alive)
-
-    def _go_back(self) -> None:
-        """Where the files of a living candidate are damaged, go on with its nearest whole ancestor.
-
-        Raises:
-            UserError: there is none.
-        """
-        problems: dict[str, str] = {}
-        for candidate in (*self.history.candidates, *self._unselected):
-            try:
-                self.keeper.check(candidate.id, self._seals.get(candidate.id))
-            except UserError as error:
-                problems[candidate.id] = str(error)
-        self._unselected = [
-            replace(c, score=None, error=problems[c.id]) if c.id in problems else c
-            for c in self._unselected
-        ]
-        needed = {*self.history.alive, *([best.id] if (best := self.history.best) else [])}
-        broken = sorted(needed & set(problems))
-        if not broken:
-            return
-        lines = [self.history.lineage(self.history[name]) for name in self.history.alive]
-        whole = [next((c.id for c in line[::-1] if c.id not in problems), None) for line in lines]
-        alive = tuple(dict.fromkeys(name for name in whole if name is not None))
-        if not alive:
-            raise UserError(f"the run cannot go on: {problems[broken[0]]}")
-        self.history = replace(self.history, lost=frozenset(problems), alive=alive)
-        self._ended = False
-        best = self.history.best
-        event = {"lost": sorted(problems), "alive": list(alive), "best": best and best.id}
-        self.ledger.append({"event": "damage", "reason": problems[broken[0]], **event})
-        self.display.message(f"{problems[broken[0]]}; going back to {', '.join(alive)}")
-
-    def _counted(self, candidate: Candidate, tried: Mapping[str, Candidate]) -> Candidate:
-        """Book a candidate of the ledger; its share is of the budget as it is now."""
-        before = tried[candidate.parent].images if candidate.parent else 0
-        self.meter.images += candidate.images - before
-        self.meter.charge("train", candidate.trained)
-        self.meter.charge("score", candidate.seconds - candidate.trained)
-        budget = self.meter.budget
-        if budget.images is not None:
-            return replace(candidate, spent=self.meter.images / budget.images)
-        return replace(candidate, spent=candidate.elapsed / (budget.seconds or 1))
+        self._settle(known, self.policy.select(children, known))

@@ -2,12 +2,39 @@
 
 from __future__ import annotations
 
-from typing import Any
+import re
+from collections.abc import Callable
+from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
 from jaxtyping import Float
 from torch import Tensor, nn
+
+T = TypeVar("T")
+# What gloo, NCCL and torch say when another process is gone.
+LOST = re.compile(r"connect|timed? ?out|socket|peer|pipe|remote|network|store", re.IGNORECASE)
+
+
+class LostRank(RuntimeError):
+    """Another process of the run is gone."""
+
+
+def guarded(call: Callable[[], T], rank: int, count: int) -> T:
+    """Return what an exchange between ``count`` ranks returns, of which this is ``rank``.
+
+    Raises:
+        LostRank: another one is gone.
+    """
+    try:
+        return call()
+    except RuntimeError as error:
+        if not LOST.search(str(error)):
+            raise
+        raise LostRank(
+            f"rank {rank} of {count} has lost another one: the run stops here; "
+            "go on with --resume, with as many ranks as there are"
+        ) from error
 
 
 class Summed(torch.autograd.Function):
@@ -16,7 +43,7 @@ class Summed(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor) -> Tensor:
         total = x.clone()
-        dist.all_reduce(total)
+        guarded(lambda: dist.all_reduce(total), dist.get_rank(), dist.get_world_size())
         return total
 
     @staticmethod

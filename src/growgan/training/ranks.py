@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import atexit
 import os
-import re
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -21,10 +20,9 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from growgan.errors import UserError
+from growgan.nets.ranked import guarded
 
 T = TypeVar("T")
-# What gloo, NCCL and torch say when another process is gone.
-LOST = re.compile(r"connect|timed? ?out|socket|peer|pipe|remote|network|store", re.IGNORECASE)
 
 
 @dataclass(frozen=True)
@@ -114,19 +112,7 @@ class Ranks:
         self._guarded(lambda: dist.all_reduce(flat))
 
     def _guarded(self, call: Callable[[], T]) -> T:
-        try:
-            return call()
-        except RuntimeError as error:
-            if not LOST.search(str(error)):
-                raise
-            raise LostRank(
-                f"rank {self.rank} of {self.count} has lost another one: the run stops here; "
-                "go on with --resume, with as many ranks as there are"
-            ) from error
-
-
-class LostRank(RuntimeError):
-    """Another process of the run is gone."""
+        return guarded(call, self.rank, self.count)
 
 
 def join(environment: Mapping[str, str] | None = None) -> Ranks:

@@ -1,6 +1,6 @@
 """Policies: which growths to try, and which children to keep. One file each."""
 
-from growgan.growth.policies.base import POLICIES, GrowthPolicy, make_policy
+from growgan.growth.policies.base import POLICIES, GrowthPolicy, Selection, make_policy
 from growgan.growth.policies.dynamic import Dynamic
 from growgan.growth.policies.fixed import Fixed
 from growgan.growth.policies.plateau import Plateau
@@ -15,5 +15,6 @@ __all__ = [
     "Plateau",
     "Progressive",
     "RandomGrowth",
+    "Selection",
     "make_policy",
 ]
