@@ -39,7 +39,7 @@ from typing import Any
 from unittest import mock
 
 from head import TRIED, costs, history_of
-from play import Figures, play
+from play import Figures, Played, play
 
 import growgan as gg
 from growgan.config import make_settings
@@ -245,6 +245,37 @@ def figures_of(kept: dict[str, Any], own: dict[str, Any], longer: int = 1) -> Fi
     )
 
 
+def predicted(
+    kept: dict[str, Any], longer: int, hours: float
+) -> Iterator[tuple[int, bool, Played]]:
+    """Yield workers, whether freely, and what a search of theirs comes to."""
+    (alone,) = (row for row in kept["searches"] if row["workers"] == 1)
+    figures = figures_of(kept, alone, longer)
+    for workers in WORKERS:
+        for free in (False, True):
+            seen = play(figures, workers, free, longer * hours, max(workers, TRIES + 1))
+            yield workers, free, seen
+
+
+def draw(kept: dict[str, Any], hours: float, file: Path) -> None:
+    """Write the curves as a picture: how busy workers, and the head, are by their number."""
+    from matplotlib import pyplot
+
+    _, panels = pyplot.subplots(1, len(LONGER), figsize=(9, 3.4), sharey=True, layout="tight")
+    for panel, longer in zip(panels, LONGER, strict=True):
+        rows = list(predicted(kept, longer, hours))
+        for kind, colour in ((False, "tab:blue"), (True, "tab:orange")):
+            mine = [(workers, seen) for workers, free, seen in rows if free == kind]
+            xs, name = [workers for workers, _ in mine], "free" if kind else "rounds"
+            busy, head = [s.utilisation for _, s in mine], [s.head for _, s in mine]
+            panel.plot(xs, busy, "o-", color=colour, label=f"workers, {name}")
+            panel.plot(xs, head, ":", color=colour, label=f"head, {name}")
+        panel.set(xscale="log", xlabel="workers", title=f"children {longer} x as long", ylim=(0, 1))
+    panels[0].set_ylabel("share of the time in use")
+    panels[-1].legend(fontsize=8)
+    pyplot.savefig(file, dpi=110)
+
+
 def show(kept: dict[str, Any], hours: float) -> float:
     """Print what was measured, and what is predicted; return how far off that is for two workers.
 
@@ -274,15 +305,12 @@ def show(kept: dict[str, Any], hours: float) -> float:
         print(f"\nEach child {longer} times as long:" if longer > 1 else "")
         print("| workers | | candidates an hour | utilisation | head | link | hours to a tenth |")
         print("|---|---|---|---|---|---|---|")
-        for workers in WORKERS:
-            for free in (False, True):
-                figures = figures_of(kept, alone, longer)
-                seen = play(figures, workers, free, longer * hours, max(workers, TRIES + 1))
-                print(
-                    f"| {workers:,} | {'free' if free else 'rounds'} | {seen.rate:,.0f} "
-                    f"| {seen.utilisation:.0%} | {seen.head:.0%} | {seen.link:.0%} "
-                    f"| {seen.reached:.2f} |"
-                )
+        for workers, free, seen in predicted(kept, longer, hours):
+            print(
+                f"| {workers:,} | {'free' if free else 'rounds'} | {seen.rate:,.0f} "
+                f"| {seen.utilisation:.0%} | {seen.head:.0%} | {seen.link:.0%} "
+                f"| {seen.reached:.2f} |"
+            )
     return worst
 
 
@@ -294,6 +322,7 @@ def main() -> None:
     parser.add_argument(
         "--hours", type=float, default=2.0, help="that simulated searches take, of such children"
     )
+    parser.add_argument("--curves", type=Path, help="a picture of what is simulated")
     given = parser.parse_args()
     kept = json.loads(RESULTS.read_text()) if RESULTS.exists() else {}
     made: dict[str, Callable[[], Iterator[dict[str, Any]]]] = {
@@ -304,6 +333,8 @@ def main() -> None:
     for found in made[given.what]():
         kept |= found
         RESULTS.write_text(json.dumps(kept, indent=1) + "\n")
+    if given.curves:
+        draw(kept, given.hours, given.curves)
     if "older" in kept and (worst := show(kept, given.hours)) > OFF:
         sys.exit(f"the predictions for two workers are off by {worst:.0%}, more than {OFF:.0%}")
 
