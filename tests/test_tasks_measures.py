@@ -14,6 +14,7 @@ from torch import Tensor
 
 from growgan.config import make_settings
 from growgan.data import ImageSet
+from growgan.errors import UserError
 from growgan.metrics import domain
 from growgan.nets.edits import Append, Widen, apply
 from growgan.nets.players import Discriminator, Generator, build
