@@ -33,6 +33,7 @@ LATENT = 16  # numbers that stand for what it does not say
 SIDE = 16  # pixels of the sketch's smaller side, at most
 FEATURES = 128  # of a caption, by the network that learns here
 STEPS, BATCH, RATE = 4_000, 64, 2e-3
+BLIND = 0.5  # first share of the steps, in which only the caption is heard
 EPOCHS = 100  # over few images, which need fewer steps
 SPREAD = 0.2  # deviation of a pixel about its mean, in [-1, 1]
 VAGUE = 0.1  # weight of the divergence of codes
@@ -178,11 +179,18 @@ class Sketcher(nn.Module):
         drawn: Tensor = self.decoder(grid)[..., : self.size[0], : self.size[1]]
         return drawn
 
-    def loss(self, x: Float[Tensor, "n c h w"], read: Tensor, rng: torch.Generator) -> Tensor:
-        """Return the negative bound of coarse images [-1, 1], with the codes' own divergence."""
+    def loss(
+        self, x: Float[Tensor, "n c h w"], read: Tensor, rng: torch.Generator, *, blind: bool
+    ) -> Tensor:
+        """Return the negative bound of coarse images [-1, 1], with the codes' own divergence.
+
+        If ``blind``, latents are drawn and say nothing of the images: the caption must.
+        """
         code_mean, code_deviation = self._codes(read)
         code = drawn(code_mean, code_deviation, rng)
         mean, deviation = self.latents(x, code)
+        if blind:
+            mean, deviation = torch.zeros_like(mean), torch.zeros_like(deviation)
         made = self.draw(code, drawn(mean, deviation, rng))
         wrong = ((made - x) / SPREAD).square().sum((1, 2, 3)).mean() / 2
         vague = VAGUE * divergence(code_mean, code_deviation)
@@ -257,11 +265,11 @@ def learn(data: ImageSet, text: str, seed: int) -> Sketcher:
     optimiser = torch.optim.Adam([p for p in made.parameters() if p.requires_grad], RATE)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimiser, steps)
     rng, order = torch.Generator().manual_seed(seed), np.random.default_rng(seed)
-    for _ in range(steps):
+    for k in range(steps):
         some = np.sort(order.choice(rows, BATCH))
         x = coarse(torch.from_numpy(np.array(data.images[some])), made.size)
         optimiser.zero_grad()
-        made.loss(x, read[data.labels[some]], rng).backward()
+        made.loss(x, read[data.labels[some]], rng, blind=k < BLIND * steps).backward()
         optimiser.step()
         schedule.step()
     return made.eval()

@@ -120,7 +120,7 @@ def said(data: ImageSet) -> list[str]:
 
 def sketcher(seen: ImageSet, text: str, seed: int) -> Sketcher:
     """Return what draws sketches of images like ``seen``, learnt now or kept in the cache."""
-    key = combine(seen.fingerprint, f"sketcher:1:{text}:{seed}")[:24]
+    key = combine(seen.fingerprint, f"sketcher:2:{text}:{seed}")[:24]
     path = default_cache() / "sketchers" / f"{key}.safetensors"
     if not path.exists():
         path.parent.mkdir(parents=True, exist_ok=True)
