@@ -14,6 +14,7 @@ from dataclasses import dataclass
 
 GROWTHS = 53  # of a pggan pair at 32x32, as the space of the measured searches counts them
 PARENTS, KEEP = 3, 0.25  # of a round, and how many of their growths are drawn
+PAUSE = 2  # slices after a growth, before the next trials open
 DRAWN, THERE = 1 + round(PARENTS * KEEP * GROWTHS), 1 + PARENTS * GROWTHS
 
 
@@ -24,8 +25,8 @@ class Figures:
     Attributes:
         tasks: seconds that children took in their workers.
         lone: seconds of those that had none beside them, since one was all that was proposed.
-        lonely: how many of these there are for a round.
-        early: how many of these come before all others; freely there are no more.
+        lonely: how many of these there are for a round, or freely, for each of the others.
+        early: how many of these come before all others.
         falls: by what factor scores changed from parent to child.
         head: seconds that the head is busy with a child, and ``older`` more for each one before it.
         watch: share of its time in which the head looks at what workers tell.
@@ -156,17 +157,36 @@ class Play:
                 self.lower(parent * self.rng.choice(self.figures.falls), self.now)
 
     def freely(self, seconds: float) -> None:
-        """Play without rounds: who is done takes the next proposal."""
+        """Play without rounds: who is done takes the next proposal.
+
+        After a growth that is taken the leader trains on alone for ``PAUSE`` slices, and who is
+        done meanwhile waits.
+        """
         self.alone(self.figures.early)
-        # Of each worker's child: its end, how long it takes, and the score of its parent.
-        crew = range(min(self.workers, self.figures.there))
-        flying = [(*self.child(self.now, fetched=False), self.score) for _ in crew]
-        heapq.heapify(flying)
+        f, idle, left = self.figures, 0, 0
+        # Of each child: its end, how long it takes, its parent's score, and whether it is alone.
+        flying: list[tuple[float, float, float, bool]] = []
+
+        def begin(alone: bool) -> None:
+            child = self.child(self.now, fetched=False, tasks=f.lone if alone else ())
+            heapq.heappush(flying, (*child, self.score, alone))
+
+        for _ in range(min(self.workers, f.there)):
+            begin(False)
         while self.now < seconds:
-            end, took, parent = heapq.heappop(flying)
+            end, took, parent, alone = heapq.heappop(flying)
             self.now = self.record(end, took)
-            self.lower(parent * self.rng.choice(self.figures.falls), self.now)
-            heapq.heappush(flying, (*self.child(self.now, fetched=False), self.score))
+            self.lower(parent * self.rng.choice(f.falls), self.now)
+            if left and not alone:
+                idle += 1
+                continue
+            left = left - 1 if alone else PAUSE * (self.rng.random() < f.lonely / PAUSE)
+            if left:
+                begin(True)
+            else:
+                for _ in range(idle + 1):
+                    begin(False)
+                idle = 0
 
     def alone(self, due: float) -> float:
         """Play children one by one while a whole one is ``due``; return what is left of it."""

@@ -130,12 +130,13 @@ def searched(ray: Any, workers: int, free: bool, images: int) -> dict[str, Any]:
     # What the head adds to a child's time is its saving; the worker's is the rest.
     saves = run.events[-1]["cost"]["save"] / len(tried)
     sizes = Counter(event["round"] for event in tried)
-    opened = min((r for r, size in sizes.items() if size > 1), default=len(sizes))
-    lone, tasks = [], []
-    for event in rest:
-        alone = event["round"] < opened if free else sizes[event["round"]] == 1
-        (lone if alone else tasks).append(event["seconds"] - saves)
+    single = [overlap(e, tried) < 0.5 if free else sizes[e["round"]] == 1 for e in rest]
+    taken = [event["seconds"] - saves for event in rest]
+    lone = [seconds for seconds, alone in zip(taken, single, strict=True) if alone]
+    tasks = [seconds for seconds, alone in zip(taken, single, strict=True) if not alone]
+    early = [*single, False].index(False)
     rounds = sum(size > 1 for size in sizes.values())
+    lonely = (len(lone) - early) / len(tasks) if free else len(lone) / max(1, rounds)
     count = len(tried)
     head = sum(sum(times.get(name, [])) for name in HEAD)
     watch = sum(sum(times.get(name, [])) for name in ("_words", "report"))
@@ -147,14 +148,22 @@ def searched(ray: Any, workers: int, free: bool, images: int) -> dict[str, Any]:
         "utilisation": sum(lone + tasks) / (workers * wall),
         "tasks": tasks,
         "lone": lone,
-        "lonely": len(lone) / rounds if rounds else 0.0,
-        "early": sum(event["round"] < opened for event in rest),
+        "lonely": lonely,
+        "early": early,
         "falls": [e["score"] / scores[e["parent"]] for e in rest if e["score"] and e["parent"]],
         "head": head / count,
         "watch": watch / run.events[-1]["elapsed"],
         "begin": statistics.mean(times["_begin"]),
         **beside,
     }
+
+
+def overlap(child: dict[str, Any], tried: list[dict[str, Any]]) -> float:
+    """Return for what share of its time a child had others beside it, summed over these."""
+    begun, end = child["elapsed"] - child["seconds"], child["elapsed"]
+    spans = ((each["elapsed"] - each["seconds"], each["elapsed"]) for each in tried)
+    beside = sum(max(0.0, min(end, last) - max(begun, first)) for first, last in spans)
+    return beside / child["seconds"] - 1  # itself
 
 
 def carried(ray: Any, run: gg.Run) -> dict[str, float]:
@@ -226,19 +235,21 @@ def labels() -> Iterator[dict[str, Any]]:
     yield {"labels": rows}
 
 
-def figures_of(kept: dict[str, Any], own: dict[str, Any], longer: int = 1) -> Figures:
+def figures_of(kept: dict[str, Any], own: dict[str, Any], free: bool, longer: int = 1) -> Figures:
     """Return what the search of one worker has shown, and how long children took in ``own``.
 
-    Workers that share a core slow each other down, and each search tries other growths. Children
+    Workers that share a core slow each other down, and each search tries other growths. How often
+    the leader trains on alone without rounds is what the search without rounds has shown. Children
     take so many times as long as these.
     """
+    pauses = next(row for row in kept["searches"] if row["free"]) if free else own
     (alone,) = (row for row in kept["searches"] if row["workers"] == 1)
     shared = ("head", "watch", "begin", "carry", "start", "size")
     return Figures(
         tasks=tuple(longer * seconds for seconds in own["tasks"]),
         lone=tuple(longer * seconds for seconds in own["lone"]),
-        lonely=own["lonely"],
-        early=own["early"],
+        lonely=pauses["lonely"],
+        early=pauses["early"],
         falls=tuple(alone["falls"]),
         older=kept["older"],
         **{name: alone[name] for name in shared},
@@ -250,9 +261,9 @@ def predicted(
 ) -> Iterator[tuple[int, bool, Played]]:
     """Yield workers, whether freely, and what a search of theirs comes to."""
     (alone,) = (row for row in kept["searches"] if row["workers"] == 1)
-    figures = figures_of(kept, alone, longer)
     for workers in WORKERS:
         for free in (False, True):
+            figures = figures_of(kept, alone, free, longer)
             seen = play(figures, workers, free, longer * hours, max(workers, TRIES + 1))
             yield workers, free, seen
 
@@ -283,7 +294,7 @@ def show(kept: dict[str, Any], hours: float) -> float:
     """
     worst = 0.0
     (alone,) = (row for row in kept["searches"] if row["workers"] == 1)
-    figures = figures_of(kept, alone)
+    figures = figures_of(kept, alone, False)
     print(
         f"{kept['machine']}; a child {statistics.mean(figures.tasks):.1f} s, the head "
         f"{1e3 * (figures.head + figures.begin):.0f} ms, {figures.size / 1e6:.1f} MB"
@@ -292,7 +303,9 @@ def show(kept: dict[str, Any], hours: float) -> float:
     print("|---|---|---|---|---|---|")
     for row in kept["searches"]:
         length = row["candidates"] / row["rate"]
-        seen = play(figures_of(kept, row), row["workers"], row["free"], length, TRIES + 1)
+        seen = play(
+            figures_of(kept, row, row["free"]), row["workers"], row["free"], length, TRIES + 1
+        )
         kind = "free" if row["free"] else "rounds"
         if row["workers"] == 2:
             pairs = (seen.rate, row["rate"]), (seen.utilisation, row["utilisation"])

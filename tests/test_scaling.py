@@ -86,6 +86,13 @@ def test_a_child_alone_leaves_the_other_workers_idle(playing: ModuleType, ideal:
     assert seen.utilisation == pytest.approx(5 / 8, abs=0.01)
 
 
+def test_after_a_growth_the_leader_trains_on_alone(playing: ModuleType, ideal: Any) -> None:
+    # Each wave of four children of 10 s ends with a growth that is taken: then two slices of one.
+    figures = replace(ideal, lone=(10.0,), lonely=float(playing.PAUSE))
+    seen = playing.play(figures, 4, True, hours=1, children=4)
+    assert seen.utilisation == pytest.approx(0.5, abs=0.01)
+
+
 @pytest.mark.parametrize("free", [False, True])
 def test_more_workers_than_growths_have_nothing_to_do(
     playing: ModuleType, ideal: Any, free: bool
