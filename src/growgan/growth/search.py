@@ -35,8 +35,9 @@ class Search(Recorded):
         children = list(self._unselected)
         for child in children:  # of a round that was cut short
             made = (child.parent, child.growth)
-            done = next((p for p in proposals if (p.parent, p.growth) == made), None)
-            proposals = [p for p in proposals if p is not done]
+            keys = [(p.parent, p.growth) for p in proposals]
+            if made in keys:
+                del proposals[keys.index(made)]
         for outcome in executor.run(self._tasks(proposals)):
             children.append(self._record(outcome))
         if children:
