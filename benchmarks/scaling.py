@@ -7,11 +7,11 @@
                                              # ten labels in all, and as many as workers
 
 ``measure`` runs one search in rounds and, of two workers, freely (a single one goes in rounds
-either way), each child on one core, and keeps: candidates an
-hour, utilisation (the workers' time in children over all of their time), how long each child took,
-how long the head is busy with each one (saving, choosing, proposing), and for each that was tried
-before (by head.py), for what share of its time it looks at what workers tell, what it costs Ray to
-carry an empty task, how long a new worker takes to begin, and how large a pair's files are.
+either way), each child on one core, and keeps: candidates an hour, utilisation (the workers' time
+in children over all of their time), how long each child took, how long the head is busy with each
+one (saving, choosing, proposing), and for each that was tried before (by head.py), for what share
+of its time it looks at what workers tell, what it costs Ray to carry an empty task, how long a new
+worker takes to begin, and how large a pair's files are.
 
 ``simulate`` plays events by these figures (play.py).
 What a single machine cannot tell is assumed, and said: the link, the failures, workers a machine.
@@ -303,9 +303,8 @@ def show(kept: dict[str, Any], hours: float) -> float:
     print("|---|---|---|---|---|---|")
     for row in kept["searches"]:
         length = row["candidates"] / row["rate"]
-        seen = play(
-            figures_of(kept, row, row["free"]), row["workers"], row["free"], length, TRIES + 1
-        )
+        own = figures_of(kept, row, row["free"])
+        seen = play(own, row["workers"], row["free"], length, TRIES + 1)
         kind = "free" if row["free"] else "rounds"
         if row["workers"] == 2:
             pairs = (seen.rate, row["rate"]), (seen.utilisation, row["utilisation"])

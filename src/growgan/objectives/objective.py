@@ -83,8 +83,8 @@ class Objective:
         relativistic one, would let all logits fall.
 
         No image keeps its row's label and given image (a derangement), or the last channels of it
-        where these alone are turned. Where nothing is given, rows
-        are left out that share a label, or one of which has none: it may be the same.
+        where these alone are turned. Where nothing is given, rows are left out that share a label,
+        or one of which has none: it may be the same.
         """
         n = len(step.real)
         if n < 2:
@@ -92,8 +92,8 @@ class Objective:
         turn = int(torch.randint(1, n, (), generator=step.rng, device=step.real.device))
         (right,) = step.labels_of(step.real)
         wrong = right.roll(turn, 0)
-        if turned := getattr(self.conditioning, "turned", 0):
-            own = max(0, right.shape[1] - turned * step.real[0, 0].numel())
+        if channels := getattr(self.conditioning, "turned", 0):
+            own = max(0, right.shape[1] - channels * step.real[0, 0].numel())
             wrong = torch.cat([right[:, :own], wrong[:, own:]], 1)
         labels, turned = step.labels, step.labels.roll(turn, 0)
         known = (labels.sum(1) > 0.5) & (turned.sum(1) > 0.5)

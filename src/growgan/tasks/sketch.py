@@ -188,9 +188,8 @@ class Sketcher(nn.Module):
         """
         code_mean, code_deviation = self._codes(read)
         code = drawn(code_mean, code_deviation, rng)
-        mean, deviation = self.latents(x, code)
-        if blind:
-            mean, deviation = torch.zeros_like(mean), torch.zeros_like(deviation)
+        nothing = code.new_zeros(len(code), LATENT)
+        mean, deviation = (nothing, nothing) if blind else self.latents(x, code)
         made = self.draw(code, drawn(mean, deviation, rng))
         wrong = ((made - x) / SPREAD).square().sum((1, 2, 3)).mean() / 2
         vague = VAGUE * divergence(code_mean, code_deviation)
