@@ -47,7 +47,7 @@ CELLS: dict[str, list[Cell]] = {
             "cyclegan:aligned",
             ("glyphs:style=serif", "glyphs:style=sans"),
             32,
-            10,
+            20,
             {},
             1,
         )

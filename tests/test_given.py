@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from growgan.config import make_settings
+from growgan.errors import UserError
 from growgan.nets.edits import Append, Insert, Widen, apply
 from growgan.nets.players import Discriminator, Generator, build
 from growgan.nets.presets import PRESETS
@@ -90,6 +91,37 @@ def test_what_is_inserted_changes_nothing_at_first(place: str | None) -> None:
     awake(g)
     child = apply(g, Insert(place), 3)
     assert torch.allclose(child(rows(spec)), g(rows(spec)), atol=1e-5)
+
+
+def test_what_is_made_is_added_to_the_last_channels_given() -> None:
+    spec = spec_of("generator", difference=True)
+    g, z = build(spec, 0), rows(spec_of("generator"))
+    last = z[:, spec.latent :].unflatten(1, (2, 16, 16))[:, 1:]
+    assert torch.equal(g(z), last)
+    awake(g)
+    assert (g(z) - last).abs().mean() > 1e-3
+    plain = build(replace(spec, difference=False), 0)
+    plain.load_state_dict(g.state_dict())
+    assert torch.allclose(plain(z) + last, g(z), atol=1e-6)
+    child = apply(g, Append((LayerSpec("x", "strided", 8, 3, 1),)), 3)
+    assert torch.allclose(child(z), g(z), atol=1e-5)
+    with pytest.raises(UserError, match="difference must be of images with as many channels"):
+        replace(spec, channels=3)
+
+
+def test_the_encoder_is_told_the_label() -> None:
+    spec = spec_of("generator", classes=3)
+    g = build(spec, 0)
+    z, label, given = rows(spec).split([spec.latent, 3, 2 * 16 * 16], 1)
+    shown = g.encoder(torch.cat([given.unflatten(1, (2, 16, 16)), torch.zeros(3, 3, 16, 16)], 1))
+    seen: list[Tensor] = []
+    g.encoder.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
+    made = g(torch.cat([z, label, given], 1))
+    assert torch.equal(seen[0][:, :2].flatten(1), given)
+    assert torch.equal(seen[0][:, 2:], label[:, :, None, None].expand(-1, -1, 16, 16))
+    assert g.encoder(seen[0]).keys() == shown.keys()
+    other = g(torch.cat([z, label.roll(1, 1), given], 1))
+    assert (made - other).abs().mean() > 1e-3
 
 
 def test_a_wider_stack_computes_what_it_did() -> None:

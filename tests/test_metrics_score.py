@@ -26,6 +26,7 @@ from growgan.metrics import (
     domain_extractor,
     frechet,
 )
+from growgan.metrics.score import energy
 
 FASHION = Path("/usr/share/datasets/fashion-mnist")
 
@@ -315,3 +316,51 @@ def test_a_score_within_classes_is_the_mean_of_distances_over_the_mean_of_traces
     for few in (None, np.full(120, 1)):
         with pytest.raises(UserError, match="class 0 has 0 images, too few"):
             Scorer(reals, extractor, samples=96, kind="intra-fd", labels=few)
+
+
+def test_a_score_of_pairs_is_the_energy_score_over_that_of_the_mean() -> None:
+    reals, truth = pictures(0, (120, 1, 8, 8), 1.0), pictures(1, (40, 1, 8, 8), 1.0)
+    near = (truth.astype(np.int64) + np.random.default_rng(2).integers(-9, 10, truth.shape)).clip(
+        0, 255
+    )
+    fakes = np.concatenate([near.astype(np.uint8), truth])
+    extractor = PixelExtractor(2)
+    scorer = Scorer(reals, extractor, samples=80, kind="pairs")
+    wanted = torch.from_numpy(truth)
+    score = scorer.score(partial(first_of, torch.from_numpy(fakes)), (8, 8), truth=wanted)
+
+    def features(images: NDArray[np.uint8]) -> NDArray[np.float64]:
+        return extractor(torch.from_numpy(images)).double().numpy()
+
+    def away(a: NDArray[np.float64], b: NDArray[np.float64]) -> float:
+        return float(np.mean([np.sqrt(((x - y) ** 2).sum()) for x, y in zip(a, b, strict=True)]))
+
+    one, other, true, all_ = map(features, (fakes[:40], fakes[40:], truth, reals))
+    found = (away(one, true) + away(other, true)) / 2 - away(one, other) / 2
+    mean = away(all_, np.repeat(all_.mean(0, keepdims=True), 120, 0))
+    assert score.parts == {"pairs": pytest.approx(found, abs=1e-5)}
+    assert score.value == pytest.approx(found / mean, abs=1e-6)
+    # What is right scores 0; the right images of others do not, however near as a set.
+    both = np.concatenate([truth, truth])
+    for turn, least, most in ((0, 0.0, 1e-6), (1, 0.5, 2.0)):
+        drawn = torch.from_numpy(np.roll(both, turn, 0))
+        value = scorer.score(partial(first_of, drawn), (8, 8), truth=wanted).value
+        assert least <= value <= most
+    for kind in ("fd", "pairs"):
+        given = None if kind == "pairs" else wanted
+        with pytest.raises(ValueError, match="truth must be given for kind 'pairs'"):
+            Scorer(reals, extractor, samples=80, kind=kind).score(
+                partial(first_of, torch.from_numpy(fakes)), (8, 8), truth=given
+            )
+
+
+def test_the_energy_score_prefers_to_draw_what_is_open_to_the_mean_and_to_a_guess() -> None:
+    rng = np.random.default_rng(0)
+    c = rng.normal(size=(4000, 1, 2))
+    truth, *drawn = (c[:, 0] + rng.normal(size=(4000, 2)) for _ in range(3))
+    as_it_is = energy(torch.from_numpy(np.concatenate(drawn)), torch.from_numpy(truth))
+    mean = energy(torch.from_numpy(np.concatenate([c[:, 0]] * 2)), torch.from_numpy(truth))
+    guess = energy(torch.from_numpy(np.concatenate([drawn[0]] * 2)), torch.from_numpy(truth))
+    apart = energy(torch.from_numpy(rng.normal(size=(8000, 2)) * 2**0.5), torch.from_numpy(truth))
+    for worse in (mean, guess, apart):
+        assert worse[0] - as_it_is[0] > 4 * (worse[1] + as_it_is[1])

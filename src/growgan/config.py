@@ -94,6 +94,7 @@ class StackSettings(Group):
     proxies: int = Field(0, ge=0, description="set by the conditioning")
     given: int = Field(0, ge=0, description="channels of the given images; set by the data")
     beside: bool = Field(True, description="D sees these, too; set by the conditioning")
+    difference: bool = Field(False, description="G makes what is added to the given image")
     patches: bool = Field(False, description="D judges each place of its base grid")
     chunk: int = Field(0, ge=0, description="length of each layer's own piece of z; 0: all of it")
     deviation_group: int = Field(4, ge=0, description="minibatch deviation; 0 for none")
@@ -160,8 +161,10 @@ class AverageSettings(Group):
 class ScoreSettings(Group):
     """How a candidate is scored."""
 
-    kind: Literal["fd", "swd", "intra-fd"] = Field(
-        "fd", description="domain Frechet, sliced Wasserstein, or domain Frechet within classes"
+    kind: Literal["fd", "swd", "intra-fd", "pairs"] = Field(
+        "fd",
+        description="domain Frechet; sliced Wasserstein; domain Frechet within classes; each beside"
+        " its truth, where images are made from images",
     )
     samples: int = Field(5000, ge=16, le=100_000, description="drawn for each score")
 

@@ -103,5 +103,8 @@ def _score(
     trainer, few = Trainer(batches, runtime, scorer, Silent()), min(256, 8 * settings.batch)
     with runtime.autocast():
         samples = gan.generate(few, seed=settings.seed, given=trainer.given(few))
-    score = scorer.score(lambda count: samples[torch.arange(count) % few], gan.resolution)
+    truth = batches.some(scorer.samples // scorer.draws) if scorer.draws > 1 else None
+    score = scorer.score(
+        lambda count: samples[torch.arange(count) % few], gan.resolution, truth=truth
+    )
     trainer.examine(gan, score)

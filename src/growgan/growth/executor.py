@@ -48,9 +48,10 @@ class Task:
 
 @dataclass(frozen=True)
 class Asked:
-    """Images to score a pair by: how many, of what labels, how many at once."""
+    """Images to score a pair by: how many, from how many given, of what labels, and at once."""
 
     count: int
+    given: int
     labels: list[int] | None
     chunk: int
 
@@ -266,20 +267,25 @@ class Trainer:
     def score(self, gan: Gan, batch: int = 32) -> Score:
         """Score the running average of G; each rank draws its share of what that takes."""
 
+        assert self.scorer is not None
+        given, truth = self.scorer.samples // self.scorer.draws, None
+        if self.scorer.draws > 1:  # new images, however few: G may know the others by heart
+            given = min(given, len(self.batches.held_out) or given)
+            truth = _new_or_seen(self.batches.some, given)
+        labels = self._labels(given)
+
         def generate(count: int) -> Tensor:
-            chunk = min(256, 8 * batch // self.parts)
-            asked = Asked(count, self._labels(count), chunk)
+            asked = Asked(count, given, labels, min(256, 8 * batch // self.parts))
             return self.draw(gan, self.runtime.ranks.tell(asked))
 
-        assert self.scorer is not None
-        return self.scorer.score(generate, gan.resolution)
+        return self.scorer.score(generate, gan.resolution, labels=labels, truth=truth)
 
     @torch.no_grad()
     def draw(self, gan: Gan, asked: Asked) -> Tensor:
         """Return the images that a score asks for, uint8 [N, C, H, W]; all of them on rank 0."""
         spec, ranks = gan.average.spec, self.runtime.ranks
         z = even_latents(asked.count, spec.latent, SCORE_SEED, GROUPS)
-        z = labelled(spec, z, asked.labels, SCORE_SEED, self.given(asked.count))
+        z = labelled(spec, z, asked.labels, SCORE_SEED, self.given(asked.given))
         with self.runtime.autocast():
             share = to_uint8(gan.average, z[ranks.rank :: ranks.count], asked.chunk)
         return ranks.gather(share)
@@ -389,6 +395,6 @@ class SerialExecutor:
 
 
 def _new_or_seen(take: Callable[..., Tensor | None], count: int) -> Tensor | None:
-    """Return what ``take`` has of held-out images, of others where none is held out."""
+    """Return what ``take`` has of held-out images, of others where too few are held out."""
     new = take(count, held_out=True)
-    return new if new is not None and len(new) else take(count)
+    return new if new is not None and len(new) >= count else take(count)

@@ -256,6 +256,11 @@ def for_data(settings: Settings, data: ImageSet) -> Settings:
             f"score.kind 'intra-fd' has no meaning for the conditioning '{named}', which uses no "
             "labels; see: growgan list conditionings"
         )
+    if settings.score.kind == "pairs" and not (conditioning.given and conditioning.beside):
+        raise UserError(
+            f"score.kind 'pairs' has no meaning for the conditioning '{named}', where no image is "
+            "made from one that it belongs to"
+        )
     _check_given(settings, conditioning, data)
     categories, numbers = conditioning.codes()
     if not conditioning.labelled:

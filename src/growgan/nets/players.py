@@ -37,6 +37,9 @@ class Generator(Stack, Pretrained):
         self.label = label_map(spec)
         if spec.encodes:
             self.encoder = Encoder(spec)
+        if spec.difference:  # at first the given image is left as it is
+            for value in self.head.parameters():
+                nn.init.zeros_(value)
         if any(layer.norm == "virtual" for layer in spec.layers):
             if spec.given:
                 raise UserError(
@@ -76,17 +79,13 @@ class Generator(Stack, Pretrained):
         """Return what images are a smooth function of: z on its sphere, or what is made of it.
 
         Where there are classes the label stands behind the latents, one number a class: 1 for its
-        own, all 0 for none, and anything between for a mixture. A given image comes last, as it is.
+        own, all 0 for none, and anything between for a mixture. A given image comes last; what is
+        made of z is followed by both as they are then, since the encoder sees both.
         """
         if self.spec.given:
-            z, given = self._apart(z)
-            return torch.cat([self._embedded(z), given], 1)
+            own = self.spec.latent + self.spec.classes
+            return torch.cat([self._embedded(z[:, :own]), z[:, self.spec.latent :]], 1)
         return self._embedded(z)
-
-    def _apart(self, rows: Tensor) -> tuple[Tensor, Tensor]:
-        """Return rows without the given images that they end in, and these."""
-        size = self.spec.wish - self.spec.classes
-        return rows[..., : rows.shape[-1] - size], rows[..., rows.shape[-1] - size :]
 
     def _embedded(self, z: Float[Tensor, "n z"]) -> Float[Tensor, "n w"]:
         if not self.spec.classes:
@@ -113,11 +112,17 @@ class Generator(Stack, Pretrained):
         return self._synthesise(w)
 
     def _synthesise(self, w: Tensor) -> Tensor:
-        skips: dict[str, Tensor] = {}
-        if self.spec.given:
-            w, given = self._apart(w)
-            flat = given if given.ndim == 2 else given[:, 0]
-            skips = self.encoder(flat.unflatten(1, (self.spec.given, *self.spec.resolution)))
+        if not self.spec.given:
+            return self._drawn(w, {})
+        w, wish = w.split([w.shape[-1] - self.spec.wish, self.spec.wish], -1)
+        shown = self._shown(wish if wish.ndim == 2 else wish[:, 0])
+        image = self._drawn(w, self.encoder(shown))
+        if self.spec.difference:
+            image = image + shown[:, self.spec.given - self.spec.channels : self.spec.given]
+        return image
+
+    def _drawn(self, w: Tensor, skips: dict[str, Tensor]) -> Tensor:
+        """Return what the layers make, with what the encoder adds at the places that it names."""
         h = self.stem(w if w.ndim == 2 else w[:, 0])
         image, old = None, None
         kept = len(self.spec.kept)
@@ -132,6 +137,13 @@ class Generator(Stack, Pretrained):
         if old is None:
             return image
         return torch.lerp(upsample(old, self.fade_factor), image, self.alpha)
+
+    def _shown(self, wish: Float[Tensor, "n k"]) -> Float[Tensor, "n c h w"]:
+        """Return what the encoder sees: the given images, and the label as maps behind them."""
+        label, given = wish.split([self.spec.classes, self.spec.wish - self.spec.classes], 1)
+        size = self.spec.resolution
+        maps = label[:, :, None, None].expand(-1, -1, *size)
+        return torch.cat([given.unflatten(1, (self.spec.given, *size)), maps], 1)
 
     def _image(self, before: Tensor | None, h: Tensor, w: Tensor, place: int) -> Tensor:
         """Return the image of features ``h`` behind so many layers."""

@@ -92,6 +92,7 @@ class StackSpec:
             projection of the image that is given, which its layers then do not see.
         continuous: how many of the classes, the last ones, are numbers and no classes.
         given: channels of the image that each sample is made from; 0: of latents alone.
+        difference: True if what the layers make is added to the last of these channels (G only).
         proxies: length of D's learnt direction for each class; 0 for none.
         readouts: further linear maps of D's features: names and numbers of outputs.
         mapping: dense layers between z and the styles (G only).
@@ -120,6 +121,7 @@ class StackSpec:
     judging: Judging = "plain"
     continuous: int = 0
     given: int = 0
+    difference: bool = False
     proxies: int = 0
     readouts: tuple[tuple[str, int], ...] = ()
     mapping: int = 0
@@ -145,6 +147,8 @@ class StackSpec:
             "continuous", 0 <= self.continuous <= self.classes, self.continuous, "at most classes"
         )
         _check("given", 0 <= self.given <= 64, self.given, "0 to 64")
+        added = not self.difference or self.channels <= self.given
+        _check("difference", added, self.given, "of images with as many channels given")
         patched = not self.patches or self.form == "progressive"
         _check("patches", patched, self.form, "of the form 'progressive'")
         _check("proxies", 0 <= self.proxies <= LIMITS["width"], self.proxies, "0 to 8192")

@@ -131,7 +131,8 @@ class Encoder(Stack):
 
     What it makes of the given image at the stem and behind each layer that doubles is added there
     in G: the skips of a U-Net (Ronneberger et al. 2015, 1505.04597) as sums. What is appended or
-    inserted leaves them as they are, so that a G with an encoder grows as any other.
+    inserted leaves them as they are, so that a G with an encoder grows as any other. Where there
+    are labels it sees them as maps (Choi et al. 2018, 1711.09020), so that details depend on them.
     """
 
     def __init__(self, generator: StackSpec) -> None:
@@ -141,7 +142,7 @@ class Encoder(Stack):
         spec = StackSpec(
             "discriminator",
             generator.base,
-            generator.given,
+            generator.given + generator.classes,
             generator.stem,
             layers,
             rate=generator.rate,

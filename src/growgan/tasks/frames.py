@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import replace
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -22,7 +22,8 @@ from growgan.errors import UserError, unknown
 from growgan.growth.run import Run
 from growgan.tasks.base import TASKS, TEST, Images, Task, draw, likeness, made_of
 from growgan.tasks.folders import stems
-from growgan.tasks.pix2pix import PUBLISHED, SMALL
+from growgan.tasks.pix2pix import PUBLISHED
+from growgan.tasks.pix2pix import SMALL as PAIRED
 
 SEEN, AHEAD = 3, 10  # frames that G is given, and how many a film goes on
 STILLS = 2_000  # images that are made to move, at most: each makes a film of 13 frames
@@ -185,6 +186,13 @@ def bounce(rng: np.random.Generator, room: int, frames: int) -> NDArray[np.int64
     way = (start + speed * np.arange(frames)) % (2 * room)
     return np.minimum(way, 2 * room - way)
 
+
+# What changes is added to the last frame; and without norms, so that how bright it is is not lost.
+SMALL: dict[str, Any] = {
+    **PAIRED,
+    "optimiser": {"beta1": 0.5},
+    "stack": {**PAIRED["stack"], "difference": True, "norm": "none"},
+}
 
 TASKS.register("next-frame", "a film goes on", "Mathieu et al. 2016, 1511.05440")(
     NextFrame(PUBLISHED, SMALL, {"moving": moving, "frames": cut})

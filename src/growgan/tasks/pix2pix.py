@@ -90,6 +90,7 @@ def overlap(given: Images, made: Images, truth: Images) -> dict[str, float]:
 # innermost features, and batch norm sees several images.
 PUBLISHED: dict[str, Any] = {
     "conditioning": "image",
+    "score": {"kind": "pairs"},
     "policy": "fixed",
     "loss": "non-saturating",
     "regularisers": {"l1": {"weight": 100.0}},
@@ -114,6 +115,7 @@ PUBLISHED: dict[str, Any] = {
 # that R1 holds as firmly as without pairs has no say beside L1.
 SMALL: dict[str, Any] = {
     "conditioning": "image",
+    "score": {"kind": "pairs"},
     "regularisers": {"r1": {"weight": 2e-4}, "l1": {"weight": 10.0}},
     "batch": 16,
     "stack": {

@@ -3,6 +3,8 @@
 Words are read by a recurrent network that learns with it, or by a pretrained one. What a caption
 says becomes a distribution of codes rather than one (conditioning augmentation: Zhang et al. 2017,
 1612.03242, section 3.2), so that captions that nobody wrote lie between those that somebody did.
+Its words must be legible in the code: what no pixel of a coarse image gains much by, a letter
+beside colours, would be left out of it otherwise, and nothing behind the code could know it.
 """
 
 from __future__ import annotations
@@ -11,6 +13,7 @@ import json
 import re
 from collections.abc import Mapping, Sequence
 from functools import cached_property
+from math import prod
 from pathlib import Path
 from typing import Any, Self
 
@@ -28,15 +31,17 @@ from growgan.data.files import write_atomic
 from growgan.errors import UserError, require
 from growgan.nets.layers import channels_last
 
-CODE = 16  # numbers that stand for a caption
+CODE = 32  # numbers that stand for a caption
 LATENT = 16  # numbers that stand for what it does not say
 SIDE = 16  # pixels of the sketch's smaller side, at most
 FEATURES = 128  # of a caption, by the network that learns here
+WIDTHS = (64, 64, 48)  # of a sketch's grid, and of what is made of it
 STEPS, BATCH, RATE = 4_000, 64, 2e-3
 BLIND = 0.5  # first share of the steps, in which only the caption is heard
 EPOCHS = 100  # over few images, which need fewer steps
-SPREAD = 0.2  # deviation of a pixel about its mean, in [-1, 1]
+SPREAD = 0.3  # deviation of a pixel about its mean, in [-1, 1]
 VAGUE = 0.1  # weight of the divergence of codes
+LEGIBLE = 20.0  # weight of the words that are read from codes
 RANGE = 3.0  # of a code's values that a map shows
 
 Codes = Float[Tensor, "n c"]
@@ -129,15 +134,43 @@ class Pretrained(nn.Module):
         return read
 
 
-class Sketcher(nn.Module):
-    """Captions and latents to coarse images; while it learns, images to latents."""
+class Drawn(nn.Module):
+    """A convolution whose channels are scaled and moved as features say (FiLM: Perez et al. 2018).
 
-    def __init__(self, text: Words | Pretrained, channels: int, size: tuple[int, int]) -> None:
+    The features are of what is drawn as a whole, float [N, FEATURES].
+    """
+
+    def __init__(self, before: int, width: int) -> None:
         super().__init__()
-        self.text, self.size = text, size
+        self.conv = nn.Conv2d(before, width, 3, 1, 1)
+        self.style = nn.Linear(2 * FEATURES, 2 * width)
+
+    def forward(
+        self, h: Float[Tensor, "n c h w"], features: Float[Tensor, "n d"]
+    ) -> Float[Tensor, "n e h w"]:
+        scale, shift = self.style(features)[:, :, None, None].chunk(2, 1)
+        return F.relu(self.conv(h) * (1 + scale) + shift)
+
+
+class Sketcher(nn.Module):
+    """Captions and latents to coarse images; while it learns, images to latents.
+
+    Attributes:
+        vocabulary: the words that are read from codes while it learns.
+    """
+
+    def __init__(
+        self,
+        text: Words | Pretrained,
+        vocabulary: Sequence[str],
+        channels: int,
+        size: tuple[int, int],
+    ) -> None:
+        super().__init__()
+        self.text, self.vocabulary, self.size = text, tuple(vocabulary), size
         self.code = nn.Linear(text.size, 2 * CODE)
-        h, w = (-(-side // 4) for side in size)
-        self.grid = h, w
+        self.words = nn.Linear(CODE, len(vocabulary))
+        self.grid = WIDTHS[0], *(-(-side // 4) for side in size)
         self.encoder = nn.Sequential(
             nn.Conv2d(channels, 32, 4, 2, 1), nn.ReLU(), nn.Conv2d(32, 64, 4, 2, 1), nn.ReLU()
         )
@@ -145,18 +178,12 @@ class Sketcher(nn.Module):
         self.latent = nn.Sequential(
             nn.Linear(seen + CODE, 256), nn.ReLU(), nn.Linear(256, 2 * LATENT)
         )
-        self.start = nn.Sequential(
-            nn.Linear(CODE + LATENT, 256), nn.ReLU(), nn.Linear(256, 64 * h * w), nn.ReLU()
+        self.features = nn.Sequential(
+            nn.Linear(CODE + LATENT, 256), nn.ReLU(), nn.Linear(256, 2 * FEATURES), nn.ReLU()
         )
-        self.decoder = nn.Sequential(
-            nn.Conv2d(64, 64, 3, 1, 1),
-            nn.ReLU(),
-            nn.Upsample(scale_factor=2),
-            nn.Conv2d(64, 48, 3, 1, 1),
-            nn.ReLU(),
-            nn.Upsample(scale_factor=2),
-            nn.Conv2d(48, channels, 3, 1, 1),
-        )
+        self.start = nn.Linear(2 * FEATURES, prod(self.grid))
+        self.layers = nn.ModuleList(map(Drawn, WIDTHS, WIDTHS[1:]))
+        self.image = nn.Conv2d(WIDTHS[-1], channels, 3, 1, 1)
         channels_last(self)  # here, so that one from a file rounds as the one that learnt does
 
     def codes(self, captions: Sequence[str]) -> tuple[Codes, Codes]:
@@ -175,16 +202,28 @@ class Sketcher(nn.Module):
 
     def draw(self, code: Codes, z: Tensor) -> Float[Tensor, "n c h w"]:
         """Return coarse images, about [-1, 1]."""
-        grid = self.start(torch.cat([code, z], 1)).unflatten(1, (64, *self.grid))
-        drawn: Tensor = self.decoder(grid)[..., : self.size[0], : self.size[1]]
+        features = self.features(torch.cat([code, z], 1))
+        h = F.relu(self.start(features)).unflatten(1, self.grid)
+        for layer in self.layers:
+            h = F.interpolate(layer(h, features), scale_factor=2)
+        drawn: Tensor = self.image(h)[..., : self.size[0], : self.size[1]]
         return drawn
 
     def loss(
-        self, x: Float[Tensor, "n c h w"], read: Tensor, rng: torch.Generator, *, blind: bool
+        self,
+        x: Float[Tensor, "n c h w"],
+        read: Tensor,
+        words: Float[Tensor, "n v"],
+        rng: torch.Generator,
+        *,
+        blind: bool,
     ) -> Tensor:
-        """Return the negative bound of coarse images [-1, 1], with the codes' own divergence.
+        """Return the negative bound of coarse images [-1, 1], with what is asked of codes.
 
-        If ``blind``, latents are drawn and say nothing of the images: the caption must.
+        Args:
+            read: what :attr:`text` makes of the captions.
+            words: 1 for each word of the vocabulary that a caption has.
+            blind: latents are drawn and say nothing of the images: the caption must.
         """
         code_mean, code_deviation = self._codes(read)
         code = drawn(code_mean, code_deviation, rng)
@@ -192,8 +231,17 @@ class Sketcher(nn.Module):
         mean, deviation = (nothing, nothing) if blind else self.latents(x, code)
         made = self.draw(code, drawn(mean, deviation, rng))
         wrong = ((made - x) / SPREAD).square().sum((1, 2, 3)).mean() / 2
-        vague = VAGUE * divergence(code_mean, code_deviation)
-        return wrong + divergence(mean, deviation) + vague
+        misread = F.binary_cross_entropy_with_logits(self.words(code), words, reduction="none")
+        own = VAGUE * divergence(code_mean, code_deviation) + LEGIBLE * misread.sum(1).mean()
+        return wrong + divergence(mean, deviation) + own
+
+    def said(self, captions: Sequence[str]) -> Float[Tensor, "n v"]:
+        """Return 1 for each word of the vocabulary that a caption has."""
+        places = {word: k for k, word in enumerate(self.vocabulary)}
+        found = torch.zeros(len(captions), len(places))
+        for row, caption in zip(found, captions, strict=True):
+            row[[places[word] for word in words_of(caption)]] = 1
+        return found
 
     @classmethod
     def read_from(cls, path: Path) -> Self:
@@ -202,8 +250,10 @@ class Sketcher(nn.Module):
             with safe_open(path, framework="pt") as file:
                 told = json.loads((file.metadata() or {})["growgan"])
                 weights = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-            text = Pretrained(told["text"]) if told["text"] else Words(told["vocabulary"])
-            made = cls(text, int(told["channels"]), (int(told["size"][0]), int(told["size"][1])))
+            vocabulary = [str(word) for word in told["vocabulary"]]
+            text = Pretrained(told["text"]) if told["text"] else Words(vocabulary)
+            size = int(told["size"][0]), int(told["size"][1])
+            made = cls(text, vocabulary, int(told["channels"]), size)
             made.load_state_dict(weights)
         except (OSError, SafetensorError, KeyError, ValueError, TypeError, RuntimeError) as error:
             raise UserError(f"'{path}' is no sketcher of captions: {error}") from None
@@ -211,11 +261,10 @@ class Sketcher(nn.Module):
 
     def write_to(self, path: Path, text: str) -> None:
         """Write the weights, and what is needed to build it again."""
-        vocabulary = list(self.text.numbers) if isinstance(self.text, Words) else []
         told: Mapping[str, Any] = {
             "text": text,
-            "vocabulary": vocabulary,
-            "channels": self.decoder[-1].out_channels,
+            "vocabulary": self.vocabulary,
+            "channels": self.image.out_channels,
             "size": self.size,
         }
         weights = {name: value.contiguous() for name, value in self.state_dict().items()}
@@ -259,16 +308,21 @@ def learn(data: ImageSet, text: str, seed: int) -> Sketcher:
         torch.manual_seed(seed)
         vocabulary = sorted({word for caption in data.classes for word in words_of(caption)})
         reader = Pretrained(text) if text else Words(vocabulary)
-        made = Sketcher(reader, data.channels, (height // shrink, width // shrink))
-    read = reader.read(data.classes)
+        size = height // shrink, width // shrink
+        made = Sketcher(reader, vocabulary, data.channels, size)
+    read, captions = reader.read(data.classes), np.array(data.classes, dtype=object)
     optimiser = torch.optim.Adam([p for p in made.parameters() if p.requires_grad], RATE)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimiser, steps)
     rng, order = torch.Generator().manual_seed(seed), np.random.default_rng(seed)
     for k in range(steps):
         some = np.sort(order.choice(rows, BATCH))
-        x = coarse(torch.from_numpy(np.array(data.images[some])), made.size)
+        x, labels = (
+            coarse(torch.from_numpy(np.array(data.images[some])), made.size),
+            data.labels[some],
+        )
         optimiser.zero_grad()
-        made.loss(x, read[data.labels[some]], rng, blind=k < BLIND * steps).backward()
+        words = made.said(captions[labels].tolist())
+        made.loss(x, read[labels], words, rng, blind=k < BLIND * steps).backward()
         optimiser.step()
         schedule.step()
     return made.eval()

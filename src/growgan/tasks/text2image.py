@@ -120,7 +120,7 @@ def said(data: ImageSet) -> list[str]:
 
 def sketcher(seen: ImageSet, text: str, seed: int) -> Sketcher:
     """Return what draws sketches of images like ``seen``, learnt now or kept in the cache."""
-    key = combine(seen.fingerprint, f"sketcher:2:{text}:{seed}")[:24]
+    key = combine(seen.fingerprint, f"sketcher:3:{text}:{seed}")[:24]
     path = default_cache() / "sketchers" / f"{key}.safetensors"
     if not path.exists():
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -201,6 +201,7 @@ def worded(seen: ImageSet, new: ImageSet, sets: dict[str, NDArray[np.uint8]]) ->
 OWN: dict[str, Any] = {
     "conditioning": "image",
     "conditioning_options": {"contrary": 1.0, "turned": CODE},
+    "score": {"kind": "pairs"},
 }
 PUBLISHED: dict[str, Any] = {
     **PAIRED,
@@ -210,8 +211,18 @@ PUBLISHED: dict[str, Any] = {
 }
 SMALL: dict[str, Any] = {
     **OWN,
-    "regularisers": {"r1": {}},
-    "stack": {"latent": 32, "deviation_group": 0},
+    "batch": 16,
+    "regularisers": {"r1": {"weight": 2e-4}},
+    "optimiser": {"lr": 5e-3, "beta1": 0.5},
+    "stack": {
+        "latent": 32,
+        "deviation_group": 0,
+        "convolutions": 2,
+        "width": 16,
+        "discriminator_width": 32,
+        "taper": 8,
+        "norm": "none",
+    },
 }
 
 TASKS.register("text2image", "images from captions", "Zhang et al. 2017, 1612.03242")(

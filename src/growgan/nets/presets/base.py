@@ -67,6 +67,7 @@ class Family:
             kernels=0 if generator else shape.kernels,
             classes=0 if generator and shape.judging == "classes" else shape.classes,
             given=shape.given if generator or shape.beside else 0,
+            difference=shape.difference and generator,
             patches=shape.patches and not generator,
             embedding=shape.embedding,
             continuous=shape.continuous,
