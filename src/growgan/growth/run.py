@@ -252,15 +252,10 @@ def for_data(settings: Settings, data: ImageSet) -> Settings:
             f"{classes or 'none'}; images in a folder for each class have them"
         )
     if settings.score.kind == "intra-fd" and not conditioning.labelled:
-        raise UserError(
-            f"score.kind 'intra-fd' has no meaning for the conditioning '{named}', which uses no "
-            "labels; see: growgan list conditionings"
-        )
+        what = f"score.kind 'intra-fd' has no meaning for the conditioning '{named}', which uses no"
+        raise UserError(f"{what} labels; see: growgan list conditionings")
     if settings.score.kind == "pairs" and not (conditioning.given and conditioning.beside):
-        raise UserError(
-            f"score.kind 'pairs' has no meaning for the conditioning '{named}', where no image is "
-            "made from one that it belongs to"
-        )
+        raise UserError(f"score.kind 'pairs' has no meaning for the conditioning '{named}'")
     _check_given(settings, conditioning, data)
     categories, numbers = conditioning.codes()
     if not conditioning.labelled:
