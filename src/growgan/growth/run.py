@@ -254,7 +254,7 @@ def for_data(settings: Settings, data: ImageSet) -> Settings:
     if settings.score.kind == "intra-fd" and not conditioning.labelled:
         what = f"score.kind 'intra-fd' has no meaning for the conditioning '{named}', which uses no"
         raise UserError(f"{what} labels; see: growgan list conditionings")
-    if settings.score.kind == "pairs" and not (conditioning.given and conditioning.beside):
+    if settings.score.kind == "pairs" and (data.given is None or not conditioning.beside):
         raise UserError(f"score.kind 'pairs' has no meaning for the conditioning '{named}'")
     _check_given(settings, conditioning, data)
     categories, numbers = conditioning.codes()
