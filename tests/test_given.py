@@ -113,13 +113,15 @@ def test_the_encoder_is_told_the_label() -> None:
     spec = spec_of("generator", classes=3)
     g = build(spec, 0)
     z, label, given = rows(spec).split([spec.latent, 3, 2 * 16 * 16], 1)
-    shown = g.encoder(torch.cat([given.unflatten(1, (2, 16, 16)), torch.zeros(3, 3, 16, 16)], 1))
     seen: list[Tensor] = []
-    g.encoder.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
+    g.encoder.head.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
     made = g(torch.cat([z, label, given], 1))
     assert torch.equal(seen[0][:, :2].flatten(1), given)
     assert torch.equal(seen[0][:, 2:], label[:, :, None, None].expand(-1, -1, 16, 16))
-    assert g.encoder(seen[0]).keys() == shown.keys()
+    many = build(replace(spec, classes=100), 0)  # more than images may have channels
+    assert many(labelled(many.spec, z, given=given.unflatten(1, (2, 16, 16)))).shape == made.shape
+    wider = apply(g, Widen(), 3)
+    assert torch.allclose(wider(torch.cat([z, label, given], 1)), made, atol=1e-4)
     other = g(torch.cat([z, label.roll(1, 1), given], 1))
     assert (made - other).abs().mean() > 1e-3
 

@@ -192,8 +192,8 @@ class Scorer:
         """
         if (truth is None) == (self.kind == "pairs"):
             raise ValueError("truth must be given for kind 'pairs', and for no other")
-        fakes = generate(self.samples if truth is None else self.draws * len(truth))
-        expected = (len(fakes), self._images.shape[1], *resolution)
+        count = self.samples if truth is None else self.draws * len(truth)
+        fakes, expected = generate(count), (count, self._images.shape[1], *resolution)
         if fakes.dtype != torch.uint8 or tuple(fakes.shape) != expected:
             got = f"{fakes.dtype} {list(fakes.shape)}"
             raise ValueError(f"generate must return torch.uint8 {list(expected)}, but gave {got}")
@@ -207,7 +207,7 @@ class Scorer:
         elif self.extractor is not None and reals.moments:
             features, known = self.extractor(fakes), self.labels()
             if known is not None and labels is not None:
-                known = np.resize(np.asarray(labels), len(fakes))
+                known = np.resize(labels, count)
             found = [
                 frechet_with_error(features if known is None else features[known == c], m, GROUPS)
                 for c, m in reals.moments.items()

@@ -21,7 +21,7 @@ from growgan.nets.norms import VirtualNorm
 from growgan.nets.pretrained import Pretrained
 from growgan.nets.spec import StackSpec
 from growgan.nets.stack import Encoder, Stack
-from growgan.nets.wishes import label_map, labelled, one_hot
+from growgan.nets.wishes import apart, label_map, labelled, one_hot, with_maps
 
 DETAIL = 4  # pixels a side of a given image, for each place of D's base
 
@@ -115,11 +115,9 @@ class Generator(Stack, Pretrained):
         if not self.spec.given:
             return self._drawn(w, {})
         w, wish = w.split([w.shape[-1] - self.spec.wish, self.spec.wish], -1)
-        shown = self._shown(wish if wish.ndim == 2 else wish[:, 0])
-        image = self._drawn(w, self.encoder(shown))
-        if self.spec.difference:
-            image = image + shown[:, self.spec.given - self.spec.channels : self.spec.given]
-        return image
+        label, given = apart(self.spec, wish if wish.ndim == 2 else wish[:, 0])
+        image = self._drawn(w, self.encoder(given, label))
+        return image + given[:, -self.spec.channels :] if self.spec.difference else image
 
     def _drawn(self, w: Tensor, skips: dict[str, Tensor]) -> Tensor:
         """Return what the layers make, with what the encoder adds at the places that it names."""
@@ -137,13 +135,6 @@ class Generator(Stack, Pretrained):
         if old is None:
             return image
         return torch.lerp(upsample(old, self.fade_factor), image, self.alpha)
-
-    def _shown(self, wish: Float[Tensor, "n k"]) -> Float[Tensor, "n c h w"]:
-        """Return what the encoder sees: the given images, and the label as maps behind them."""
-        label, given = wish.split([self.spec.classes, self.spec.wish - self.spec.classes], 1)
-        size = self.spec.resolution
-        maps = label[:, :, None, None].expand(-1, -1, *size)
-        return torch.cat([given.unflatten(1, (self.spec.given, *size)), maps], 1)
 
     def _image(self, before: Tensor | None, h: Tensor, w: Tensor, place: int) -> Tensor:
         """Return the image of features ``h`` behind so many layers."""
@@ -227,14 +218,12 @@ class Discriminator(Stack):
         """Return the features that the logit is a linear map of."""
         if self.spec.given:
             assert y is not None
-            y, given = y.split([self.spec.classes, self.spec.wish - self.spec.classes], 1)
-            given = given.unflatten(1, (self.spec.given, *self.spec.resolution))
+            y, given = apart(self.spec, y)
             if self.spec.judging != "image":
                 x = torch.cat([x, given.to(x.dtype)], 1)
         if self.spec.judging == "concat":
             assert y is not None
-            maps = self.label(y).to(x.dtype)[:, :, None, None].expand(-1, -1, *x.shape[2:])
-            x = torch.cat([x, maps], 1)
+            x = with_maps(x, self.label(y))
         blocks, kept = self.blocks(), len(self.spec.kept)
         h = self.head(x)
         for block in reversed(blocks[kept:]):
@@ -282,7 +271,7 @@ class Discriminator(Stack):
 
     def _detail(self, y: Float[Tensor, "n k"]) -> Tensor:
         """Return what of the given images each place is compared with: [N, P, D], or [N, D]."""
-        given = y[:, self.spec.classes :].unflatten(1, (self.spec.given, *self.spec.resolution))
+        _, given = apart(self.spec, y)
         height, width = (DETAIL * side for side in self.spec.base)
         cells = F.pixel_unshuffle(F.adaptive_avg_pool2d(given.float(), (height, width)), DETAIL)
         return cells.flatten(2).mT if self.patched else cells.flatten(1)

@@ -22,6 +22,7 @@ from growgan.nets.layers import (
     downsample,
 )
 from growgan.nets.spec import StackSpec, without_fade
+from growgan.nets.wishes import label_map, with_maps
 
 
 def names(spec: StackSpec) -> list[str]:
@@ -142,9 +143,12 @@ class Encoder(Stack):
         spec = StackSpec(
             "discriminator",
             generator.base,
-            generator.given + generator.classes,
+            generator.given,
             generator.stem,
             layers,
+            classes=generator.classes,
+            embedding=generator.embedding,
+            judging="concat" if generator.classes else "plain",
             rate=generator.rate,
             form=generator.form,
             fading=generator.fading,
@@ -153,12 +157,17 @@ class Encoder(Stack):
         if FORMS[generator.form].margin or heads != (1, 1):
             raise UserError(f"a stack of form '{generator.form}' cannot be given images")
         super().__init__(spec)
+        if spec.classes:
+            self.label = label_map(spec)
         doubling = [layer.id for layer in generator.layers if layer.resample > 1]
         self.shared = {"stem", *doubling}
 
-    def forward(self, x: Float[Tensor, "n c h w"]) -> dict[str, Tensor]:
+    def forward(
+        self, x: Float[Tensor, "n c h w"], label: Float[Tensor, "n k"]
+    ) -> dict[str, Tensor]:
         """Return features by the name of the place of G where they are added."""
         found: dict[str, Tensor] = {}
+        x = with_maps(x, self.label(label)) if self.spec.classes else x
         blocks, kept = self.blocks(), len(self.spec.kept)
         h = self.head(x)
         for i in reversed(range(len(blocks) + 1)):

@@ -56,6 +56,20 @@ def _in_turn(rows: Tensor, count: int) -> Tensor:
     return rows[torch.arange(count, device=rows.device) % len(rows)]
 
 
+def apart(
+    spec: StackSpec, wish: Float[Tensor, "n k"]
+) -> tuple[Float[Tensor, "n k"], Float[Tensor, "n c h w"]]:
+    """Return what samples are made for as the label and the given image."""
+    label, given = wish.split([spec.classes, spec.wish - spec.classes], 1)
+    return label, given.unflatten(1, (spec.given, *spec.resolution))
+
+
+def with_maps(x: Float[Tensor, "n c h w"], label: Float[Tensor, "n e"]) -> Float[Tensor, "n d h w"]:
+    """Return images with the numbers of their labels as constant maps behind their channels."""
+    maps = label.to(x.dtype)[:, :, None, None].expand(-1, -1, *x.shape[2:])
+    return torch.cat([x, maps], 1)
+
+
 def label_map(spec: StackSpec) -> nn.Module:
     """Return what embeds a label: a learnt vector a class, or the label as it is."""
     if not spec.embedding or not spec.label_width:

@@ -216,16 +216,16 @@ def _beside_each_other(data: Sides) -> Sides:
     return replace(data, given=pairs[:, ::-1].reshape(data.images.shape))
 
 
-# G's least squares are halved here and not in the paper, and so are the weights beside them.
 OWN: dict[str, Any] = {
     "conditioning": "domains",
-    "conditioning_options": {"cycle": 5.0, "identity": 2.5},
-    "loss": "least-squares",
     "score": {"kind": "intra-fd"},  # of both kinds together, images left as they are are perfect
 }
+# G's least squares are halved here and not in the paper, and so are the weights beside them.
 PUBLISHED: dict[str, Any] = {
     **pix2pix.PUBLISHED,
     **OWN,
+    "conditioning_options": {"cycle": 5.0, "identity": 2.5},
+    "loss": "least-squares",
     "regularisers": {"replay": POOL},
     "batch": 8,
     "stack": {**pix2pix.PUBLISHED["stack"], "kind": "residual"},
@@ -235,9 +235,8 @@ PUBLISHED: dict[str, Any] = {
 # the rate of other tasks G moves further than D learns from, and comes back to that.
 SMALL: dict[str, Any] = {
     **pix2pix.SMALL,
-    "conditioning": "domains",
-    "score": {"kind": "intra-fd"},
-    "regularisers": {"r1": {"weight": 2e-4}, "replay": POOL},
+    **OWN,
+    "regularisers": {"r1": pix2pix.SMALL["regularisers"]["r1"], "replay": POOL},
     "optimiser": {"lr": 5e-3, "beta1": 0.5},
     "stack": {
         **pix2pix.SMALL["stack"],

@@ -20,7 +20,7 @@ from typing import Any, Self
 import numpy as np
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float, Int, UInt8
+from jaxtyping import Bool, Float, Int, UInt8
 from numpy.typing import NDArray
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
@@ -35,6 +35,7 @@ CODE = 32  # numbers that stand for a caption
 LATENT = 16  # numbers that stand for what it does not say
 SIDE = 16  # pixels of the sketch's smaller side, at most
 FEATURES = 128  # of a caption, by the network that learns here
+HIDDEN = 256  # width of the dense layers
 WIDTHS = (64, 64, 48)  # of a sketch's grid, and of what is made of it
 STEPS, BATCH, RATE = 4_000, 64, 2e-3
 BLIND = 0.5  # first share of the steps, in which only the caption is heard
@@ -134,16 +135,16 @@ class Pretrained(nn.Module):
         return read
 
 
-class Drawn(nn.Module):
+class Modulated(nn.Module):
     """A convolution whose channels are scaled and moved as features say (FiLM: Perez et al. 2018).
 
-    The features are of what is drawn as a whole, float [N, FEATURES].
+    The features are of what is drawn as a whole, float [N, HIDDEN].
     """
 
     def __init__(self, before: int, width: int) -> None:
         super().__init__()
         self.conv = nn.Conv2d(before, width, 3, 1, 1)
-        self.style = nn.Linear(2 * FEATURES, 2 * width)
+        self.style = nn.Linear(HIDDEN, 2 * width)
 
     def forward(
         self, h: Float[Tensor, "n c h w"], features: Float[Tensor, "n d"]
@@ -176,13 +177,13 @@ class Sketcher(nn.Module):
         )
         seen = 64 * (size[0] // 4) * (size[1] // 4)
         self.latent = nn.Sequential(
-            nn.Linear(seen + CODE, 256), nn.ReLU(), nn.Linear(256, 2 * LATENT)
+            nn.Linear(seen + CODE, HIDDEN), nn.ReLU(), nn.Linear(HIDDEN, 2 * LATENT)
         )
         self.features = nn.Sequential(
-            nn.Linear(CODE + LATENT, 256), nn.ReLU(), nn.Linear(256, 2 * FEATURES), nn.ReLU()
+            nn.Linear(CODE + LATENT, HIDDEN), nn.ReLU(), nn.Linear(HIDDEN, HIDDEN), nn.ReLU()
         )
-        self.start = nn.Linear(2 * FEATURES, prod(self.grid))
-        self.layers = nn.ModuleList(map(Drawn, WIDTHS, WIDTHS[1:]))
+        self.start = nn.Linear(HIDDEN, prod(self.grid))
+        self.layers = nn.ModuleList(map(Modulated, WIDTHS, WIDTHS[1:]))
         self.image = nn.Conv2d(WIDTHS[-1], channels, 3, 1, 1)
         channels_last(self)  # here, so that one from a file rounds as the one that learnt does
 
@@ -213,7 +214,7 @@ class Sketcher(nn.Module):
         self,
         x: Float[Tensor, "n c h w"],
         read: Tensor,
-        words: Float[Tensor, "n v"],
+        words: Bool[Tensor, "n v"],
         rng: torch.Generator,
         *,
         blind: bool,
@@ -222,7 +223,7 @@ class Sketcher(nn.Module):
 
         Args:
             read: what :attr:`text` makes of the captions.
-            words: 1 for each word of the vocabulary that a caption has.
+            words: what :meth:`said` makes of them.
             blind: latents are drawn and say nothing of the images: the caption must.
         """
         code_mean, code_deviation = self._codes(read)
@@ -231,16 +232,18 @@ class Sketcher(nn.Module):
         mean, deviation = (nothing, nothing) if blind else self.latents(x, code)
         made = self.draw(code, drawn(mean, deviation, rng))
         wrong = ((made - x) / SPREAD).square().sum((1, 2, 3)).mean() / 2
-        misread = F.binary_cross_entropy_with_logits(self.words(code), words, reduction="none")
+        misread = F.binary_cross_entropy_with_logits(
+            self.words(code), words.float(), reduction="none"
+        )
         own = VAGUE * divergence(code_mean, code_deviation) + LEGIBLE * misread.sum(1).mean()
         return wrong + divergence(mean, deviation) + own
 
-    def said(self, captions: Sequence[str]) -> Float[Tensor, "n v"]:
-        """Return 1 for each word of the vocabulary that a caption has."""
+    def said(self, captions: Sequence[str]) -> Bool[Tensor, "n v"]:
+        """Return which words of the vocabulary a caption has."""
         places = {word: k for k, word in enumerate(self.vocabulary)}
-        found = torch.zeros(len(captions), len(places))
+        found = torch.zeros(len(captions), len(places), dtype=torch.bool)
         for row, caption in zip(found, captions, strict=True):
-            row[[places[word] for word in words_of(caption)]] = 1
+            row[[places[word] for word in words_of(caption)]] = True
         return found
 
     @classmethod
@@ -310,19 +313,16 @@ def learn(data: ImageSet, text: str, seed: int) -> Sketcher:
         reader = Pretrained(text) if text else Words(vocabulary)
         size = height // shrink, width // shrink
         made = Sketcher(reader, vocabulary, data.channels, size)
-    read, captions = reader.read(data.classes), np.array(data.classes, dtype=object)
+    read, words = reader.read(data.classes), made.said(data.classes)
     optimiser = torch.optim.Adam([p for p in made.parameters() if p.requires_grad], RATE)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimiser, steps)
     rng, order = torch.Generator().manual_seed(seed), np.random.default_rng(seed)
     for k in range(steps):
         some = np.sort(order.choice(rows, BATCH))
-        x, labels = (
-            coarse(torch.from_numpy(np.array(data.images[some])), made.size),
-            data.labels[some],
-        )
+        x = coarse(torch.from_numpy(np.array(data.images[some])), made.size)
+        labels = data.labels[some]
         optimiser.zero_grad()
-        words = made.said(captions[labels].tolist())
-        made.loss(x, read[labels], words, rng, blind=k < BLIND * steps).backward()
+        made.loss(x, read[labels], words[labels], rng, blind=k < BLIND * steps).backward()
         optimiser.step()
         schedule.step()
     return made.eval()

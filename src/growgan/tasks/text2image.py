@@ -26,6 +26,7 @@ from growgan.growth.run import Run
 from growgan.metrics.accuracy import classifier
 from growgan.tasks.base import TASKS, TEST, Task, draw, labels_of, made_of, some
 from growgan.tasks.pix2pix import PUBLISHED as PAIRED
+from growgan.tasks.pix2pix import SMALL as SMALL_PAIRED
 from growgan.tasks.sketch import CODE, Sketcher, given_for, learn, words_of
 
 SKETCHER = "sketcher.safetensors"  # in the run's folder
@@ -199,9 +200,7 @@ def worded(seen: ImageSet, new: ImageSet, sets: dict[str, NDArray[np.uint8]]) ->
 
 
 OWN: dict[str, Any] = {
-    "conditioning": "image",
     "conditioning_options": {"contrary": 1.0, "turned": CODE},
-    "score": {"kind": "pairs"},
 }
 PUBLISHED: dict[str, Any] = {
     **PAIRED,
@@ -210,17 +209,15 @@ PUBLISHED: dict[str, Any] = {
     "stack": {**PAIRED["stack"], "patches": False, "latent": 100, "kind": "residual"},
 }
 SMALL: dict[str, Any] = {
+    **SMALL_PAIRED,
     **OWN,
-    "batch": 16,
-    "regularisers": {"r1": {"weight": 2e-4}},
+    "regularisers": {"r1": SMALL_PAIRED["regularisers"]["r1"]},
     "optimiser": {"lr": 5e-3, "beta1": 0.5},
     "stack": {
+        **SMALL_PAIRED["stack"],
+        "patches": False,
         "latent": 32,
-        "deviation_group": 0,
-        "convolutions": 2,
-        "width": 16,
         "discriminator_width": 32,
-        "taper": 8,
         "norm": "none",
     },
 }
