@@ -110,7 +110,7 @@ def trained(values: dict[str, Any]) -> dict[str, Any]:
             piece,
             report=lambda progress: terms.update(progress.terms),
         )
-    drawn = Trainer(batches, runtime, None, Silent()).draw(gan, Asked(11, None, 4))
+    drawn = Trainer(batches, runtime, None, Silent()).draw(gan, Asked(11, 11, None, 4))
     z = torch.randn(8, gan.generator.spec.latent, generator=torch.Generator().manual_seed(1))
     with torch.no_grad():
         gan.generator.eval()
