@@ -48,7 +48,7 @@ class Task:
 
 @dataclass(frozen=True)
 class Asked:
-    """Images to score a pair by: how many, from how many given, of what labels; how many at once."""
+    """Images to score a pair by: how many, made from how many, of what labels, how many at once."""
 
     count: int
     given: int
