@@ -107,7 +107,7 @@ def run(group: str, cell: Cell, seed: int) -> dict[str, Any]:
     shutil.rmtree(out, ignore_errors=True)
     data = prepare(task, *(load_images(source, resolution=side) for source in sources))
     (found, _, kind), limit = named(task), Budget(seconds=60 * minutes)
-    settings = make_settings(merged(found.small, {"seed": seed, "threads": 1}), changes)
+    settings = make_settings(merged(found.beginning(kind), {"seed": seed, "threads": 1}), changes)
     taught = found.taught(found.split(data, kind)[0], kind, seed)
     make_scorer(taught, settings, limit, torch.device("cpu"))  # before the clock starts
     made = train_task(task, data, out=out, budget=limit, settings=settings)

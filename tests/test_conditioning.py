@@ -460,7 +460,7 @@ def test_no_image_keeps_its_label_in_the_contrary_term(
     assert all(torch.equal(wrong.sort(0).values, y.sort(0).values) for wrong in asked)
 
 
-def test_the_last_given_channels_alone_may_be_another_images() -> None:
+def test_the_first_given_channels_alone_may_be_another_images() -> None:
     options = {"contrary": 1.0, "turned": 2}
     values = {"conditioning": "image", "conditioning_options": options, "batch": 6}
     objective = make_objective(make_settings(values))
@@ -479,9 +479,9 @@ def test_the_last_given_channels_alone_may_be_another_images() -> None:
     )  # fmt: skip
     objective._contrary(cast(Step, made))
     for wrong in asked:
-        assert torch.equal(wrong[:, :1], given[:, :1])
-        assert all(not torch.equal(wrong[k, 1:], given[k, 1:]) for k in range(6))
-        assert torch.equal(wrong[:, 1:].sort(0).values, given[:, 1:].sort(0).values)
+        assert torch.equal(wrong[:, 2:], given[:, 2:])
+        assert all(not torch.equal(wrong[k, :2], given[k, :2]) for k in range(6))
+        assert torch.equal(wrong[:, :2].sort(0).values, given[:, :2].sort(0).values)
 
 
 @pytest.mark.parametrize("patches", [False, True])

@@ -90,9 +90,9 @@ def test_words_are_read_in_their_order() -> None:
 
 def test_a_sketch_shows_what_its_caption_says(bars: ImageSet, drawer: Sketcher) -> None:
     made = given_for(drawer, bars.classes, (8, 8), 0)
-    assert made.shape == (36, 3 + CODE, 8, 8) and made.dtype == np.uint8
+    assert made.shape == (36, CODE + 3, 8, 8) and made.dtype == np.uint8
     right = 0
-    for picture, label in zip(made[:, :3].astype(int), range(36), strict=True):
+    for picture, label in zip(made[:, CODE:].astype(int), range(36), strict=True):
         differ = np.abs(picture - 60).mean((0, 2))
         bar = picture[:, label % 6 + 1].mean(1)
         nearest = min(INKS, key=lambda ink: float(np.abs(bar - SHADES[ink]).sum()))
@@ -104,7 +104,7 @@ def test_a_sketch_shows_what_its_caption_says(bars: ImageSet, drawer: Sketcher) 
 
 def test_a_sketch_of_an_image_is_like_it(bars: ImageSet, drawer: Sketcher) -> None:
     def wrong(images: np.ndarray[Any, Any] | None) -> float:
-        made = given_for(drawer, said(bars)[:36], (8, 8), 0, images)[:, :3]
+        made = given_for(drawer, said(bars)[:36], (8, 8), 0, images)[:, CODE:]
         return float(np.abs(made.astype(int) - bars.images[:36]).mean())
 
     assert wrong(bars.images[:36]) <= wrong(None) + 1

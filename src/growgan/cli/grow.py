@@ -143,7 +143,8 @@ def _small(preset: str, task: str | None, truth: str | None) -> Mapping[str, Any
         return small
     from growgan.tasks.base import named
 
-    return merged(small, named(task)[0].small)
+    found, _, kind = named(task)
+    return merged(small, found.beginning(kind))
 
 
 def _task(name: str) -> Task:

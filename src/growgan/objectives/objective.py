@@ -82,7 +82,7 @@ class Objective:
         et al. 2016, algorithm 1); without that a loss that only sees differences, as the
         relativistic one, would let all logits fall.
 
-        No image keeps its row's label and given image (a derangement), or the last channels of it
+        No image keeps its row's label and given image (a derangement), or the first channels of it
         where these alone are turned. Where nothing is given, rows are left out that share a label,
         or one of which has none: it may be the same.
         """
@@ -93,8 +93,9 @@ class Objective:
         (right,) = step.labels_of(step.real)
         wrong = right.roll(turn, 0)
         if channels := getattr(self.conditioning, "turned", 0):
-            own = max(0, right.shape[1] - channels * step.real[0, 0].numel())
-            wrong = torch.cat([right[:, :own], wrong[:, own:]], 1)
+            start = step.labels.shape[1]
+            end = start + channels * step.real[0, 0].numel()
+            wrong = torch.cat([right[:, :start], wrong[:, start:end], right[:, end:]], 1)
         labels, turned = step.labels, step.labels.roll(turn, 0)
         known = (labels.sum(1) > 0.5) & (turned.sum(1) > 0.5)
         other = known & ((turned * labels).sum(1) < 0.5) | bool(step.given.numel())

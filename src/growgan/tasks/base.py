@@ -80,6 +80,10 @@ class Task:
             own = merged(own, {"stack": {"taper": max(1, side // 32)}})
         return own
 
+    def beginning(self, kind: str) -> Mapping[str, Any]:
+        """Return the settings that a kind begins with where it may grow."""
+        return self.small
+
     def check(self, kind: str, data: ImageSet) -> None:
         """Raise the UserError that :meth:`taught` would of prepared images, where that is quick."""
         if self.quick:
@@ -248,7 +252,7 @@ def train_task(
         UserError: as :func:`growgan.grow`.
     """
     found, _, kind = named(task)
-    own = found.start(min(data.resolution)) if published else found.small
+    own = found.start(min(data.resolution)) if published else found.beginning(kind)
     chosen = settings if isinstance(settings, Settings) else make_settings(own, settings or {})
     seen, new = found.split(data, kind)
     taught = found.taught(seen, kind, chosen.seed)

@@ -338,7 +338,7 @@ def given_for(
     *,
     sketched: bool = True,
 ) -> NDArray[np.uint8]:
-    """Return what G makes images from, uint8 [N, C + CODE, H, W]: a sketch, and the code as maps.
+    """Return what G makes images from, uint8 [N, CODE + C, H, W]: the code as maps, and a sketch.
 
     Args:
         images: of which the sketches shall be; without them the latents are drawn.
@@ -354,6 +354,6 @@ def given_for(
                 seen = torch.from_numpy(np.array(images[start : start + 1024]))
                 z = made.latents(coarse(seen, made.size), code)[0]
             sketch = F.interpolate(made.draw(code, z).clamp(-1, 1), size, mode="bilinear")
-            maps = torch.cat([sketch, maps], 1)
+            maps = torch.cat([maps, sketch], 1)
         found.append(((maps + 1) * 127.5).round().to(torch.uint8).numpy())
     return np.concatenate(found)

@@ -10,7 +10,7 @@ augmentation draws one a step). As StackGAN's first stage (Zhang et al. 2017, 16
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any, ClassVar
 
@@ -18,6 +18,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from growgan.config import merged
 from growgan.data import ImageSet, default_cache
 from growgan.data.captioned import slots
 from growgan.data.files import combine
@@ -73,6 +74,10 @@ class TextToImage(Task):
         form = (len(data), channels, *data.resolution)
         return replace(data, given=np.broadcast_to(np.uint8(0), form))
 
+    def beginning(self, kind: str) -> Mapping[str, Any]:
+        """Return the small form's settings; without a sketch there is nothing to add to."""
+        return self.small if _kind(kind)[0] else merged(self.small, WHOLE)
+
     def taught(self, seen: ImageSet, kind: str, seed: int) -> ImageSet:
         """Return the images, each with a sketch of it and its caption's code."""
         assert seen.labels is not None
@@ -92,14 +97,14 @@ class TextToImage(Task):
         made = sketcher(seen, text, run.best.settings.seed)
         made.write_to(run.path / SKETCHER, text)
         rows = some(new, MEASURED)
-        captions, channels = said(rows), seen.channels
+        captions = said(rows)
         given = given_for(made, captions, seen.resolution, 1, sketched=sketched)
         images = made_of(run.best, torch.from_numpy(given)).numpy()
         sets = {"": images, "true ": np.array(rows.images)}
         if sketched:
-            sets["sketched "] = given[:, :channels]
+            sets["sketched "] = given[:, CODE:]
         figures = agreement(seen, rows, sets)
-        lines = [given[:SHOWN, :channels]] if sketched else []
+        lines = [given[:SHOWN, CODE:]] if sketched else []
         for k in range(TRIES):
             again = given_for(made, captions[:SHOWN], seen.resolution, 2 + k, sketched=sketched)
             lines.append(made_of(run.best, torch.from_numpy(again)).numpy())
@@ -199,6 +204,7 @@ def worded(seen: ImageSet, new: ImageSet, sets: dict[str, NDArray[np.uint8]]) ->
     return {f"{name}words": float(np.mean(each)) for name, each in found.items() if each}
 
 
+WHOLE: dict[str, Any] = {"stack": {"difference": False}}
 OWN: dict[str, Any] = {
     "conditioning_options": {"contrary": 1.0, "turned": CODE},
 }
@@ -219,6 +225,7 @@ SMALL: dict[str, Any] = {
         "latent": 32,
         "discriminator_width": 32,
         "norm": "none",
+        "difference": True,
     },
 }
 

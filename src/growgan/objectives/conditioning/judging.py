@@ -46,7 +46,7 @@ class Given(Judging):
     """D(x, c) sees the image c that x is made from as further channels; for tasks alone.
 
     Attributes:
-        turned: how many of c's channels, the last ones, the a contrario term takes from another;
+        turned: how many of c's channels, the first ones, the a contrario term takes from another;
             0: all of them.
     """
 
