@@ -76,8 +76,8 @@ CELLS: dict[str, list[Cell]] = {
         for more, changes in (("", {}), (", projection", PROJECTION), (", L1 alone", ALONE))
     ],
     "text2image": [
-        ("two stages", "text2image", ("glyphs:captions",), 32, 6, {}, 1),
-        ("direct", "text2image:direct", ("glyphs:captions",), 32, 6, {}, 1),
+        ("two stages", "text2image", ("glyphs:captions",), 32, 12, {}, 1),
+        ("direct", "text2image:direct", ("glyphs:captions",), 32, 12, {}, 1),
     ],
     "semi": [(f"{n} labels", f"semi:{n}", (FASHION,), 32, 1, {}, 5) for n in (100, 500, 1000)],
     "anogan": [(f"class {k}", f"anogan:{k}", (FASHION,), 32, 1, {}, 1) for k in range(10)],

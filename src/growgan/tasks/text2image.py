@@ -218,7 +218,7 @@ SMALL: dict[str, Any] = {
     **SMALL_PAIRED,
     **OWN,
     "regularisers": {"r1": SMALL_PAIRED["regularisers"]["r1"]},
-    "optimiser": {"lr": 5e-3, "beta1": 0.5},
+    "optimiser": {"lr": 1e-2, "beta1": 0.5},
     "stack": {
         **SMALL_PAIRED["stack"],
         "patches": False,
