@@ -159,6 +159,8 @@ def test_images_are_made_from_captions(
     found = json.loads((out / "gallery" / "task.json").read_text())
     assert found["true words"] > 0.6 and "words" in found  # chance: a half
     assert ("sketched words" in found) == (kind == "text2image")
+    # What G makes is added to the sketch, where there is one.
+    assert run.best.settings.stack.difference == (kind == "text2image")
     command = ["sample", str(out), "-n", "3", "--out", str(tmp_path / "s.npz")]
     assert main([*command, "--caption", "a red A bar", "--caption", "a white F bar"]) == 0
     with np.load(tmp_path / "s.npz") as file:

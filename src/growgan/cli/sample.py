@@ -136,9 +136,11 @@ def _drawn(
     from growgan.growth.model import Model
 
     how: Any = dict(sheet)
+    asked: Any = {"count": sheet["count"], "labels": sheet["labels"]}
     if isinstance(model, Model) and (given or captions):
         how["given"] = _given(model, given, captions, sheet["count"], sheet["seed"])
-    return model.sample(**how), model.labels(sheet["count"], sheet["labels"])
+        asked["given"] = how["given"]
+    return model.sample(**how), model.labels(**asked)
 
 
 def _given(model: Model, source: str | None, captions: list[str], count: int, seed: int) -> Images:

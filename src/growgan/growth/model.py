@@ -120,8 +120,12 @@ class Model:
         """
         return self._images(self._drawn(count, seed, truncation, labels, given), truncation)
 
-    def labels(self, count: int, labels: Sequence[int] | None = None) -> NDArray[np.int64] | None:
+    def labels(
+        self, count: int, labels: Sequence[int] | None = None, given: Images | None = None
+    ) -> NDArray[np.int64] | None:
         """Return the labels that :meth:`sample` draws, int64 [N]; None if it is unconditional."""
+        if labels is None and given is None and (own := self._examples_labels):
+            return np.resize(own, count).astype(np.int64)
         known = self._network.spec.categories
         return turns(count, known, labels) if known else None
 
@@ -267,10 +271,8 @@ class Model:
     @property
     def _examples_labels(self) -> list[int] | None:
         """What the images kept with the run are to be made into; None if that is not said."""
-        if not (self._network.spec.given and self._network.spec.classes):
-            return None
-        found: list[int] = self._kept["labels"].tolist()
-        return found
+        known = self._network.spec.given and self._network.spec.classes
+        return [*map(int, self._kept["labels"])] if known else None
 
     def _examples(self, given: Images | None = None) -> Tensor | None:
         """Return images to make images from, float [K, G, H, W] in [-1, 1]; None for none."""

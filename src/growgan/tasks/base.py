@@ -296,8 +296,7 @@ def labels_for(model: Model, rows: ImageSet) -> list[int] | None:
     """Return the labels to make images for, where a model is told any and all are known."""
     if not model.classes or rows.labels is None or rows.labels.min() < 0:
         return None
-    found: list[int] = rows.labels.tolist()
-    return found
+    return [*map(int, rows.labels)]
 
 
 def draw(run: Run, rows: list[np.ndarray[Any, Any]]) -> None:

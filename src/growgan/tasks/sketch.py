@@ -43,6 +43,7 @@ EPOCHS = 100  # over few images, which need fewer steps
 SPREAD = 0.3  # deviation of a pixel about its mean, in [-1, 1]
 VAGUE = 0.1  # weight of the divergence of codes
 LEGIBLE = 20.0  # weight of the words that are read from codes
+ORDER = "code, sketch"  # of the channels that G makes images from
 RANGE = 3.0  # of a code's values that a map shows
 
 Codes = Float[Tensor, "n c"]
@@ -253,6 +254,8 @@ class Sketcher(nn.Module):
             with safe_open(path, framework="pt") as file:
                 told = json.loads((file.metadata() or {})["growgan"])
                 weights = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+            if told["order"] != ORDER:
+                raise ValueError("it is of an earlier version")
             vocabulary = [str(word) for word in told["vocabulary"]]
             text = Pretrained(told["text"]) if told["text"] else Words(vocabulary)
             size = int(told["size"][0]), int(told["size"][1])
@@ -266,6 +269,7 @@ class Sketcher(nn.Module):
         """Write the weights, and what is needed to build it again."""
         told: Mapping[str, Any] = {
             "text": text,
+            "order": ORDER,
             "vocabulary": self.vocabulary,
             "channels": self.image.out_channels,
             "size": self.size,

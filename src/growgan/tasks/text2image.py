@@ -1,10 +1,10 @@
 """Text to image in two stages: a sketch by a conditional VAE, which a conditional GAN refines.
 
 The classes' names are the captions. G and D see the sketch and the caption's code beside it, and D
-learns that images with the code of another caption are fakes (GAN-CLS: Reed et al. 2016,
-1605.05396). Each image's code is drawn once (conditioning
-augmentation draws one a step). As StackGAN's first stage (Zhang et al. 2017, 1612.03242),
-``text2image:direct`` leaves the sketch out.
+learns that images with the code of another image's caption are fakes (GAN-CLS: Reed et al. 2016,
+1605.05396); of few captions another image's is now and then the same. Each image's code is drawn
+once (conditioning augmentation draws one a step). As StackGAN's first stage (Zhang et al. 2017,
+1612.03242), ``text2image:direct`` leaves the sketch out.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from growgan.metrics.accuracy import classifier
 from growgan.tasks.base import TASKS, TEST, Task, draw, labels_of, made_of, some
 from growgan.tasks.pix2pix import PUBLISHED as PAIRED
 from growgan.tasks.pix2pix import SMALL as SMALL_PAIRED
-from growgan.tasks.sketch import CODE, Sketcher, given_for, learn, words_of
+from growgan.tasks.sketch import CODE, ORDER, Sketcher, given_for, learn, words_of
 
 SKETCHER = "sketcher.safetensors"  # in the run's folder
 DIRECT = "direct"
@@ -51,7 +51,7 @@ class TextToImage(Task):
     ) -> ImageSet:
         labels_of(name, data)
         data = super().prepare(name, kind, data, truth)
-        return replace(data, fingerprint=combine(data.fingerprint, f"{name}:{kind}"))
+        return replace(data, fingerprint=combine(data.fingerprint, f"{name}:{kind}:{ORDER}"))
 
     def split(self, data: ImageSet, kind: str = "") -> tuple[ImageSet, ImageSet]:
         """Return images of most captions, and of others, all of whose words are known.
@@ -126,7 +126,7 @@ def said(data: ImageSet) -> list[str]:
 
 def sketcher(seen: ImageSet, text: str, seed: int) -> Sketcher:
     """Return what draws sketches of images like ``seen``, learnt now or kept in the cache."""
-    key = combine(seen.fingerprint, f"sketcher:3:{text}:{seed}")[:24]
+    key = combine(seen.fingerprint, f"sketcher:4:{text}:{seed}")[:24]
     path = default_cache() / "sketchers" / f"{key}.safetensors"
     if not path.exists():
         path.parent.mkdir(parents=True, exist_ok=True)
