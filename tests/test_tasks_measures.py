@@ -300,6 +300,12 @@ def test_cyclegan_says_how_often_what_is_shown_is_still_known(tmp_path: Path) ->
         assert 0 <= found[f"{way}, recognised"] <= 1
     page = (run.path / "report.html").read_text()
     assert "made into the second kind" in page and "light to dark, recognised" in page
+    # Without labels a sample is of the images kept with the run, each for what it was kept for.
+    told, turns = run.best.labels(6), run.best.labels(6, given=images[:3].transpose(0, 2, 3, 1))
+    with np.load(run.path / "given.npz") as kept:
+        assert told is not None and told.tolist() == np.resize(kept["labels"], 6).tolist()
+    assert turns is not None and turns.tolist() == [0, 1, 0, 1, 0, 1] != told.tolist()
+    assert np.array_equal(run.best.sample(6), run.best.sample(6, labels=told.tolist()))
 
 
 def test_a_run_that_ends_small_is_measured_at_its_size(

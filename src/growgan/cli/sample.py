@@ -136,10 +136,9 @@ def _drawn(
     from growgan.growth.model import Model
 
     how: Any = dict(sheet)
-    asked: Any = {"count": sheet["count"], "labels": sheet["labels"]}
     if isinstance(model, Model) and (given or captions):
         how["given"] = _given(model, given, captions, sheet["count"], sheet["seed"])
-        asked["given"] = how["given"]
+    asked = {name: how[name] for name in ("count", "labels", "given") if name in how}
     return model.sample(**how), model.labels(**asked)
 
 

@@ -124,8 +124,9 @@ class Model:
         self, count: int, labels: Sequence[int] | None = None, given: Images | None = None
     ) -> NDArray[np.int64] | None:
         """Return the labels that :meth:`sample` draws, int64 [N]; None if it is unconditional."""
-        if labels is None and given is None and (own := self._examples_labels):
-            return np.resize(own, count).astype(np.int64)
+        asked = self._asked(labels, given)
+        if asked is not None and asked is not labels:
+            return np.resize(asked, count).astype(np.int64)
         known = self._network.spec.categories
         return turns(count, known, labels) if known else None
 
@@ -268,11 +269,11 @@ class Model:
                 raise UserError(f"'{key}' in '{path}' must be {kind.__name__}")
         return kept
 
-    @property
-    def _examples_labels(self) -> list[int] | None:
-        """What the images kept with the run are to be made into; None if that is not said."""
+    def _asked(self, labels: Sequence[int] | None, given: Images | None) -> Sequence[int] | None:
+        """Return labels, or what the images kept with the run are to be made into."""
         known = self._network.spec.given and self._network.spec.classes
-        return [*map(int, self._kept["labels"])] if known else None
+        own = labels is None and given is None and known
+        return [*map(int, self._kept["labels"])] if own else labels
 
     def _examples(self, given: Images | None = None) -> Tensor | None:
         """Return images to make images from, float [K, G, H, W] in [-1, 1]; None for none."""
@@ -350,9 +351,8 @@ class Model:
         if count < 0:
             raise UserError(f"count must be 0 or more, but got {count}")
         self._check(labels)
-        if labels is None and given is None:
-            labels = self._examples_labels
-        z = inputs(self._network.spec, count, seed, labels, self._examples(given))
+        asked = self._asked(labels, given)
+        z = inputs(self._network.spec, count, seed, asked, self._examples(given))
         return self._cut(z, truncation, seed)
 
     def _cut(self, z: Float[Tensor, "n z"], truncation: float | None, seed: int) -> Tensor:
