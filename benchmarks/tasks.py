@@ -79,10 +79,10 @@ CELLS: dict[str, list[Cell]] = {
         ("two stages", "text2image", ("glyphs:captions",), 32, 12, {}, 1),
         ("direct", "text2image:direct", ("glyphs:captions",), 32, 12, {}, 1),
     ],
-    "semi": [(f"{n} labels", f"semi:{n}", (FASHION,), 32, 1, {}, 5) for n in (100, 500, 1000)],
+    "semi": [(f"{n} labels", f"semi:{n}", (FASHION,), 32, 4, {}, 5) for n in (100, 500, 1000)],
     "anogan": [(f"class {k}", f"anogan:{k}", (FASHION,), 32, 1, {}, 1) for k in range(10)],
     "next-frame": [
-        (f"glyphs{more}", "next-frame:moving", (GLYPHS,), 32, 6, changes, 1)
+        (f"glyphs{more}", "next-frame:moving", (GLYPHS,), 32, 20, changes, 1)
         for more, changes in (("", {}), (", L1 alone", ALONE))
     ],
     "augment": [
