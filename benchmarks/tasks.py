@@ -53,12 +53,12 @@ CELLS: dict[str, list[Cell]] = {
         )
     ],
     "pix2pix": [
-        (f"{kind}, {data[0]}{more}", task, data, 32, 2, changes, 1)
-        for kind, task, data in (
-            ("colour", "pix2pix:colour", (COLOURS,)),
-            ("edges", "pix2pix:edges", (FASHION,)),
-            ("mask", "pix2pix", (MASKS, COLOURS)),
-            ("segment", "pix2pix", (COLOURS, MASKS)),  # the truth is the renderer's own
+        (f"{kind}, {data[0]}{more}", task, data, 32, minutes, changes, 1)
+        for kind, task, data, minutes in (
+            ("colour", "pix2pix:colour", (COLOURS,), 2),
+            ("edges", "pix2pix:edges", (FASHION,), 2),
+            ("mask", "pix2pix", (MASKS, COLOURS), 6),
+            ("segment", "pix2pix", (COLOURS, MASKS), 2),  # the truth is the renderer's own
         )
         for more, changes in (("", {}), (", a contrario", CONTRARY), (", L1 alone", ALONE))
     ],
@@ -87,7 +87,7 @@ CELLS: dict[str, list[Cell]] = {
     ],
     "augment": [
         (f"{n} of each class", f"augment:{n}", (FASHION,), 32, 2, {}, seeds)
-        for n, seeds in ((10, 3), (100, 1), (1000, 1))
+        for n, seeds in ((10, 3), (100, 3), (1000, 3))
     ],
     "style": [("garments", "style", (FASHION,), 32, 6, {}, 1)],
 }
