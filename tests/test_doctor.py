@@ -134,6 +134,7 @@ def test_a_g_that_begins_to_draw_has_not_collapsed() -> None:
     assert diagnose(poor, None) is None, "it may have drawn less before"
     found = diagnose(poor, replace(HEALTHY, diversity=0.1))
     assert found is not None and found.name == "collapse"
+    assert diagnose(poor, replace(HEALTHY, diversity=0.1), averages=True) is None
 
 
 def test_growth_may_shake_the_score() -> None:

@@ -180,6 +180,15 @@ def test_the_error_falls_when_the_truth_is_told(squares: ImageSet, tmp_path: Pat
     assert found["l1"] < 0.5 * flat and found["miou"] > 0.6
 
 
+def test_a_mean_is_no_collapse(squares: ImageSet, tmp_path: Path) -> None:
+    blind = replace(squares, given=np.zeros_like(squares.images))  # nothing tells one from another
+    settings = {**SMALL, "policy": "fixed", "regularisers": {"l1": {"weight": 1e4}}}
+    run = train_task("pix2pix", blind, out=tmp_path / "run", images=2000, settings=settings)
+    vitals = [event["vitals"] for event in run.events if event.get("vitals")]
+    assert not [event for event in run.events if event["event"] == "doctor"]
+    assert vitals[-1]["diversity"] < 0.02 and vitals[-1]["score"] > 0.95, "one gray image"
+
+
 def test_pairs_of_two_sets(squares: ImageSet) -> None:
     pairs = prepare("pix2pix", squares, replace(squares, fingerprint="other"))
     assert pairs.given is squares.images

@@ -138,9 +138,15 @@ class Recorded:
             return Diagnosis("divergence", outcome.error)
         before = self._vitals.get(proposal.parent or "")
         vitals = outcome.vitals = outcome.vitals.after(before)
-        ranks, diagnosis = LOSSES[self.settings.loss].ranks, None
-        if self.settings.doctor:
-            diagnosis = diagnose(vitals, before, grew=bool(proposal.growth), ranks=ranks)
+        own, diagnosis = self.settings, None
+        if own.doctor:
+            diagnosis = diagnose(
+                vitals,
+                before,
+                grew=bool(proposal.growth),
+                ranks=LOSSES[own.loss].ranks,
+                averages="l1" in own.regularisers,
+            )
         if diagnosis is None:
             self._vitals[outcome.task.id] = vitals
         else:

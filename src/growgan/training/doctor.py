@@ -245,7 +245,12 @@ def singular_values(player: torch.nn.Module, count: int = 3) -> dict[str, list[f
 
 
 def diagnose(
-    now: Vitals, before: Vitals | None, *, grew: bool = False, ranks: bool = True
+    now: Vitals,
+    before: Vitals | None,
+    *,
+    grew: bool = False,
+    ranks: bool = True,
+    averages: bool = False,
 ) -> Diagnosis | None:
     """Return what ails a pair, None if nothing does.
 
@@ -254,9 +259,13 @@ def diagnose(
         grew: True if it has just grown, which may shake its score.
         ranks: False if D's loss does not ask it to put reals above fakes: then it has neither won
             nor broken down where it does not.
+        averages: True if G's loss asks for the mean of all that may be right, as L1 does: then
+            fakes that vary little are no collapse.
     """
     if not ranks:
         now = replace(now, wins_seen=0.5, wins_unseen=None, stuck=0)
+    if averages:
+        now = replace(now, diversity=max(1.0, now.diversity))
     for name, ailment in AILMENTS.items():
         sentence = ailment(now, before, grew)
         if sentence is not None:
