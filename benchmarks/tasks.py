@@ -89,7 +89,10 @@ CELLS: dict[str, list[Cell]] = {
         (f"{n} of each class", f"augment:{n}", (FASHION,), 32, 2, {}, seeds)
         for n, seeds in ((10, 3), (100, 3), (1000, 3))
     ],
-    "style": [("garments", "style", (FASHION,), 32, 6, {}, 1)],
+    "style": [
+        (f"garments{more}", "style", (FASHION,), 32, 6, changes, 1)
+        for more, changes in (("", {}), (", no mixing", {"stack": {"mixing": 0.0}}))
+    ],
 }
 Key = tuple[str, str, int]  # group, name, seed
 

@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from growgan.config import make_settings
 from growgan.data import ImageSet
@@ -47,6 +48,10 @@ def test_a_classifier_learns_from_few_labels_beside_a_gan(sides: ImageSet, tmp_p
     found = json.loads((run.path / "gallery" / "task.json").read_text())
     assert found["accuracy"] > 0.8 and found["accuracy without a GAN"] > 0.8
     assert not run.best.classes and run.best.sample(2).shape == (2, 8, 8, 1)
+    sheet = np.array(Image.open(run.path / "gallery" / "task.png"))
+    assert sheet.shape == (3 * 8, 16 * 8), "two classes, and what G draws"
+    above, below = (sheet[8 * k : 8 * k + 8].astype(float) for k in (0, 1))
+    assert above[:4].mean() > above[4:].mean() and below[:4].mean() < below[4:].mean()
     write_report(run.path)
 
 

@@ -44,7 +44,8 @@ Free = Annotated[
 Policy = Annotated[str | None, typer.Option(help="see: growgan list policies")]
 Preset = Annotated[str | None, typer.Option(help="see: growgan list presets; default: pggan")]
 TaskName = Annotated[
-    str | None, typer.Option("--task", help="images from images; see: growgan list tasks")
+    str | None,
+    typer.Option("--task", help="what the GAN is for, like pix2pix:edges; see: growgan list tasks"),
 ]
 Truth = Annotated[
     str | None, typer.Option(help="of a task: what the images of DATA become, one by one")

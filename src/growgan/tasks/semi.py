@@ -7,11 +7,12 @@ else. What G is for is to make D's task harder; its images need not be good.
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
 from jaxtyping import Float
+from numpy.typing import NDArray
 from torch import Tensor
 
 from growgan.config import Settings
@@ -25,7 +26,16 @@ from growgan.nets.players import Discriminator, build
 from growgan.nets.spec import StackSpec
 from growgan.nets.wishes import one_hot
 from growgan.objectives.conditioning.base import cross_entropy
-from growgan.tasks.base import TASKS, Task, labels_of, some_of_each
+from growgan.tasks.base import (
+    SHOWN,
+    TASKS,
+    Task,
+    channels_first,
+    draw,
+    labels_of,
+    some,
+    some_of_each,
+)
 from growgan.training.checkpoint import load_gan
 from growgan.training.optimisers import make_optimiser
 from growgan.training.runtime import Runtime, make_runtime
@@ -33,6 +43,7 @@ from growgan.training.stage import rates
 
 LONGEST = 2_000  # steps of the classifier without a GAN: it knows its few images by then
 AT_ONCE = 500
+ROWS = 20  # classes on the sheet, at most
 SHARE = 0.25  # of a batch that has labels: these images come more often than the others
 
 
@@ -41,6 +52,10 @@ class SemiSupervised(Task):
     """``semi:N``: N images keep their labels, as many of each class."""
 
     quick = True
+    sheet: ClassVar[str] = (
+        "New images, a row for each class that D sees in them, in the order of the classes; below,"
+        " what G draws."
+    )
 
     def taught(self, seen: ImageSet, kind: str, seed: int) -> ImageSet:
         """Return the images with N labels, evenly drawn by ``seed``; the others have -1.
@@ -79,6 +94,11 @@ class SemiSupervised(Task):
         gan, settings = load_gan(newest(run).folder), run.best.settings
         steps = min(gan.steps, LONGEST)
         lone = alone(gan.discriminator.spec, seen, settings, steps)
+        shown = some(new, AT_ONCE)
+        found = classes_seen(gan.discriminator, shown)
+        rows = [shown.images[found == k][:SHOWN] for k in range(min(len(seen.classes), ROWS))]
+        rows = [row if len(row) else np.zeros_like(shown.images[:1]) for row in rows]
+        draw(run, [*rows, channels_first(run.best.sample(SHOWN))])
         return {
             "accuracy": accuracy(gan.discriminator, new),
             "accuracy without a GAN": accuracy(lone, new),
@@ -125,16 +145,21 @@ def classes_of(player: Discriminator, pixels: Tensor, runtime: Runtime) -> Float
 
 
 @torch.no_grad()
+def classes_seen(player: Discriminator, images: ImageSet) -> NDArray[np.int64]:
+    """Return the class that D scores highest in each image."""
+    runtime, found = make_runtime("cpu", "float32"), []
+    player.eval()
+    for part in np.array_split(np.arange(len(images)), -(-len(images) // AT_ONCE)):
+        scores = classes_of(player, torch.from_numpy(np.array(images.images[part])), runtime)
+        found.append(scores.argmax(1).numpy())
+    return np.concatenate(found)
+
+
 def accuracy(player: Discriminator, images: ImageSet) -> float:
     """Return the share of images, among those with a label, whose class D scores highest."""
     assert images.labels is not None
-    rows, runtime = np.flatnonzero(images.labels >= 0), make_runtime("cpu", "float32")
-    player.eval()
-    right = 0
-    for part in np.array_split(rows, -(-len(rows) // AT_ONCE)):
-        scores = classes_of(player, torch.from_numpy(np.array(images.images[part])), runtime)
-        right += int((scores.argmax(1).numpy() == images.labels[part]).sum())
-    return right / len(rows)
+    asked = images.subset(np.flatnonzero(images.labels >= 0))
+    return float((classes_seen(player, asked) == asked.labels).mean())
 
 
 # G learns from feature matching alone, as in the paper: images are worse for it, D is better.
