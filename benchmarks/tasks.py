@@ -86,8 +86,7 @@ CELLS: dict[str, list[Cell]] = {
         for more, changes in (("", {}), (", L1 alone", ALONE))
     ],
     "augment": [
-        (f"{n} of each class", f"augment:{n}", (FASHION,), 32, 2, {}, seeds)
-        for n, seeds in ((10, 3), (100, 3), (1000, 3))
+        (f"{n} of each class", f"augment:{n}", (FASHION,), 32, 2, {}, 3) for n in (10, 100, 1000)
     ],
     "style": [
         (f"garments{more}", "style", (FASHION,), 32, 6, changes, 1)

@@ -20,7 +20,7 @@ from growgan.growth.keeper import RunKeeper
 from growgan.growth.ledger import Ledger, candidate_from_event, candidate_to_event, in_line
 from growgan.growth.policies import GrowthPolicy, Selection
 from growgan.growth.stop import Stop
-from growgan.objectives import LOSSES
+from growgan.objectives import LOSSES, paired
 from growgan.report.sheet import save_sheet
 from growgan.training.checkpoint import (
     FILES,
@@ -145,7 +145,7 @@ class Recorded:
                 before,
                 grew=bool(proposal.growth),
                 ranks=LOSSES[own.loss].ranks,
-                averages="l1" in own.regularisers,
+                averages=bool(paired(own.regularisers)),
             )
         if diagnosis is None:
             self._vitals[outcome.task.id] = vitals

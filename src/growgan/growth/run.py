@@ -32,7 +32,7 @@ from growgan.metrics.domain import LEAST_IMAGES
 from growgan.nets.blocks import BLOCKS
 from growgan.nets.norms import NORMS
 from growgan.nets.presets import PRESETS
-from growgan.objectives import make_objective
+from growgan.objectives import make_objective, paired
 from growgan.objectives.conditioning import Conditioning
 from growgan.plain import folder_name
 from growgan.registry import Registry
@@ -274,12 +274,12 @@ def for_data(settings: Settings, data: ImageSet) -> Settings:
 
 def _check_given(settings: Settings, conditioning: Conditioning, data: ImageSet) -> None:
     """Raise a UserError where the settings need images to make images from, or cannot use them."""
-    paired = [name for name in settings.regularisers if name == "l1"]
+    needing = paired(settings.regularisers)
     if conditioning.given:
-        paired.append(f"conditioning '{settings.conditioning}'")
-    if data.given is None and paired:
+        needing.append(f"conditioning '{settings.conditioning}'")
+    if data.given is None and needing:
         raise UserError(
-            f"{paired[0]} has no meaning for '{data.name}', where no image is given to make "
+            f"{needing[0]} has no meaning for '{data.name}', where no image is given to make "
             "another from; see: growgan list tasks"
         )
     if data.given is not None and settings.augment != "none":

@@ -4,7 +4,7 @@ from growgan.objectives import consistency, penalties, tricks, weights
 from growgan.objectives.augment import AUGMENTATIONS, Augmentation, make_augmentation
 from growgan.objectives.losses import LOSSES, Loss, make_loss
 from growgan.objectives.objective import Objective, make_objective
-from growgan.objectives.regulariser import REGULARISERS, Regulariser, make_regulariser
+from growgan.objectives.regulariser import REGULARISERS, Regulariser, make_regulariser, paired
 from growgan.objectives.step import Memory, Step
 
 __all__ = [
@@ -22,6 +22,7 @@ __all__ = [
     "make_loss",
     "make_objective",
     "make_regulariser",
+    "paired",
     "penalties",
     "tricks",
     "weights",

@@ -69,6 +69,7 @@ def drift(step: Step) -> Tensor:
     "Isola et al. 2017, 1611.07004",
     weight=100.0,
     player="generator",
+    paired=True,
 )
 def absolute_error(step: Step) -> Tensor:
     """E |G(c, z) - x|, where x is what c should become (Isola et al. 2017, equation 3)."""

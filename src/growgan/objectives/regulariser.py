@@ -7,7 +7,7 @@ then listed, configured, combined with every loss and covered by the matrix test
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from math import prod
@@ -99,11 +99,14 @@ class Term(Penalty):
         function: the unweighted term, a scalar.
         player: whose loss it belongs to.
         per_pixel: True if the weight is for an image of one pixel, and grows with their number.
+        paired: True if it holds each fake against its own truth: there must be one, and what G is
+            asked for is the mean of all that may be right.
     """
 
     function: Callable[[Step], Tensor] = lambda step: step.real.sum() * 0
     player: str = "discriminator"
     per_pixel: bool = False
+    paired: bool = False
 
     def strength(self, resolution: tuple[int, int]) -> float:
         return self.scale * self.weight * (prod(resolution) if self.per_pixel else 1)
@@ -125,6 +128,12 @@ def term(
         return function
 
     return enter
+
+
+def paired(names: Iterable[str]) -> list[str]:
+    """Return the names of those regularisers that hold each fake against its own truth."""
+    found = ((name, REGULARISERS[name]) for name in names)
+    return [name for name, each in found if isinstance(each, Term) and each.paired]
 
 
 def make_regulariser(name: str, options: Mapping[str, float | None]) -> Regulariser:

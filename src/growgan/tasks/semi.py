@@ -94,15 +94,19 @@ class SemiSupervised(Task):
         gan, settings = load_gan(newest(run).folder), run.best.settings
         steps = min(gan.steps, LONGEST)
         lone = alone(gan.discriminator.spec, seen, settings, steps)
-        shown = some(new, AT_ONCE)
-        found = classes_seen(gan.discriminator, shown)
-        rows = [shown.images[found == k][:SHOWN] for k in range(min(len(seen.classes), ROWS))]
-        rows = [row if len(row) else np.zeros_like(shown.images[:1]) for row in rows]
-        draw(run, [*rows, channels_first(run.best.sample(SHOWN))])
+        draw(run, [*sorted_by(gan.discriminator, new), channels_first(run.best.sample(SHOWN))])
         return {
             "accuracy": accuracy(gan.discriminator, new),
             "accuracy without a GAN": accuracy(lone, new),
         }
+
+
+def sorted_by(player: Discriminator, images: ImageSet) -> list[NDArray[np.uint8]]:
+    """Return some images for each class that D sees in them; a black one where it sees none."""
+    shown = some(images, AT_ONCE)
+    found, black = classes_seen(player, shown), np.zeros_like(shown.images[:1])
+    rows = (shown.images[found == k][:SHOWN] for k in range(min(len(images.classes), ROWS)))
+    return [row if len(row) else black for row in rows]
 
 
 def newest(run: Run) -> Model:
