@@ -1,4 +1,4 @@
-"""A real browser for tests, and what axe-core finds in a page."""
+"""A headless browser for tests, and accessibility checks with axe-core."""
 
 from __future__ import annotations
 
@@ -11,43 +11,43 @@ from typing import Any
 
 import pytest
 
-NEEDED = os.environ.get("GROWGAN_BROWSER", "") not in ("", "0")  # then a missing one is a failure
+IS_BROWSER_REQUIRED = os.environ.get("GROWGAN_BROWSER", "") not in ("", "0")
 
 
-def missing(what: str) -> None:
-    """Skip the test for want of something, or fail it where ``GROWGAN_BROWSER`` is set."""
-    if NEEDED:
-        pytest.fail(f"GROWGAN_BROWSER is set, and there is no {what}")
-    pytest.skip(f"there is no {what}")
+def skip_without(requirement: str) -> None:
+    """Skip the test because ``requirement`` is missing; fail if ``GROWGAN_BROWSER`` is set."""
+    if IS_BROWSER_REQUIRED:
+        pytest.fail(f"GROWGAN_BROWSER is set, but {requirement} is missing")
+    pytest.skip(f"{requirement} is missing")
 
 
 @contextmanager
 def headless() -> Iterator[Any]:
-    """Yield a headless Chromium that can reach nothing but this machine."""
+    """Yield a headless Chromium that can only connect to this machine."""
     path = shutil.which("chromium") or shutil.which("google-chrome")
-    for name, found in (
+    for name, location in (
         ("playwright", find_spec("playwright")),
         ("axe_playwright_python", find_spec("axe_playwright_python")),
         ("Chromium", path),
     ):
-        if found is None:
-            missing(name)
+        if location is None:
+            skip_without(name)
     from playwright.sync_api import sync_playwright
 
-    with sync_playwright() as started:
+    with sync_playwright() as playwright:
         flags = ["--no-sandbox", "--host-resolver-rules=MAP * ~NOTFOUND, EXCLUDE 127.0.0.1"]
-        chromium = started.chromium.launch(executable_path=path, args=flags)
-        yield chromium
-        chromium.close()
+        browser = playwright.chromium.launch(executable_path=path, args=flags)
+        yield browser
+        browser.close()
 
 
-def serious(page: Any) -> list[str]:
-    """Return what axe-core finds in the page that is serious or worse."""
+def serious_violations(page: Any) -> list[str]:
+    """Return the serious and critical violations that axe-core finds in a page."""
     from axe_playwright_python.sync_playwright import Axe
 
-    found = Axe().run(page).response["violations"]
+    violations = Axe().run(page).response["violations"]
     return [
-        f"{each['id']}: {[node['html'][:120] for node in each['nodes']]}"
-        for each in found
-        if each["impact"] in ("serious", "critical")
+        f"{violation['id']}: {[node['html'][:120] for node in violation['nodes']]}"
+        for violation in violations
+        if violation["impact"] in ("serious", "critical")
     ]

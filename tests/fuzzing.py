@@ -1,6 +1,6 @@
-"""What a stranger may hand us, as functions of bytes: they return, or raise a clear error.
+"""Readers of untrusted files, as functions of bytes: they return, or raise a clear error.
 
-Each reads its file in a folder of its own, beside what else belongs there. Run by Hypothesis
+Each reads one file in a folder with the other files that it needs. They are run by Hypothesis
 (test_fuzz.py) and, guided by coverage, by ``python tests/fuzzing.py TARGET CASES FOLDER``.
 """
 
@@ -21,239 +21,289 @@ import numpy as np
 import torch
 from PIL import Image
 
+from growgan.artifacts.load import ExportedGenerator
+from growgan.artifacts.per_class_ensemble import MANIFEST_FILE as ENSEMBLE_FILE
+from growgan.artifacts.per_class_ensemble import PerClassEnsemble
 from growgan.config import Settings, make_settings
 from growgan.data import load_images
-from growgan.data.decode import BrokenImage, decode, read_header
+from growgan.data.decode import BrokenImageError, decode, read_header
 from growgan.data.idx import read_idx, read_idx_pair
 from growgan.data.npz import read_npz
 from growgan.errors import UserError
-from growgan.growth import Run
-from growgan.growth.budget import Budget, Meter
-from growgan.growth.history import Space
-from growgan.growth.ledger import Ledger, candidate_from_event
-from growgan.growth.load import Exported
-from growgan.growth.model import GIVEN, Model
-from growgan.growth.policies import make_policy
-from growgan.growth.pool import FILE, Pool
-from growgan.growth.search import Search
-from growgan.nets.players import Discriminator, Generator, build
-from growgan.nets.pretrained import CONFIG, WEIGHTS, restored
-from growgan.nets.spec import LayerSpec, StackSpec
-from growgan.report.run import read_run
-from growgan.training.checkpoint import FILES, MANIFEST, load_gan, load_mark, load_specs, save_gan
+from growgan.nets.hub import CONFIG_FILE, WEIGHTS_FILE
+from growgan.nets.networks import Discriminator, Generator, build_from_weights, build_network
+from growgan.nets.spec import DiscriminatorSpec, GeneratorSpec, LayerSpec
+from growgan.report.run_record import read_run
+from growgan.run.budget_allocator import BudgetMeter
+from growgan.run.ledger import Ledger, candidate_from_event
+from growgan.run.run import Run
+from growgan.run.search_loop import SearchLoop
+from growgan.sampling.trained_generator import SOURCE_IMAGES_FILE, TrainedGenerator
+from growgan.search.budget import Budget
+from growgan.search.history import SearchSpace
+from growgan.search.policies import make_policy
+from growgan.training.checkpoint import (
+    CHECKPOINT_FILES,
+    MANIFEST_FILE,
+    load_gan,
+    load_resume_point,
+    load_specs,
+    save_gan,
+)
 from growgan.training.gan import Gan
 from growgan.training.progress import SilentDisplay
 
 Target = Callable[[bytes, Path], None]
-CLEAR = (UserError, BrokenImage)  # what may be raised, with a text for people
+CLEAR = (UserError, BrokenImageError)  # what may be raised, with a text for people
 KINDS = ("PNG", "JPEG", "GIF", "TIFF", "BMP", "WEBP", "PPM", "TGA")
-LAYER = LayerSpec("g0", resample=2, width=8)
-G = StackSpec("generator", (4, 4), 1, 8, (LAYER,), latent=8)
-D = StackSpec("discriminator", (4, 4), 1, 8, (LayerSpec("d0", resample=2, width=8),))
+LAYER = LayerSpec("g0", resample_factor=2, width=8)
+G = GeneratorSpec(base_grid=(4, 4), image_channels=1, stem_width=8, layers=(LAYER,), latent_dim=8)
+D = DiscriminatorSpec(
+    base_grid=(4, 4),
+    image_channels=1,
+    stem_width=8,
+    layers=(LayerSpec("d0", resample_factor=2, width=8),),
+)
 SPECS = {"generator": G.to_json(), "discriminator": D.to_json()}
-LABELLED = make_settings({"conditioning": "projection"})
+LABELED = make_settings({"conditioning": "projection"})
 
 
-def written(path: Path, data: bytes) -> Path:
-    """Return a file that holds ``data``."""
+def write_file(path: Path, data: bytes) -> Path:
+    """Write ``data`` to ``path`` and return it."""
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_bytes(data)
     return path
 
 
 def spec(data: bytes, folder: Path) -> None:
-    """A candidate's architecture, of which networks are built without memory."""
-    for each in load_specs(written(folder / "spec.json", data).parent):
+    """Read the specs of a candidate, and build networks from them without memory."""
+    for network_spec in load_specs(write_file(folder / "spec.json", data).parent):
         try:
-            restored(each, {})
+            build_from_weights(network_spec, {})
         except UserError as error:
             if not str(error).endswith("is missing"):
                 raise
 
 
 def config(data: bytes, folder: Path) -> None:
-    """A run's settings."""
-    Settings.from_yaml(written(folder / "config.yaml", data))
+    """Read the settings of a run."""
+    Settings.from_yaml(write_file(folder / "config.yaml", data))
 
 
 def ledger(data: bytes, folder: Path) -> None:
-    """A run's memory, as the commands read it, and as a run that goes on does."""
+    """Read a ledger as the commands do, and as a resumed run does."""
     (folder / ".ledger.jsonl.copy").unlink(missing_ok=True)
-    run = Run.open(written(folder / "ledger.jsonl", data).parent)
+    run = Run.open(write_file(folder / "ledger.jsonl", data).parent)
     for event in run.events:
         if event["event"] == "candidate":
             candidate_from_event(event)
     read_run(run.path)
-    Ledger(run.path / "ledger.jsonl").check()
+    Ledger(run.path / "ledger.jsonl").validate()
     candidate(folder / "candidates/0000")
     settings, budget = Settings(), Budget(images=10)
-    space = Space(settings.preset, settings.stack, 1, (8, 8))
+    space = SearchSpace(settings.preset, settings.network, 1, (8, 8))
     policy = make_policy("dynamic", {})
-    Search(run.path, settings, space, policy, budget, Meter(budget, 0.0), SilentDisplay())
+    SearchLoop(
+        run.path,
+        settings,
+        space=space,
+        policy=policy,
+        budget=budget,
+        meter=BudgetMeter(budget),
+        display=SilentDisplay(),
+    )
 
 
 def candidate(folder: Path) -> Path:
-    """Return a candidate's folder, made when it is first asked for."""
+    """Return the folder of a candidate, which is created if necessary."""
     if not folder.exists():
-        g, d = build(G, 0), build(D, 0)
+        g, d = build_network(G, 0), build_network(D, 0)
         assert isinstance(g, Generator) and isinstance(d, Discriminator)
-        save_gan(Gan(g, d, Settings().optimiser), folder)
+        save_gan(Gan(g, d, Settings().optimizer), folder)
     return folder
 
 
 def manifest(data: bytes, folder: Path) -> None:
-    """What a candidate's files are said to be."""
-    whole = candidate(folder / "candidates/0000")
-    written(whole / MANIFEST, data)
-    load_gan(whole)
+    """Read the manifest of a candidate."""
+    checkpoint = candidate(folder / "candidates/0000")
+    write_file(checkpoint / MANIFEST_FILE, data)
+    load_gan(checkpoint)
 
 
 def state(data: bytes, folder: Path) -> None:
-    """Where a candidate's training stands, with a manifest that knows it."""
-    whole = candidate(folder / "candidates/0000")
-    written(whole / "state.json", data)
-    sums = {name: hashlib.sha256((whole / name).read_bytes()).hexdigest() for name in FILES}
-    written(whole / MANIFEST, json.dumps(sums).encode())
-    load_gan(whole)
-    load_mark(whole)
+    """Read the training state of a candidate, with a manifest that matches it."""
+    checkpoint = candidate(folder / "candidates/0000")
+    write_file(checkpoint / "state.json", data)
+    sums = {
+        name: hashlib.sha256((checkpoint / name).read_bytes()).hexdigest()
+        for name in CHECKPOINT_FILES
+    }
+    write_file(checkpoint / MANIFEST_FILE, json.dumps(sums).encode())
+    load_gan(checkpoint)
+    load_resume_point(checkpoint)
 
 
-def facts(data: bytes, folder: Path) -> None:
-    """What a run was trained on."""
-    written(folder / "config.yaml", LABELLED.to_yaml().encode())
-    written(folder / "data.json", data)
-    assert all(isinstance(name, str) for name in Model(folder / "candidates/0000").classes)
+def data_json(data: bytes, folder: Path) -> None:
+    """Read the description of the training data of a run."""
+    write_file(folder / "config.yaml", LABELED.to_yaml().encode())
+    write_file(folder / "data.json", data)
+    assert all(
+        isinstance(name, str) for name in TrainedGenerator(folder / "candidates/0000").classes
+    )
 
 
-class Translator(Model):
-    """A candidate that makes images from images."""
+class Translator(TrainedGenerator):
+    """A candidate that transforms source images."""
 
-    def network(self) -> Generator:
-        """Return a network of no weights worth mention."""
+    def load_network(self) -> Generator:
+        """Return a network with initial weights."""
         return translator()
 
 
 @cache
 def translator() -> Generator:
-    """Return a generator of images from images and labels, 8x8."""
-    spec = StackSpec("generator", (4, 4), 1, 4, (LAYER,), latent=4, given=1, classes=2)
-    network = build(spec, 0)
+    """Return a conditional generator that transforms images of 8x8 pixels."""
+    spec = GeneratorSpec(
+        base_grid=(4, 4),
+        image_channels=1,
+        stem_width=4,
+        layers=(LAYER,),
+        latent_dim=4,
+        source_channels=1,
+        label_dim=2,
+    )
+    network = build_network(spec, 0)
     assert isinstance(network, Generator)
     return network.eval()
 
 
-def given(data: bytes, folder: Path) -> None:
-    """Images that a run keeps to make others from."""
-    written(folder / GIVEN, data)
+def source_images(data: bytes, folder: Path) -> None:
+    """Read the source images of a run."""
+    write_file(folder / SOURCE_IMAGES_FILE, data)
     assert Translator(folder / "candidates/0000").sample(2).shape == (2, 8, 8, 1)
 
 
-def pool(data: bytes, folder: Path) -> None:
-    """What a pool of runs was asked for."""
-    labels = Pool(written(folder / FILE, data).parent).classes
+def ensemble(data: bytes, folder: Path) -> None:
+    """Read the manifest of a per-class ensemble."""
+    labels = PerClassEnsemble(write_file(folder / ENSEMBLE_FILE, data).parent).classes
     assert all(isinstance(name, str) for name in labels)
 
 
 def exported(folder: Path) -> Path:
-    """Return a folder that holds a generator on its own, made when it is first asked for."""
+    """Return a folder with an exported generator, which is created if necessary."""
     if not folder.exists():
-        network = build(G, 0)
+        network = build_network(G, 0)
         assert isinstance(network, Generator)
-        network.save_pretrained(folder, config={"classes": []})
+        network.save_pretrained(folder, config={"class_names": []})
     return folder
 
 
 def export(data: bytes, folder: Path) -> None:
-    """What an export says of itself."""
-    model = Exported(exported(folder / "export"))
-    written(model.folder / CONFIG, data)
+    """Read the configuration of an exported generator."""
+    model = ExportedGenerator(exported(folder / "export"))
+    write_file(model.checkpoint_dir / CONFIG_FILE, data)
     assert all(isinstance(name, str) for name in model.classes)
-    model.network()
+    model.load_network()
 
 
 def weights(data: bytes, folder: Path) -> None:
-    """An export's tensors."""
-    whole = exported(folder / "export")
-    written(whole / WEIGHTS, data)
-    Generator.from_pretrained(whole)
+    """Read the weights of an exported generator."""
+    checkpoint = exported(folder / "export")
+    write_file(checkpoint / WEIGHTS_FILE, data)
+    Generator.from_pretrained(checkpoint)
 
 
 def idx(data: bytes, folder: Path) -> None:
-    """An IDX file, plain or packed."""
-    read_idx(written(folder / "images-idx3-ubyte", data))
+    """Read an IDX file, compressed or not."""
+    read_idx(write_file(folder / "images-idx3-ubyte", data))
 
 
 def labels(data: bytes, folder: Path) -> None:
-    """An IDX file of labels, plain or packed, beside sound images."""
-    images = written(folder / "images-idx3-ubyte", idx_bytes(pixels()))
-    read_idx_pair(images, written(folder / "labels-idx1-ubyte", data))
+    """Read an IDX file of labels, compressed or not, beside valid images."""
+    images = write_file(folder / "images-idx3-ubyte", idx_bytes(pixels()))
+    read_idx_pair(images, write_file(folder / "labels-idx1-ubyte", data))
 
 
 def npz(data: bytes, folder: Path) -> None:
-    """NumPy arrays."""
-    arrays = read_npz(written(folder / "images.npz", data))
+    """Read NumPy arrays."""
+    arrays = read_npz(write_file(folder / "images.npz", data))
     assert arrays.images.dtype == np.uint8 and arrays.images.ndim == 4
     assert arrays.labels is None or arrays.labels.shape == arrays.images.shape[:1]
 
 
 def archive(data: bytes, folder: Path) -> None:
-    """A zip of images."""
-    path = written(folder / "images.zip", data)
+    """Read a zip file of images."""
+    path = write_file(folder / "images.zip", data)
     load_images(str(path), resolution=8, cache=folder / "cache", max_broken=1.0)
 
 
 def image(data: bytes, folder: Path) -> None:
-    """One image file."""
+    """Read an image file."""
     height, width, _ = read_header(data)
     if height * width < 1 << 20:
         decode(data)
 
 
-READ = (spec, config, ledger, manifest, state, facts, given, pool, export, weights)
+RUN_TARGETS = (
+    spec,
+    config,
+    ledger,
+    manifest,
+    state,
+    data_json,
+    source_images,
+    ensemble,
+    export,
+    weights,
+)
 TARGETS: dict[str, Target] = {
-    each.__name__: each for each in (*READ, idx, labels, npz, archive, image)
+    target.__name__: target for target in (*RUN_TARGETS, idx, labels, npz, archive, image)
 }
 
 
 def survives(target: Target, data: bytes, folder: Path) -> None:
-    """Call ``target``; raise whatever it raises that is no clear error of one line."""
+    """Call ``target``; pass on every error that is not a clear one."""
     try:
         target(data, folder)
     except CLEAR as error:
-        assert str(error).strip(), "an error must say something"
-        assert len(str(error)) < 5000, "and not repeat the whole file"
+        assert str(error).strip(), "an error must have a message"
+        assert len(str(error)) < 5000, "a message must not repeat the file"
 
 
 @cache
 def seeds(name: str) -> tuple[bytes, ...]:
-    """Return valid inputs of a target, to be damaged; the last one of a JSON target is JSON."""
+    """Return valid files of a target, to be damaged. The last one of a JSON target is JSON."""
     counted = np.arange(2, dtype=np.uint8)
     encoded = tuple(encoded_as(kind, pixels()[0]) for kind in KINDS)
-    made: dict[str, Callable[[], tuple[bytes, ...]]] = {
+    files: dict[str, Callable[[], tuple[bytes, ...]]] = {
         "spec": lambda: (as_json(SPECS),),
-        "config": lambda: (Settings().to_yaml().encode(), as_json(LABELLED.model_dump())),
+        "config": lambda: (Settings().to_yaml().encode(), as_json(LABELED.model_dump())),
         "ledger": lambda: (_ledger(),),
-        "facts": lambda: (as_json({"name": "set", "classes": ["a", "b"]}),),
-        "given": lambda: (npz_bytes(given=pixels()[..., None], labels=counted.astype(np.int64)),),
-        "pool": lambda: (as_json({"classes": ["a", "b"], "command": ["dcgan"], "settings": []}),),
-        "export": lambda: (as_json({"classes": [], "fit": "auto", "spec": G.to_json()}),),
+        "data_json": lambda: (as_json({"name": "set", "classes": ["a", "b"]}),),
+        "source_images": lambda: (
+            npz_bytes(source_images=pixels()[..., None], labels=counted.astype(np.int64)),
+        ),
+        "ensemble": lambda: (
+            as_json({"classes": ["a", "b"], "command": ["dcgan"], "settings": []}),
+        ),
+        "export": lambda: (as_json({"class_names": [], "fit": "auto", "spec": G.to_json()}),),
         "idx": lambda: (idx_bytes(pixels()), gzip.compress(idx_bytes(pixels()))),
         "labels": lambda: (idx_bytes(counted), gzip.compress(idx_bytes(counted))),
         "npz": lambda: (npz_bytes(images=pixels(), labels=counted), npz_bytes(x=pixels())),
         "archive": lambda: (_zip(encoded),),
         "image": lambda: encoded,
     }
-    return made[name]()
+    return files[name]()
 
 
-def kept(name: str, folder: Path) -> tuple[bytes, ...]:
-    """Return the :func:`seeds` of a target; those that growgan writes itself are made there."""
+def valid_files(name: str, folder: Path) -> tuple[bytes, ...]:
+    """Return the :func:`seeds` of a target. Files that growgan writes are created in ``folder``."""
     if name in ("manifest", "state"):
-        whole = candidate(folder / "sound")
-        path = whole / (MANIFEST if name == "manifest" else "state.json")
+        checkpoint = candidate(folder / "valid")
+        path = checkpoint / (MANIFEST_FILE if name == "manifest" else "state.json")
         return (as_json(json.loads(path.read_bytes())),)
     if name == "weights":
-        return ((exported(folder / "sound") / WEIGHTS).read_bytes(),)
+        return ((exported(folder / "valid") / WEIGHTS_FILE).read_bytes(),)
     return seeds(name)
 
 
@@ -281,7 +331,7 @@ def npz_bytes(**arrays: np.ndarray[Any, Any]) -> bytes:
 
 
 def encoded_as(kind: str, image: np.ndarray[Any, Any]) -> bytes:
-    """Return an image file."""
+    """Return an encoded image."""
     file = io.BytesIO()
     Image.fromarray(image).save(file, kind)
     return file.getvalue()
@@ -290,27 +340,33 @@ def encoded_as(kind: str, image: np.ndarray[Any, Any]) -> bytes:
 def _zip(images: tuple[bytes, ...]) -> bytes:
     file = io.BytesIO()
     with zipfile.ZipFile(file, "w", zipfile.ZIP_DEFLATED) as packed:
-        for i, each in enumerate(images):
-            packed.writestr(f"{'ab'[i % 2]}/{i}.png", each)
+        for i, image_bytes in enumerate(images):
+            packed.writestr(f"{'ab'[i % 2]}/{i}.png", image_bytes)
     return file.getvalue()
 
 
 def _ledger() -> bytes:
-    none: dict[str, list[object]] = {"generator": [], "discriminator": []}
-    child: dict[str, object] = {"event": "candidate", "id": "0000", "parent": None, "round": 0}
-    child |= {"edits": none, "resolution": [8, 8], "images": 10, "seconds": 1.0, "trained": 0.9}
-    child |= {"rate": 9.0, "score": 0.5, "score_stderr": 0.1, "parts": {}, "status": "scored"}
-    child |= {"elapsed": 1.0, "spent": 0.5, "error": "", "generator_layers": 2}
-    child |= {"discriminator_layers": 2, "generator_parameters": 9, "discriminator_parameters": 9}
-    start = {"event": "start", "time": 0.0, "budget": {"images": 10}, "resolution": [8, 8]}
-    events = [
-        {**start, "data": {"name": "set", "fingerprint": "0a1b", "count": 2, "channels": 1}},
-        {**child, "growth": "train on", **SPECS},
-        {"event": "select", "round": 0, "alive": ["0000"], "best": "0000", "reason": "alone"},
-        {"event": "memory", "candidate": "0001", "parts": 2},
-        {"event": "doctor", "candidate": "0001", "ailment": "divergence", "diagnosis": "no number",
-         "remedy": "a third of the rate", "settings": {"optimiser": {"lr": 0.01}}},
-        {"event": "resume", "time": 1.0, "budget": {"images": 20}},
+    no_edits: dict[str, list[object]] = {"generator": [], "discriminator": []}
+    candidate_event: dict[str, object] = {
+        "event": "candidate", "id": "0000", "parent": None, "round": 0, "growth": "no growth",
+        "edits": no_edits, "resolution": [8, 8], "images": 10, "seconds": 1.0,
+        "train_seconds": 0.9, "images_per_second": 9.0, "score": 0.5, "score_stderr": 0.1,
+        "score_components": {}, "status": "scored", "elapsed": 1.0, "spent_fraction": 0.5,
+        "error": "", "generator_layers": 2, "discriminator_layers": 2, "generator_parameters": 9,
+        "discriminator_parameters": 9, "generator_spec": G.to_json(),
+        "discriminator_spec": D.to_json(),
+    }  # fmt: skip
+    events: list[dict[str, object]] = [
+        {"event": "start", "format": 1, "timestamp": 0.0, "budget": {"images": 10},
+         "resolution": [8, 8],
+         "data": {"name": "set", "fingerprint": "0a1b", "count": 2, "channels": 1}},
+        candidate_event,
+        {"event": "select", "round": 0, "survivors": ["0000"], "best": "0000", "reason": "alone"},
+        {"event": "micro_batches", "candidate": "0001", "num_micro_batches": 2},
+        {"event": "mitigation", "candidate": "0001", "failure": "divergence",
+         "diagnosis": "not finite", "mitigation": "a third of the learning rate",
+         "settings": {"optimizer": {"lr": 0.01}}},
+        {"event": "resume", "timestamp": 1.0, "budget": {"images": 20}},
         {"event": "end", "best": "0000", "elapsed": 2.0, "cost": {"train": 1.0}},
     ]  # fmt: skip
     return b"".join(as_json(event) + b"\n" for event in events)
@@ -323,8 +379,8 @@ def main() -> None:
     name, cases, folder = sys.argv[1], int(sys.argv[2]), Path(sys.argv[3])
     torch.set_num_threads(1)
     corpus = folder / "corpus"
-    for i, each in enumerate(kept(name, folder)):
-        written(corpus / str(i), each)
+    for i, content in enumerate(valid_files(name, folder)):
+        write_file(corpus / str(i), content)
     atheris.instrument_all()
     options = [f"-runs={cases}", "-timeout=10", "-rss_limit_mb=4096", str(corpus)]
     atheris.Setup([sys.argv[0], *options], lambda data: survives(TARGETS[name], data, folder))

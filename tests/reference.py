@@ -1,9 +1,10 @@
-"""References that share nothing with the code that they check."""
+"""Independent reference implementations, and random data, for the tests of the metrics."""
 
 from __future__ import annotations
 
 import numpy as np
 import scipy.linalg
+import scipy.ndimage
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
@@ -11,28 +12,37 @@ from torch import Tensor
 Array = NDArray[np.float64]
 
 
-def gaussian(seed: int, n: int, d: int, shift: float = 0.0) -> Tensor:
-    """Correlated float64 features [n, d]."""
+def correlated_gaussian(seed: int, n: int, d: int, shift: float = 0.0) -> Tensor:
+    """Return correlated Gaussian features, float64 [n, d]."""
     rng = np.random.default_rng(seed)
-    mix = rng.normal(size=(d, d)) / d**0.5
-    return torch.from_numpy(rng.normal(size=(n, d)) @ mix + shift)
+    mixing = rng.normal(size=(d, d)) / d**0.5
+    return torch.from_numpy(rng.normal(size=(n, d)) @ mixing + shift)
 
 
-def by_sqrtm(a: Array, b: Array) -> float:
-    """The Fréchet distance by the textbook, with scipy's matrix square root."""
+def smooth_images(seed: int, shape: tuple[int, ...], sigma: float) -> NDArray[np.uint8]:
+    """Return noise images [N, C, H, W], smoothed by a Gaussian of ``sigma`` pixels."""
+    noise = np.random.default_rng(seed).normal(size=shape)
+    noise = scipy.ndimage.gaussian_filter(noise, (0, 0, sigma, sigma))
+    pixels: NDArray[np.uint8] = np.clip(noise / noise.std() * 50 + 120, 0, 255).astype(np.uint8)
+    return pixels
+
+
+def frechet_distance_by_sqrtm(a: Array, b: Array) -> float:
+    """Return the Fréchet distance by the textbook formula, with scipy's matrix square root."""
     cov_a, cov_b = np.cov(a, rowvar=False), np.cov(b, rowvar=False)
     root = scipy.linalg.sqrtm(cov_a @ cov_b)
-    gap = a.mean(0) - b.mean(0)
-    return float(gap @ gap + np.trace(cov_a + cov_b - 2 * root.real))
+    difference = a.mean(0) - b.mean(0)
+    return float(difference @ difference + np.trace(cov_a + cov_b - 2 * root.real))
 
 
-def by_roots(a: Array, b: Array) -> float:
-    """The Fréchet distance by both covariances' own roots: right where they are singular, too."""
-    covariances = [np.cov(z, rowvar=False) for z in (a, b)]
+def frechet_distance_by_roots(a: Array, b: Array) -> float:
+    """Return the Fréchet distance by the roots of both covariances, which may be singular."""
+    covariances = [np.cov(features, rowvar=False) for features in (a, b)]
     roots = []
     for covariance in covariances:
         values, vectors = np.linalg.eigh(covariance)
         roots.append(vectors * np.sqrt(np.where(values > 1e-12, values, 0)))
-    cross = np.linalg.svd(roots[0].T @ roots[1], compute_uv=False).sum()
-    gap = a.mean(0) - b.mean(0)
-    return float(gap @ gap + sum(np.trace(c) for c in covariances) - 2 * cross)
+    trace_sqrt = np.linalg.svd(roots[0].T @ roots[1], compute_uv=False).sum()
+    difference = a.mean(0) - b.mean(0)
+    traces = sum(np.trace(covariance) for covariance in covariances)
+    return float(difference @ difference + traces - 2 * trace_sqrt)

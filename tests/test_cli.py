@@ -11,7 +11,6 @@ import sys
 import types
 from collections.abc import Callable, Iterator
 from enum import Enum
-from pathlib import Path
 from typing import Annotated
 
 import pytest
@@ -19,11 +18,11 @@ import typer
 
 import growgan
 from growgan.cli import app as cli
-from growgan.cli.list import REGISTRIES, registry
+from growgan.cli.list import REGISTRY_PATHS, load_registry
 from growgan.errors import UserError
 
 
-class Colour(Enum):
+class Color(Enum):
     red = "red"
     green = "green"
 
@@ -32,7 +31,7 @@ def dummy(
     outcome: str,
     policy: Annotated[str, typer.Option()] = "dynamic",
     count: Annotated[int, typer.Option("--count", "-n")] = 1,
-    colour: Annotated[Colour, typer.Option()] = Colour.red,
+    color: Annotated[Color, typer.Option()] = Color.red,
     resume: Annotated[bool, typer.Option()] = False,
 ) -> None:
     """Do what a test asks for."""
@@ -40,22 +39,25 @@ def dummy(
         "mistake": UserError("resolution 20 cannot be\nreached from 4x4"),
         "fail": RuntimeError("the disk\nis full"),
         "interrupt": KeyboardInterrupt(),
-        "told": KeyboardInterrupt("go on with: growgan dummy told --resume"),
+        "hint": KeyboardInterrupt("resume with: growgan dummy hint --resume"),
         "pipe": BrokenPipeError(),
     }
     if outcome in failures:
         raise failures[outcome]
-    typer.echo(f"{outcome} {policy} {count} {colour.value} {resume}")
+    typer.echo(f"{outcome} {policy} {count} {color.value} {resume}")
 
 
 @pytest.fixture(autouse=True)
-def dummy_verb(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Make ``dummy`` a verb, found by its module's name as the real ones are."""
-    module = types.ModuleType("dummy_verb")
+def dummy_command(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Add a verb ``dummy``, which is imported by its path like the real ones."""
+    module = types.ModuleType("dummy_command")
     module.__dict__["run"] = dummy
-    monkeypatch.setitem(sys.modules, "dummy_verb", module)
-    verbs = {**cli.VERBS, "dummy": cli.Verb("dummy_verb:run", "Do.", resumable=True)}
-    monkeypatch.setattr(cli, "VERBS", verbs)
+    monkeypatch.setitem(sys.modules, "dummy_command", module)
+    commands = {
+        **cli.COMMANDS,
+        "dummy": cli.CommandSpec("dummy_command:run", "Do.", resumable=True),
+    }
+    monkeypatch.setattr(cli, "COMMANDS", commands)
     monkeypatch.delenv("GROWGAN_TRACEBACK", raising=False)
 
 
@@ -72,10 +74,11 @@ def run(capsys: pytest.CaptureFixture[str]) -> Callable[[str], tuple[int, str, s
 
 
 Run = Callable[[str], tuple[int, str, str]]
+growgan_commands = tuple(cli.COMMANDS)
 
 
 def test_a_verb_gets_its_options_and_exits_0(run: Run) -> None:
-    code, out, err = run("dummy hello --policy fixed -n 3 --colour green --resume")
+    code, out, err = run("dummy hello --policy fixed -n 3 --color green --resume")
     assert (code, out, err) == (0, "hello fixed 3 green True\n", "")
 
 
@@ -83,12 +86,12 @@ def test_a_verb_gets_its_options_and_exits_0(run: Run) -> None:
 def test_help_lists_every_verb(run: Run, line: str) -> None:
     code, out, err = run(line)
     assert (code, err) == (0, "")
-    for name, verb in cli.VERBS.items():
-        assert re.search(rf"^ +{name} +{re.escape(verb.summary)}$", out, re.MULTILINE)
+    for name, spec in cli.COMMANDS.items():
+        assert re.search(rf"^ +{name} +{re.escape(spec.summary)}$", out, re.MULTILINE)
 
 
 def test_help_does_not_import_verbs(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(cli.VERBS, "absent", cli.Verb("no_such_module:f", "Not there."))
+    monkeypatch.setitem(cli.COMMANDS, "absent", cli.CommandSpec("no_such_module:f", "Not there."))
     code, out, _ = run("--help")
     assert code == 0
     assert "Not there." in out
@@ -97,7 +100,7 @@ def test_help_does_not_import_verbs(run: Run, monkeypatch: pytest.MonkeyPatch) -
 def test_help_of_a_verb(run: Run) -> None:
     code, out, err = run("dummy --help")
     assert (code, err) == (0, "")
-    assert out.startswith("Usage: growgan dummy ")
+    assert out.strip().startswith("Usage: growgan dummy ")
     assert "Do what a test asks for." in out
 
 
@@ -110,14 +113,14 @@ def test_version(run: Run) -> None:
     ("line", "message"),
     [
         ("dumy x", r"unknown command 'dumy' \(did you mean 'dummy'\?\); it must be one of: .*grow"),
-        ("qqq", r"unknown command 'qqq'; it must be one of: condition, data, dummy, "),
+        ("qqq", r"unknown command 'qqq'; it must be one of: data, dummy, evaluate, "),
         ("--verson", r"unknown option '--verson' \(did you mean '--version'\?\); it must be"),
         ("dummy x --polcy=fixed", r"unknown option '--polcy' \(did you mean '--policy'\?\); "),
         ("dummy x --no-resum", r"unknown option '--no-resum' \(did you mean '--no-resume'\?\); "),
-        ("dummy x -q", r"unknown option '-q'.*; it must be one of: .*--colour.*-n"),
+        ("dummy x -q", r"unknown option '-q'.*; it must be one of: .*--color.*-n"),
         (
-            "dummy x --colour blue",
-            r"Invalid value for '--colour': 'blue' is not one of 'red', 'green'; see: ",
+            "dummy x --color blue",
+            r"Invalid value for '--color': 'blue' is not one of 'red', 'green'; see: ",
         ),
         (
             "dummy x -n three",
@@ -141,7 +144,7 @@ def test_a_failure_is_one_line_with_a_hint_and_exits_1(run: Run) -> None:
     code, out, err = run("dummy fail")
     assert (code, out) == (1, "")
     assert err == (
-        "growgan: error: RuntimeError: the disk is full (GROWGAN_TRACEBACK=1 shows where)\n"
+        "growgan: error: RuntimeError: the disk is full (set GROWGAN_TRACEBACK=1 for a traceback)\n"
     )
 
 
@@ -159,12 +162,12 @@ def test_a_failure_shows_its_traceback_when_asked(
 @pytest.mark.parametrize(
     ("line", "message"),
     [
-        ("dummy interrupt -n 2", "go on with: growgan dummy interrupt -n 2 --resume"),
-        ("dummy interrupt --resume", "go on with: growgan dummy interrupt --resume"),
-        ("dummy told", "go on with: growgan dummy told --resume"),
+        ("dummy interrupt -n 2", "resume with: growgan dummy interrupt -n 2 --resume"),
+        ("dummy interrupt --resume", "resume with: growgan dummy interrupt --resume"),
+        ("dummy hint", "resume with: growgan dummy hint --resume"),
     ],
 )
-def test_an_interrupt_says_how_to_go_on_and_exits_130(run: Run, line: str, message: str) -> None:
+def test_an_interrupt_says_how_to_resume_and_exits_130(run: Run, line: str, message: str) -> None:
     assert run(line) == (130, "", f"growgan: interrupted; {message}\n")
 
 
@@ -176,7 +179,7 @@ def test_each_verb_can_follow_any_other_in_one_process(run: Run) -> None:
 def test_an_interrupt_of_a_verb_that_cannot_resume_promises_nothing(
     run: Run, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setitem(cli.VERBS, "once", cli.Verb("dummy_verb:run", "Do."))
+    monkeypatch.setitem(cli.COMMANDS, "once", cli.CommandSpec("dummy_command:run", "Do."))
     assert run("once interrupt") == (130, "", "growgan: interrupted\n")
 
 
@@ -191,7 +194,7 @@ def wait():
 module = types.ModuleType("waiting")
 module.wait = wait
 sys.modules["waiting"] = module
-cli.VERBS["wait"] = cli.Verb("waiting:wait", "Wait.", resumable=True)
+cli.COMMANDS["wait"] = cli.CommandSpec("waiting:wait", "Wait.", resumable=True)
 sys.exit(cli.main(["wait"]))
 """
 
@@ -217,7 +220,7 @@ def test_ctrl_c_in_a_real_process(waiting: subprocess.Popen[str]) -> None:
     waiting.send_signal(signal.SIGINT)
     _, err = waiting.communicate(timeout=20)
     assert waiting.returncode == 130
-    assert err == "growgan: interrupted; go on with: growgan wait --resume\n"
+    assert err == "growgan: interrupted; resume with: growgan wait --resume\n"
 
 
 def test_a_closed_pipe_is_quiet() -> None:
@@ -243,20 +246,20 @@ def test_python_dash_m_growgan() -> None:
 def test_list_prints_every_entry_a_line_each(run: Run) -> None:
     code, out, err = run("list")
     assert (code, err) == (0, "")
-    entries = [(kind, entry) for kind in REGISTRIES for entry in registry(kind)]
+    entries = [(kind, entry) for kind in REGISTRY_PATHS for entry in load_registry(kind)]
     lines = out.splitlines()
-    assert len(lines) == len(entries) > len(REGISTRIES)
+    assert len(lines) == len(entries) > len(REGISTRY_PATHS)
     for line, (kind, entry) in zip(lines, entries, strict=True):
         assert line.split()[:2] == [kind, entry.name]
         assert entry.summary in line
         assert entry.paper in line
 
 
-@pytest.mark.parametrize("kind", REGISTRIES)
+@pytest.mark.parametrize("kind", REGISTRY_PATHS)
 def test_list_of_one_kind(run: Run, kind: str) -> None:
     code, out, _ = run(f"list {kind}")
     assert code == 0
-    assert [line.split()[0] for line in out.splitlines()] == [kind] * len(registry(kind))
+    assert [line.split()[0] for line in out.splitlines()] == [kind] * len(load_registry(kind))
 
 
 def test_list_names_the_five_policies(run: Run) -> None:
@@ -276,9 +279,26 @@ def test_an_unknown_public_name_is_an_attribute_error() -> None:
         _ = growgan.graw
 
 
-def test_the_toolbox_in_the_docs_is_what_is_registered(run: Run) -> None:
-    code, tables, _ = run("list --markdown")
+def test_grow_help_groups_its_options_and_shows_defaults_and_examples(
+    run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "200")
+    code, out, _ = run("grow --help")
     assert code == 0
-    document = Path(__file__).parent.parent / "docs" / "TOOLBOX.md"
-    remade = "docs/TOOLBOX.md must be made again from: growgan list --markdown"
-    assert document.read_text().strip().endswith(tables.strip()), remade
+    panels = [line for line in out.splitlines() if line.startswith("\u256d")]
+    names = ["Data", "Budget", "Architecture", "Output", "Device and cluster"]
+    assert [name for line in panels for name in names if f" {name} " in line] == names
+    for option, default in (("--budget", "10m"), ("--preset", "pggan"), ("--executor", "serial")):
+        (line,) = [line for line in out.splitlines() if re.search(rf"{option} +<", line)]
+        assert re.search(rf"default: \(?{default}\)?\]", line)
+    assert len(re.findall("^ growgan grow ", out, re.MULTILINE)) == 3
+
+
+@pytest.mark.parametrize("name", growgan_commands)
+def test_every_verb_has_examples_and_a_sentence_for_each_option(name: str) -> None:
+    description, examples = cli.COMMANDS[name].help_text()
+    assert description.endswith(".") and examples
+    assert all(example.startswith(f"growgan {name}") for example in examples)
+    for parameter in cli.COMMANDS[name].to_click(name).params:
+        assert parameter.help and parameter.help[-1] in ".:", (name, parameter.name)
+        assert parameter.help[0].isupper() or parameter.help.startswith("reprogram")

@@ -8,21 +8,21 @@ import numpy as np
 import pytest
 
 from growgan.data import load_images
-from growgan.data.glyphs import CONTRAST, LUMA, draw_mask, open_glyphs, pick_lumas, tint
+from growgan.data.glyphs import LUMA, MIN_CONTRAST, choose_lumas, draw_mask, open_glyphs, tint
 from growgan.errors import UserError
 
 
 def test_every_pair_of_colours_is_legible() -> None:
     uniform = np.random.default_rng(0).random((5000, 3))
-    lumas = pick_lumas(uniform)
+    lumas = choose_lumas(uniform)
     assert lumas.min() >= 0
     assert lumas.max() <= 255
-    assert np.abs(lumas[:, 0] - lumas[:, 1]).min() >= CONTRAST
-    colours = tint(lumas, np.random.default_rng(1).random((5000, 2, 3)))
-    assert colours.min() >= -1e-6
-    assert colours.max() <= 255 + 1e-6
-    assert np.allclose(colours @ LUMA, lumas, atol=1e-6)  # hue changes, luma and contrast do not
-    assert np.ptp(colours, axis=-1).mean() > 30  # and they are colours indeed
+    assert np.abs(lumas[:, 0] - lumas[:, 1]).min() >= MIN_CONTRAST
+    colors = tint(lumas, np.random.default_rng(1).random((5000, 2, 3)))
+    assert colors.min() >= -1e-6
+    assert colors.max() <= 255 + 1e-6
+    assert np.allclose(colors @ LUMA, lumas, atol=1e-6)  # hue changes, luma and contrast do not
+    assert np.ptp(colors, axis=-1).mean() > 30  # and they are colors indeed
 
 
 def test_the_ink_is_there_and_stays_inside() -> None:
@@ -62,10 +62,10 @@ def test_labels_say_what_is_drawn() -> None:
     ink = np.stack(
         [draw_mask("L07T"[glyphs.labels[i]], glyphs.numbers[i], (16, 16)) for i in range(600)]
     )
-    drawn = np.stack([glyphs.pixels(i, (16, 16))[..., 0] for i in range(600)]).astype(float)
-    ground, colour = glyphs.paints[:, 0, :, None], glyphs.paints[:, 1, :, None]
-    seen = (drawn - ground) / (colour - ground)
-    assert np.abs(seen - ink).max() < 0.5 / CONTRAST + 1e-3  # half a gray level
+    drawn = np.stack([glyphs.load_pixels(i, (16, 16))[..., 0] for i in range(600)]).astype(float)
+    ground, color = glyphs.paints[:, 0, :, None], glyphs.paints[:, 1, :, None]
+    seen = (drawn - ground) / (color - ground)
+    assert np.abs(seen - ink).max() < 0.5 / MIN_CONTRAST + 1e-3  # half a gray level
     means = np.stack([seen[:300][glyphs.labels[:300] == k].mean(axis=0) for k in range(4)])
     far = ((seen[300:, None] - means) ** 2).sum(axis=(2, 3))
     assert (far.argmin(axis=1) == glyphs.labels[300:]).mean() > 0.6  # chance: 0.25
@@ -101,8 +101,8 @@ def test_styles_show_the_same_in_other_fonts() -> None:
     sets = [open_glyphs(f"count=40,style={style}", 0, None) for style in ("serif", "sans")]
     serif, sans = sets
     assert serif.labels.tolist() == sans.labels.tolist()
-    assert serif.name == "glyphs:style=serif" and serif.content() != sans.content()
-    images = [np.stack([s.pixels(i, (32, 32)) for i in range(40)]).astype(int) for s in sets]
+    assert serif.name == "glyphs:style=serif" and serif.content_digest() != sans.content_digest()
+    images = [np.stack([s.load_pixels(i, (32, 32)) for i in range(40)]).astype(int) for s in sets]
     differ = np.abs(images[0] - images[1]).mean((1, 2, 3))
     apart = np.abs(images[0] - np.roll(images[1], 1, 0)).mean((1, 2, 3))
     assert (differ > 0).all() and differ.mean() < 0.5 * apart.mean()

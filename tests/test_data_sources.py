@@ -22,7 +22,7 @@ from PIL import Image
 from growgan.cli.app import main
 from growgan.data import ImageSet, archives, load_images
 from growgan.data import fashion as fashion_module
-from growgan.data.decode import BrokenImage, decode, read_header, sixteen_to_eight, to_uint8
+from growgan.data.decode import BrokenImageError, decode, read_header, to_uint8, uint16_to_uint8
 from growgan.errors import UserError
 
 Load = Callable[..., ImageSet]
@@ -103,9 +103,9 @@ def test_a_linked_folder_is_followed_once(tmp_path: Path, load: Load) -> None:
 
 def test_empty_and_missing_folders_are_user_errors(tmp_path: Path, load: Load) -> None:
     put(tmp_path / "empty/readme.txt", b"")
-    with pytest.raises(UserError, match=r"holds no images .*1 other files"):
+    with pytest.raises(UserError, match=r"contains no images .*1 other files"):
         load(tmp_path / "empty")
-    with pytest.raises(UserError, match=r"DATA '.*gone/here' does not exist; give a folder"):
+    with pytest.raises(UserError, match=r"DATA '.*gone/here' does not exist; it must be a folder"):
         load(str(tmp_path / "gone/here"))
 
 
@@ -120,7 +120,7 @@ def test_unknown_names_suggest_the_nearest(load: Load) -> None:
 def test_sixteen_bits_scale_by_257() -> None:
     values = np.array([[0, 128, 129, 257, 32768, 65535]], dtype=np.uint16)
     expected = [[round(v / 257) for v in (0, 128, 129, 257, 32768, 65535)]]
-    assert sixteen_to_eight(values).tolist() == expected
+    assert uint16_to_uint8(values).tolist() == expected
     for kind in ("PNG", "TIFF"):
         assert decode(encode(values, kind))[..., 0].tolist() == expected
     pgm = b"P5 6 1 65535\n" + values.astype(">u2").tobytes()
@@ -167,7 +167,7 @@ def test_numbers_of_any_usual_range_become_bytes(values: NDArray[Any], expected:
 
 @pytest.mark.parametrize("values", [np.array([np.nan]), np.array([-5]), np.array([300.0])])
 def test_numbers_of_other_ranges_are_refused(values: NDArray[Any]) -> None:
-    with pytest.raises(BrokenImage):
+    with pytest.raises(BrokenImageError):
         to_uint8(values)
 
 
@@ -180,12 +180,12 @@ def test_a_jpeg_decoded_small_stays_above_twice_the_target() -> None:
 
 def test_too_many_pixels_are_broken_before_decoding() -> None:
     header = b"P5 100000 100000 255\n"
-    with pytest.raises(BrokenImage):
+    with pytest.raises(BrokenImageError):
         decode(header + b"\0")
 
 
 def test_postscript_is_never_run() -> None:
-    with pytest.raises(BrokenImage, match="not an image"):
+    with pytest.raises(BrokenImageError, match="not an image"):
         decode(b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 8 8\n%%EndComments\n")
 
 
@@ -236,7 +236,7 @@ def test_unsafe_names_and_bombs_in_a_zip_are_broken(tmp_path: Path, load: Load) 
 def test_damaged_zips_are_user_errors(tmp_path: Path, load: Load) -> None:
     with pytest.raises(UserError, match="cannot be read as a zip"):
         load(put(tmp_path / "set.zip", b"PK\x03\x04 no"))
-    with pytest.raises(UserError, match="holds no images"):
+    with pytest.raises(UserError, match="contains no images"):
         load(make_zip(tmp_path / "text.zip", {"a.txt": b""}))
 
 
@@ -246,12 +246,12 @@ def test_pixels_of_a_zip_are_counted_before_they_are_decoded(
 ) -> None:
     flat = encode(np.zeros((side, side), dtype=np.uint8))  # a thousand pixels a byte
     path = make_zip(tmp_path / "flat.zip", {f"{i}.png": flat for i in range(2)})
-    monkeypatch.setattr(archives, "PIXELS_FROM", 25_000_000)
+    monkeypatch.setattr(archives, "MIN_SUSPICIOUS_PIXELS", 25_000_000)
     if good:
         assert load(path, resolution=8).images.shape == (2, 1, 8, 8)
         return
     with pytest.raises(
-        UserError, match=r"flat.zip' states 72,000,000 pixels; .* be 25,000,000: un"
+        UserError, match=r"flat.zip' states 72,000,000 pixels; .* have 25,000,000: un"
     ):
         load(path, resolution=8)
     put(tmp_path / "flat/0.png", flat)  # in a folder they are the user's own
@@ -262,7 +262,7 @@ def test_no_zip_states_more_pixels_than_anyone_has(
     tmp_path: Path, load: Load, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path = make_zip(tmp_path / "set.zip", {f"{i}.png": encode(noise(i, 9, 9)) for i in range(3)})
-    monkeypatch.setattr(archives, "MAX_PIXELS", 242)
+    monkeypatch.setattr(archives, "MAX_ARCHIVE_PIXELS", 242)
     with pytest.raises(UserError, match="states 243 pixels"):
         load(path)
 
@@ -273,7 +273,7 @@ def test_a_zip_of_too_many_entries_is_refused(
     path = make_zip(tmp_path / "set.zip", {f"{i}.png": encode(noise(i, 4, 4)) for i in range(9)})
     assert archives.MAX_ENTRIES > 3 * 1_281_167  # ImageNet's
     monkeypatch.setattr(archives, "MAX_ENTRIES", 8)
-    with pytest.raises(UserError, match="has 9 entries; it may have 8"):
+    with pytest.raises(UserError, match="has 9 entries; the limit is 8"):
         load(path)
 
 
@@ -328,17 +328,17 @@ def test_npz_labels_may_be_numbers_names_or_one_hot(tmp_path: Path, load: Load) 
         assert images.labels is not None
         assert images.labels.tolist() == expected
     np.savez(tmp_path / "several.npz", images=pixels, labels=np.tri(4, 3))
-    with pytest.raises(UserError, match="image 1 has several labels; give one for each image"):
+    with pytest.raises(UserError, match="image 1 has several labels; each image must have one"):
         load(tmp_path / "several.npz")
     latin = np.array([b"caf\xe9", b"bar", b"bar", "café".encode()])
     np.savez(tmp_path / "bytes.npz", images=pixels, labels=latin)
     assert load(tmp_path / "bytes.npz").classes == ("bar", "café", "caf\ufffd")
     none = np.frombuffer(b"\xff" * 16, "<U1")
     np.savez(tmp_path / "void.npz", images=pixels, labels=none.view("V4"))
-    with pytest.raises(UserError, match=r"values of type .V4 are no names"):
+    with pytest.raises(UserError, match=r"values of type .V4 cannot be used as names"):
         load(tmp_path / "void.npz")
     np.savez(tmp_path / "none.npz", images=pixels, labels=none)
-    with pytest.raises(UserError, match="names hold what are no characters"):
+    with pytest.raises(UserError, match="names contain invalid characters"):
         load(tmp_path / "none.npz")
     np.savez(tmp_path / "named.npz", x=pixels, y=[2, 0, 0, 2], classes=["p", "q", "r"])
     named = load(tmp_path / "named.npz")
@@ -349,7 +349,7 @@ def test_npz_labels_may_be_numbers_names_or_one_hot(tmp_path: Path, load: Load) 
 
 def test_bad_npz_files_are_user_errors(tmp_path: Path, load: Load) -> None:
     np.savez(tmp_path / "other.npz", weights=np.zeros(3))
-    with pytest.raises(UserError, match=r"has no images: it holds weights"):
+    with pytest.raises(UserError, match=r"has no images: it contains weights"):
         load(tmp_path / "other.npz")
     np.savez(tmp_path / "short.npz", images=noise(0, 4, 8, 8), labels=[1, 2])
     with pytest.raises(UserError, match="has 4 images but 2 labels"):
@@ -367,7 +367,7 @@ def test_bad_npz_files_are_user_errors(tmp_path: Path, load: Load) -> None:
         np.savez(tmp_path / "raw.npz", **{"images": noise(0, 4, 8, 8)} if key == "labels" else {})
         with zipfile.ZipFile(tmp_path / "raw.npz", "a") as archive:
             archive.writestr(key, b"no array")
-        with pytest.raises(UserError, match=rf"'{key}' in '.*raw\.npz' is no array"):
+        with pytest.raises(UserError, match=rf"'{key}' in '.*raw\.npz' is not an array"):
             load(tmp_path / "raw.npz")
     np.savez(tmp_path / "objects.npz", images=np.array([{}, {}], dtype=object))
     with pytest.raises(UserError, match=r"cannot be read as an \.npz"):
@@ -395,20 +395,20 @@ def test_idx_images_with_labels_beside(tmp_path: Path, load: Load, packed: bool)
 
 def test_bad_idx_files_are_user_errors(tmp_path: Path, load: Load) -> None:
     whole = idx_bytes(noise(0, 6, 5, 7))
-    with pytest.raises(UserError, match="is not so long"):
+    with pytest.raises(UserError, match="is not of that length"):
         load(put(tmp_path / "short-idx3-ubyte", whole[:-1]))
     with pytest.raises(UserError, match="cannot be read as IDX"):
         load(put(tmp_path / "cut-idx3-ubyte.gz", gzip.compress(whole)[:-9]))
-    with pytest.raises(UserError, match="1-dimensional data; give the images file"):
+    with pytest.raises(UserError, match="1-dimensional data; it must be the images file"):
         load(put(tmp_path / "labels-idx1-ubyte", idx_bytes(noise(0, 6))))
     huge = struct.pack(">HBB3I", 0, 8, 3, 60000, 4000, 4000)
-    with pytest.raises(UserError, match="it is not trusted"):
+    with pytest.raises(UserError, match="so it is refused"):
         load(put(tmp_path / "bomb-idx3-ubyte", huge))
-    with pytest.raises(UserError, match="is not a folder, a zip"):
+    with pytest.raises(UserError, match="must be a folder, a zip"):
         load(put(tmp_path / "photo.png", encode(noise(0, 8, 8))))
 
 
-@pytest.mark.skipif(not fashion_module.DEBIAN.is_dir(), reason="needs dataset-fashion-mnist")
+@pytest.mark.skipif(not fashion_module.DEBIAN_FOLDER.is_dir(), reason="needs dataset-fashion-mnist")
 def test_fashion_mnist_is_the_published_one(load: Load) -> None:
     images = load("fashion-mnist:test", resolution=32)
     assert images.images.shape == (10_000, 1, 32, 32)
@@ -416,7 +416,7 @@ def test_fashion_mnist_is_the_published_one(load: Load) -> None:
     assert np.bincount(images.labels).tolist() == [1000] * 10
     assert images.classes[9] == "Ankle boot"
     assert not images.images[:, :, [0, 1, 30, 31], :].any()  # 28 in 32: a border of 2, unscaled
-    packed = (fashion_module.DEBIAN / "t10k-images-idx3-ubyte.gz").read_bytes()
+    packed = (fashion_module.DEBIAN_FOLDER / "t10k-images-idx3-ubyte.gz").read_bytes()
     raw = np.frombuffer(gzip.decompress(packed), np.uint8, offset=16).reshape(-1, 28, 28)
     assert np.array_equal(images.images[:, 0, 2:30, 2:30], raw)
     assert images.labels[0] == 9  # the first test image is an ankle boot
@@ -439,8 +439,8 @@ def fake_fashion(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, served: dict[s
     served |= {
         f"train-{k}-ubyte.gz": gzip.compress(v) for k, v in parts.items() if "serve" in served
     }
-    monkeypatch.setattr(fashion_module, "DEBIAN", tmp_path / "nowhere")
-    monkeypatch.setattr(fashion_module, "DIGESTS", digests)
+    monkeypatch.setattr(fashion_module, "DEBIAN_FOLDER", tmp_path / "nowhere")
+    monkeypatch.setattr(fashion_module, "SHA256", digests)
     monkeypatch.setattr("urllib.request.urlopen", answer)
 
 
@@ -463,7 +463,7 @@ def test_fashion_mnist_out_of_reach_says_how_to_get_it(
         load("fashion-mnist")
     wrong = gzip.compress(b"something else")
     fake_fashion(monkeypatch, tmp_path, {"train-images-idx3-ubyte.gz": wrong})
-    with pytest.raises(UserError, match="checksum of what came differs"):
+    with pytest.raises(UserError, match="checksum of the download differs"):
         load("fashion-mnist")
     assert not (tmp_path / "cache/fashion-mnist/train-images-idx3-ubyte.gz").exists()
 
@@ -558,5 +558,5 @@ def test_hub_without_the_library_says_what_to_install(
     monkeypatch.setitem(sys.modules, "datasets", None)
     with pytest.raises(UserError, match=r"pip install 'growgan\[hub\]'"):
         load("hub:mnist")
-    with pytest.raises(UserError, match="needs a dataset's name"):
+    with pytest.raises(UserError, match="must be followed by the name of a dataset"):
         load("hub:")

@@ -21,13 +21,22 @@ from PIL import Image
 from typer.testing import CliRunner
 
 from growgan.cli.data import data
-from growgan.data import Batches, ImageSet, load_images, parse_resolution, summarise
+from growgan.data import Batches, ImageSet, load_images, parse_resolution, summarize
 from growgan.data import folder as folder_module
-from growgan.data.files import StatIndex, default_cache
-from growgan.data.parallel import _spread, run_blocks
-from growgan.data.prepare import Plan, border, convert, crop, pad, prepare, stretch
-from growgan.data.sources import Request, open_source
-from growgan.data.store import prepare_block
+from growgan.data.base import SourceContext
+from growgan.data.cache import FileIndex, default_cache
+from growgan.data.parallel import _run_in_workers, run_blocks
+from growgan.data.prepare import (
+    PreprocessPlan,
+    convert_channels,
+    crop,
+    pad,
+    pad_without_scaling,
+    preprocess,
+    stretch,
+)
+from growgan.data.sources import open_source
+from growgan.data.store import decode_block
 from growgan.errors import UserError
 
 
@@ -84,10 +93,10 @@ def test_pad_fits_all_of_it_and_stretch_fills() -> None:
 
 def test_border_does_not_touch_pixels_unless_they_are_too_many() -> None:
     pixels = noise(0, 28, 27, 3)
-    out = border(pixels, (32, 32))
+    out = pad_without_scaling(pixels, (32, 32))
     assert np.array_equal(out[2:30, 2:29], pixels)
     assert int(out.sum()) == int(pixels.sum())
-    assert border(pixels, (20, 40)).shape == (20, 40, 3)
+    assert pad_without_scaling(pixels, (20, 40)).shape == (20, 40, 3)
 
 
 def test_resizing_down_is_antialiased() -> None:
@@ -98,16 +107,18 @@ def test_resizing_down_is_antialiased() -> None:
 
 def test_channels_convert_with_alpha_over_white() -> None:
     clear = np.array([[[10, 20, 30, 0], [10, 20, 30, 255]]], dtype=np.uint8)
-    assert convert(clear, 3).tolist() == [[[255, 255, 255], [10, 20, 30]]]
+    assert convert_channels(clear, 3).tolist() == [[[255, 255, 255], [10, 20, 30]]]
     gray = round(0.299 * 10 + 0.587 * 20 + 0.114 * 30)
-    assert convert(clear, 1).tolist() == [[[255], [gray]]]
-    assert convert(np.full((1, 1, 1), 9, np.uint8), 3).tolist() == [[[9, 9, 9]]]
-    assert convert(np.full((1, 1, 3), 9, np.uint8), 4).tolist() == [[[9, 9, 9, 255]]]
+    assert convert_channels(clear, 1).tolist() == [[[255], [gray]]]
+    assert convert_channels(np.full((1, 1, 1), 9, np.uint8), 3).tolist() == [[[9, 9, 9]]]
+    assert convert_channels(np.full((1, 1, 3), 9, np.uint8), 4).tolist() == [[[9, 9, 9, 255]]]
 
 
 def test_prepared_images_are_channels_first() -> None:
     pixels = noise(0, 4, 6, 3)
-    assert np.array_equal(prepare(pixels, Plan((4, 6), 3, "crop")), pixels.transpose(2, 0, 1))
+    assert np.array_equal(
+        preprocess(pixels, PreprocessPlan((4, 6), 3, "crop")), pixels.transpose(2, 0, 1)
+    )
 
 
 @pytest.mark.parametrize(
@@ -128,7 +139,9 @@ def test_resolutions_are_read(text: Any, size: tuple[int, int]) -> None:
 
 @pytest.mark.parametrize("text", ["", "0", "32x", "a", "1x2x3", "9999", -4])
 def test_other_resolutions_are_user_errors(text: Any) -> None:
-    with pytest.raises(UserError, match=f"resolution '{text}' must be a side or HEIGHTxWIDTH"):
+    with pytest.raises(
+        UserError, match=f"resolution must be SIDE or HEIGHTxWIDTH.*but got '{text}'"
+    ):
         parse_resolution(text)
 
 
@@ -144,7 +157,9 @@ def test_resolution_and_channels_come_from_the_source(tmp_path: Path) -> None:
     assert load().images.shape == (2, 3, 12, 10)  # gray and RGBA: mixed, so RGB
     assert load(channels=4).channels == 4
     png(tmp_path / "set/c.png", noise(2, 9, 10))
-    with pytest.raises(UserError, match=r"have 2 sizes \(commonest: 12x10, 2 of 3\).*--resolution"):
+    with pytest.raises(
+        UserError, match=r"have 2 sizes \(most common: 12x10, 2 of 3\).*--resolution"
+    ):
         load()
     assert load(resolution=8).images.shape == (3, 3, 8, 8)
 
@@ -154,7 +169,7 @@ def test_bad_settings_are_user_errors(tmp_path: Path) -> None:
         load_images("glyphs", channels=2, cache=tmp_path)
     with pytest.raises(UserError, match=r"unknown fit 'corp' \(did you mean 'crop'\?\)"):
         load_images("glyphs", fit="corp", cache=tmp_path)
-    with pytest.raises(UserError, match="max_broken must be a share"):
+    with pytest.raises(UserError, match="max_broken must be between 0 and 1"):
         load_images("glyphs", max_broken=5, cache=tmp_path)
     blocked = tmp_path / "file"
     blocked.write_bytes(b"")
@@ -192,12 +207,12 @@ def test_changed_content_is_noticed(tmp_path: Path) -> None:
 
 def test_the_index_distrusts_what_was_just_written(tmp_path: Path) -> None:
     old, new = [10, 1_000, 1_000], [10, time.time_ns(), 1_000]
-    index = StatIndex(tmp_path, tmp_path)
+    index = FileIndex(tmp_path, tmp_path)
     index.save({"old": [*old, "x"], "new": [*new, "y"]}, time.time_ns())
-    index = StatIndex(tmp_path, tmp_path)
-    assert index.known("old", old) == ["x"]
-    assert index.known("old", [10, 1_000, 1_001]) is None
-    assert index.known("new", new) is None
+    index = FileIndex(tmp_path, tmp_path)
+    assert index.lookup("old", old) == ["x"]
+    assert index.lookup("old", [10, 1_000, 1_001]) is None
+    assert index.lookup("new", new) is None
 
 
 def test_a_moved_folder_keeps_its_store(tmp_path: Path) -> None:
@@ -216,7 +231,7 @@ def test_nothing_half_written_is_left(tmp_path: Path, monkeypatch: pytest.Monkey
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr("growgan.data.store._save", stop)
+        patch.setattr("growgan.data.store._write_synced", stop)
         with pytest.raises(KeyboardInterrupt):
             load_images(tmp_path / "set", cache=tmp_path / "c")
     assert list((tmp_path / "c/images").iterdir()) == []
@@ -240,7 +255,9 @@ def test_a_damaged_store_is_made_again_and_that_is_said(name: str, tmp_path: Pat
     before = np.array(good.images)
     (store,) = (tmp_path / "c/images").iterdir()
     flip_a_bit(store / name)
-    with pytest.warns(UserWarning, match=rf"cache '{store}' is damaged; its images are read anew"):
+    with pytest.warns(
+        UserWarning, match=rf"cache '{store}' is damaged; the images are decoded again"
+    ):
         again = load_images(tmp_path / "set", cache=tmp_path / "c")
     assert np.array_equal(again.images, before) and again.fingerprint == good.fingerprint
     assert load_images(tmp_path / "set", cache=tmp_path / "c").fingerprint == good.fingerprint
@@ -278,7 +295,7 @@ def test_broken_files_are_skipped_and_listed_up_to_the_limit(tmp_path: Path) -> 
             load()
         told = str(caught.value)
         assert told.startswith(
-            "2 of 20 images are broken, more than the 5 % allowed: h0.png (empty"
+            "2 of 20 images are broken, but at most 5 % are allowed: h0.png (empty"
         )
         assert told.endswith("remove them or raise --max-broken")
         images = load(max_broken=0.1)
@@ -289,7 +306,7 @@ def test_broken_files_are_skipped_and_listed_up_to_the_limit(tmp_path: Path) -> 
 
 def test_nothing_but_broken_files_is_an_error(tmp_path: Path) -> None:
     break_some(tmp_path / "set", 0, 2)
-    with pytest.raises(UserError, match="none of the images can be read"):
+    with pytest.raises(UserError, match="no image can be read"):
         load_images(tmp_path / "set", resolution=8, max_broken=1, cache=tmp_path / "c")
 
 
@@ -305,10 +322,10 @@ def test_duplicates_are_found_by_pixels_not_bytes(tmp_path: Path) -> None:
 
 
 def test_workers_give_what_one_process_gives() -> None:
-    source = open_source("glyphs:count=40", Request(Path("unused")))
-    task = partial(prepare_block, source, Plan((8, 8), 1, "crop"))
+    source = open_source("glyphs:count=40", SourceContext(Path("unused")))
+    task = partial(decode_block, source, PreprocessPlan((8, 8), 1, "crop"))
     here = list(run_blocks(task, 40, 8, workers=1))
-    there = list(_spread(task, 40, 8, 1, 2))
+    there = list(_run_in_workers(task, 40, 8, 1, 2))
     assert [block.indices for block in there] == [block.indices for block in here[1:]]
     for a, b in zip(here[1:], there, strict=True):
         assert np.array_equal(a.images, b.images)
@@ -317,7 +334,7 @@ def test_workers_give_what_one_process_gives() -> None:
 
 def test_errors_in_a_worker_are_raised_here() -> None:
     with pytest.raises(TypeError, match="not subscriptable"):
-        list(_spread(operator.getitem, 4, 1, 0, 2))  # type: ignore[arg-type]
+        list(_run_in_workers(operator.getitem, 4, 1, 0, 2))  # type: ignore[arg-type]
 
 
 def dying(flag: Path, times: int, start: int, stop: int) -> tuple[int, int]:
@@ -329,13 +346,13 @@ def dying(flag: Path, times: int, start: int, stop: int) -> tuple[int, int]:
 
 
 def test_a_worker_that_dies_is_replaced_once(tmp_path: Path) -> None:
-    blocks = list(_spread(partial(dying, tmp_path / "x", 1), 10, 2, 0, 2))
+    blocks = list(_run_in_workers(partial(dying, tmp_path / "x", 1), 10, 2, 0, 2))
     assert blocks == [(0, 2), (2, 4), (4, 6), (6, 8), (8, 10)]
 
 
 def test_images_that_kill_every_worker_are_named(tmp_path: Path) -> None:
-    with pytest.raises(RuntimeError, match=r"end early \(exit code 9\) at images 4 to 5"):
-        list(_spread(partial(dying, tmp_path / "x", 9), 10, 2, 0, 2))
+    with pytest.raises(RuntimeError, match=r"exited early \(exit code 9\) at images 4 to 5"):
+        list(_run_in_workers(partial(dying, tmp_path / "x", 9), 10, 2, 0, 2))
 
 
 def test_the_cache_can_be_chosen(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -350,17 +367,17 @@ def test_the_cache_can_be_chosen(monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 
 def test_held_out_splits_once_and_for_all() -> None:
     images = make_set(1000)
-    train, held = images.held_out(0.2)
+    train, held = images.split_held_out(0.2)
     assert (len(train), len(held)) == (800, 200)
     together = np.concatenate([numbers(train.images), numbers(held.images)])
     assert sorted(together.tolist()) == list(range(1000))
     assert held.labels is not None
     assert np.array_equal(held.labels, numbers(held.images) % 7)
-    assert np.array_equal(images.held_out(0.2)[1].images, held.images)
+    assert np.array_equal(images.split_held_out(0.2)[1].images, held.images)
     assert len({images.fingerprint, train.fingerprint, held.fingerprint}) == 3
     assert 300 < numbers(held.images).mean() < 700  # chosen from everywhere
     with pytest.raises(UserError, match="must leave images on both sides"):
-        images.held_out(0.0001)
+        images.split_held_out(0.0001)
 
 
 def test_consecutive_rows_are_a_view_and_large_parts_are_mapped(
@@ -368,7 +385,7 @@ def test_consecutive_rows_are_a_view_and_large_parts_are_mapped(
 ) -> None:
     images = make_set(3000)
     assert np.shares_memory(images.subset(np.arange(5, 50)).images, images.images)
-    monkeypatch.setattr("growgan.data.images.COPY_IN_MEMORY", 100)
+    monkeypatch.setattr("growgan.data.images.MAX_COPY_BYTES", 100)
     rows = np.arange(0, 3000, 2)
     mapped = images.subset(rows)
     assert isinstance(mapped.images, np.memmap)
@@ -406,9 +423,9 @@ def test_batches_depend_on_seed_and_position_alone() -> None:
 
 def test_batches_without_labels_or_images() -> None:
     assert Batches(make_set(8, labelled=False), 4, 0).batch_at(0)[1] is None
-    with pytest.raises(UserError, match="batch must be at least 1, but got 0"):
+    with pytest.raises(UserError, match="batch_size must be at least 1, but got 0"):
         Batches(make_set(8), 0, 0)
-    with pytest.raises(UserError, match="'made' holds no images"):
+    with pytest.raises(UserError, match="'made' has too few images"):
         Batches(make_set(8).subset(np.array([], dtype=np.int64)), 4, 0)
     with pytest.raises(ValueError, match="position"):
         Batches(make_set(8), 4, 0).batch_at(-1)
@@ -427,17 +444,17 @@ def make_pets(folder: Path) -> Path:
 
 
 def test_a_summary_counts_everything(tmp_path: Path) -> None:
-    summary = summarise(make_pets(tmp_path / "pets"), cache=tmp_path / "c")
-    assert (summary.files, summary.count, summary.ignored) == (4, 3, 1)
+    summary = summarize(make_pets(tmp_path / "pets"), cache=tmp_path / "c")
+    assert (summary.num_files, summary.num_usable, summary.num_ignored) == (4, 3, 1)
     assert dict(summary.sizes) == {(8, 8): 2, (8, 6): 1}
     assert dict(summary.channels) == {3: 2, 1: 1}
     assert summary.classes == {"cat": 2, "dog": 1}
     assert summary.broken == ("dog/d.png (not an image)",)
     assert summary.duplicates == ("cat/b.png (same as cat/a.png)",)
     assert summary.plan is None
-    planned = summarise(tmp_path / "pets", resolution=7, cache=tmp_path / "c")
-    assert planned.plan == Plan((7, 7), 3, "crop")
-    assert planned.enlarged == 1
+    planned = summarize(tmp_path / "pets", resolution=7, cache=tmp_path / "c")
+    assert planned.plan == PreprocessPlan((7, 7), 3, "crop")
+    assert planned.num_enlarged == 1
 
 
 def run(*arguments: str) -> Any:

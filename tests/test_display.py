@@ -18,23 +18,23 @@ import pytest
 from rich.console import Console
 
 import growgan as gg
-from growgan.cli.display import LiveDisplay, make_display
-from growgan.training.lines import PlainDisplay
-from growgan.training.progress import Display, SilentDisplay, Status
+from growgan.cli.live_display import LiveDisplay, make_display
+from growgan.training.progress import Display, RunStatus, SilentDisplay
+from growgan.training.text_display import TextDisplay
 
-STATUS = Status(
+STATUS = RunStatus(
     candidate="0007",
-    stage="fade in 16x16",
+    phase="fade in 16x16",
     resolution=(16, 16),
     alpha=0.42,
-    images=48_000,
+    images_seen=48_000,
     images_per_second=812.4,
     losses={"loss_generator": 1.3157, "loss_discriminator": 0.842, "r1": 0.0213},
     score=1.92,
-    best=1.31,
-    spent=0.35,
-    elapsed=105.2,
-    left=195.0,
+    best_score=1.31,
+    spent_fraction=0.35,
+    elapsed_seconds=105.2,
+    seconds_left=195.0,
 )
 START = {
     "data": {"name": "shirts", "count": 60000},
@@ -56,16 +56,21 @@ CANDIDATE = {
     "status": "scored",
     "elapsed": 105.2,
 }
-SELECT = {"round": 3, "alive": ["0007", "0005"], "best": "0007", "reason": "pays its rent"}
+SELECT = {
+    "round": 3,
+    "survivors": ["0007", "0005"],
+    "best": "0007",
+    "reason": "it improves fastest",
+}
 CHILD = """
 import sys, time
-from growgan.cli.display import make_display
-from growgan.training.progress import Status
+from growgan.cli.live_display import make_display
+from growgan.training.progress import RunStatus
 display = make_display()
 display.start({"policy": "dynamic"})
 try:
     while True:
-        display.progress(Status("0007", "train 8x8", (8, 8), 1.0, 10, 5.0))
+        display.progress(RunStatus("0007", "train 8x8", (8, 8), 1.0, 10, 5.0))
         time.sleep(0.05)
 except KeyboardInterrupt:
     if "finally" in sys.argv:
@@ -104,7 +109,7 @@ def terminal(width: int = 80) -> tuple[io.StringIO, Console]:
 
 def test_plain_lines_say_everything_once() -> None:
     stream = io.StringIO()
-    tell(PlainDisplay(stream))
+    tell(TextDisplay(stream))
     assert stream.getvalue().splitlines() == [
         "growgan: shirts (60,000 images), policy dynamic, preset pggan, to 32x32,"
         " budget 5 min, seed 0",
@@ -112,7 +117,7 @@ def test_plain_lines_say_everything_once() -> None:
         " generator 1.32 discriminator 0.842 r1 0.0213, score 1.92, best 1.31,"
         " 35% of the budget, 3 min 15 s left",
         "[   1:45] 0007 16x16, G + conv 3x3 64, score 1.23 +- 0.04, 48k images, 12.3 s",
-        "[   1:45] round 3: 0007, 0005 go on (pays its rent); best 0007",
+        "[   1:45] round 3: 0007, 0005 continue (it improves fastest); best 0007",
         "[   1:45] rolled back once",
         "best: 0007, score 1.23",
         "report: RUN/report.html",
@@ -121,9 +126,9 @@ def test_plain_lines_say_everything_once() -> None:
 
 def test_plain_progress_comes_every_five_seconds_and_less_often_in_a_long_run() -> None:
     stream = io.StringIO()
-    display = PlainDisplay(stream, now=Clock([0.0, 4.9, 5.0, 9.9, 10.1, 19.0, 20.2]))
+    display = TextDisplay(stream, clock=Clock([0.0, 4.9, 5.0, 9.9, 10.1, 19.0, 20.2]))
     for elapsed in (0.0, 4.9, 5.0, 9.9, 1000.0, 1009.0, 1010.0):
-        display.progress(replace(STATUS, elapsed=elapsed))
+        display.progress(replace(STATUS, elapsed_seconds=elapsed))
     moments = [line.split("]")[0].strip("[ ") for line in stream.getvalue().splitlines()]
     assert moments == ["0:00", "0:05", "16:40", "16:50"]
 
@@ -131,7 +136,7 @@ def test_plain_progress_comes_every_five_seconds_and_less_often_in_a_long_run() 
 def test_plain_lines_hold_no_control_characters_nor_what_the_stream_cannot_say() -> None:
     data = io.BytesIO()
     stream = io.TextIOWrapper(data, encoding="ascii")
-    display = PlainDisplay(stream)
+    display = TextDisplay(stream)
     display.message("\x1b[31mred\r\nnew \u00e9")
     display.candidate({**CANDIDATE, "status": "failed", "error": "a\nb", "score": None})
     lines = data.getvalue().decode("ascii").splitlines()
@@ -141,30 +146,30 @@ def test_plain_lines_hold_no_control_characters_nor_what_the_stream_cannot_say()
 
 def test_a_bare_status_and_a_start_without_facts_can_be_shown() -> None:
     stream = io.StringIO()
-    display = PlainDisplay(stream)
+    display = TextDisplay(stream)
     display.start({})
-    display.progress(Status("0000", "score 4x4", (4, 4), 1.0, 0, 0.0))
+    display.progress(RunStatus("0000", "score 4x4", (4, 4), 1.0, 0, 0.0))
     assert "0000 score 4x4, 0 images, 0 images/s, 0% of the budget" in stream.getvalue()
     stream, console = terminal()
     live = LiveDisplay(console)
     live.start({})
-    live.progress(Status("0000", "score 4x4", (4, 4), 1.0, 0, 0.0))
+    live.progress(RunStatus("0000", "score 4x4", (4, 4), 1.0, 0, 0.0))
     live.stop({})
     assert "score 4x4" in stream.getvalue()
 
 
 def test_the_panel_shows_the_status_and_the_last_events() -> None:
     stream, console = terminal(110)
-    display = LiveDisplay(console, now=Clock(range(100)))
+    display = LiveDisplay(console, clock=Clock(range(100)))
     display.start(START)
     display.candidate(CANDIDATE)
     display.select(SELECT)
     display.progress(STATUS)
     drawn = stream.getvalue()
     for words in (
-        "fade in 16x16, alpha 0.42", "48k, 812 a second", "1.92, best 1.31",
+        "fade in 16x16, alpha 0.42", "48k, 812 per second", "1.92, best 1.31",
         "generator 1.32 discriminator 0.842 r1 0.0213", "35%, 1 min 45 s used, 3 min 15 s left",
-        "0007 16x16, G + conv 3x3 64, score 1.23 +- 0.04", "round 3: 0007, 0005 go on",
+        "0007 16x16, G + conv 3x3 64, score 1.23 +- 0.04", "round 3: 0007, 0005 continue",
     ):  # fmt: skip
         assert words in drawn
     display.stop({"report": "RUN/report.html"})
@@ -173,22 +178,22 @@ def test_the_panel_shows_the_status_and_the_last_events() -> None:
 
 def test_the_panel_is_drawn_at_most_four_times_a_second() -> None:
     stream, console = terminal()
-    display = LiveDisplay(console, now=Clock([0.01 * k for k in range(301)]))
+    display = LiveDisplay(console, clock=Clock([0.01 * k for k in range(301)]))
     display.start({})
     for _ in range(301):  # three seconds
         display.progress(STATUS)
-    assert 11 <= stream.getvalue().count("812 a second") <= 13
+    assert 11 <= stream.getvalue().count("812 per second") <= 13
     display.stop({})
 
 
 @pytest.mark.parametrize("width", [30, 50, 200])
 def test_the_panel_fits_its_terminal(width: int) -> None:
     stream, console = terminal(width)
-    display = LiveDisplay(console, now=Clock(range(9)))
+    display = LiveDisplay(console, clock=Clock(range(9)))
     display.start({})
     display.select({**SELECT, "reason": "long " * 50})
     before = len(stream.getvalue())
-    display.progress(replace(STATUS, stage="[bold]no markup[/bold]"))
+    display.progress(replace(STATUS, phase="[bold]no markup[/bold]"))
     lines = [line for line in stream.getvalue()[before:].split("\n") if "\u2502" in line]
     assert len(lines) == 8  # seven rows and one event, none wrapped
     display.stop({})
@@ -209,18 +214,18 @@ def test_make_display_chooses_by_the_stream(monkeypatch: pytest.MonkeyPatch) -> 
 
     monkeypatch.setenv("TERM", "xterm-256color")
     assert isinstance(make_display(stream=Terminal()), LiveDisplay)
-    assert isinstance(make_display(stream=io.StringIO()), PlainDisplay)
+    assert isinstance(make_display(stream=io.StringIO()), TextDisplay)
     assert isinstance(make_display(quiet=True, stream=Terminal()), SilentDisplay)
     monkeypatch.setenv("TERM", "dumb")
-    assert isinstance(make_display(stream=Terminal()), PlainDisplay)
+    assert isinstance(make_display(stream=Terminal()), TextDisplay)
 
 
 def test_a_run_from_python_tells_how_it_goes_on_unless_it_is_silenced(
-    make_images: Callable[..., gg.ImageSet], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    make_blob_images: Callable[..., gg.ImageSet], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    own: Any = {"policy": "fixed", "batch": 8, "stack": {"width": 8, "latent": 8}}
-    how = {"images": 64, "settings": {**own, "score": {"samples": 32}}}
-    data = make_images(64, 1, 16, 16)
+    own: Any = {"policy": "fixed", "batch_size": 8, "network": {"width": 8, "latent_dim": 8}}
+    how = {"images": 64, "settings": {**own, "score": {"num_samples": 32}}}
+    data = make_blob_images(64, 1, 16, 16)
     gg.grow(data, out=tmp_path / "told", **how)
     out, err = capsys.readouterr()
     assert out == "" and err.startswith("growgan: blobs (64 images), policy fixed")

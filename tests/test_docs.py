@@ -1,8 +1,7 @@
-"""What the README and the docs tell people to type is typed, on small images and a small budget.
+"""Commands and code in the README and the docs work, on small images and with a small budget.
 
-A block of ``sh`` or ``python`` is run. One of ``text`` is not, but its commands are read as the
-command line would. The blocks of a page share a folder and are run in order, so that a command may
-use what one before it made.
+Blocks of ``sh`` and ``python`` are run. Commands in blocks of ``text`` are only parsed. The blocks
+of a page run in order in one folder, so a command may use the results of earlier ones.
 """
 
 from __future__ import annotations
@@ -27,23 +26,26 @@ import yaml
 from PIL import Image
 
 from growgan.cli import main
-from growgan.cli.app import VerbGroup
+from growgan.cli.app import LazyCommandGroup
 from growgan.config import make_settings
 from growgan.errors import UserError
-from growgan.growth.budget import Budget
-from growgan.growth.policies import make_policy
+from growgan.search.budget import Budget
+from growgan.search.policies import make_policy
 
 ROOT = Path(__file__).resolve().parent.parent
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
-# A line that is indented as code is, outside of a block, and begins as a command does.
+# A command that is indented like code, outside of a block.
 INDENTED = re.compile(r"^(?: {4,}|\t)\s*(?:growgan|pip|make|python|import|from) ", re.MULTILINE)
 BLOCK = re.compile(r"^```(\w+)\n(.*?)^```", re.MULTILINE | re.DOTALL)
 KINDS = {"sh", "python", "text", "toml", "yaml"}
-# Small enough to be run: what a budget buys has its own benchmarks.
-SMALL = "--set batch=8 --set stack.width=8 --set stack.latent=16 --set score.samples=64"
-GROWING = ("grow", "train", "condition", "per-label")
-# Of the house, not of the program; each is run by other means.
-ELSEWHERE = ("make ", "pip ", "git ", "pre-commit ", "python benchmarks/", "torchrun ")
+# Options that make a run small.
+SMALL = (
+    "--set batch_size=8 --set network.width=8 --set network.latent_dim=16"
+    " --set score.num_samples=64"
+)
+TRAINING_VERBS = ("grow", "train", "finetune", "per-class")
+# Commands that other tests run.
+SKIPPED = ("make ", "pip ", "git ", "pre-commit ", "python benchmarks/", "torchrun ")
 
 
 def blocks(page: Path) -> list[tuple[str, str]]:
@@ -58,9 +60,9 @@ def commands(text: str) -> Iterator[str]:
     """Yield the commands of a block, with a small budget in place of theirs."""
     for line in text.replace("\\\n", " ").splitlines():
         words = shlex.split(line, comments=True)
-        if not words or line.startswith(ELSEWHERE) or words[:2] == ["growgan", "explore"]:
-            continue  # the explorer ends when it is told to, and has a test of its own
-        if words[0] == "growgan" and words[1] in GROWING:
+        if not words or line.startswith(SKIPPED) or words[:2] == ["growgan", "explore"]:
+            continue  # the explorer runs until it is interrupted, and has its own test
+        if words[0] == "growgan" and words[1] in TRAINING_VERBS:
             if "--resume" not in words:
                 words += shlex.split(SMALL)
             words = shlex.split(re.sub(r"--budget \S+", "--images 160", shlex.join(words)))
@@ -69,32 +71,32 @@ def commands(text: str) -> Iterator[str]:
         yield shlex.join(words).replace(" '>' ", " > ")  # into a file
 
 
-def unrun(text: str) -> Iterator[list[str]]:
-    """Yield the words after ``growgan`` of each command that a block tells and a test cannot run.
+def parsed_commands(text: str) -> Iterator[list[str]]:
+    """Yield the arguments of each ``growgan`` command in a block that is not run.
 
-    A variable of the shell counts as 1.
+    Shell variables are replaced by 1.
     """
     for line in text.replace("\\\n", " ").splitlines():
-        told = re.search(r"(?:^|python3? -m |torchrun .*-m )growgan (?=[a-z-]+(?: |$))(.*)", line)
-        if told:
-            yield shlex.split(re.sub(r"\$\{?\w+\}?", "1", told[1]), comments=True)
+        match = re.search(r"(?:^|python3? -m |torchrun .*-m )growgan (?=[a-z-]+(?: |$))(.*)", line)
+        if match:
+            yield shlex.split(re.sub(r"\$\{?\w+\}?", "1", match[1]), comments=True)
 
 
-def read(words: list[str]) -> None:
-    """Read a command to its last option and setting, and do nothing of what it says."""
-    group = VerbGroup(name="growgan")
+def check_command(arguments: list[str]) -> None:
+    """Parse a command and check its budget, settings and policy, without running it."""
+    group = LazyCommandGroup(name="growgan")
     with group.make_context("growgan", [], resilient_parsing=True) as context:
-        name, verb, rest = group.resolve_command(context, words)
-        given = verb.make_context(name, rest, parent=context).params
-    if given.get("budget"):
-        Budget.parse(given["budget"])
-    settings = make_settings(overrides=given.get("set_") or ())
-    make_policy(given.get("policy") or settings.policy, settings.growth)
+        verb, command, rest = group.resolve_command(context, arguments)
+        options = command.make_context(verb, rest, parent=context).params
+    if options.get("budget"):
+        Budget.parse(options["budget"])
+    settings = make_settings(overrides=options.get("overrides") or ())
+    make_policy(options.get("policy") or settings.policy, settings.growth)
 
 
 def python(text: str) -> str:
     """Return a block of Python with a small budget in place of its own."""
-    settings = {"batch": 8, "stack": {"width": 8, "latent": 16}}
+    settings = {"batch_size": 8, "network": {"width": 8, "latent_dim": 16}}
     small = f"images=160, settings={settings!r}"
     return re.sub(r'budget="\w+"', small, text)
 
@@ -131,31 +133,43 @@ def test_an_indented_command_is_found() -> None:
     assert not INDENTED.search("- a list, of what\n  growgan report makes\n")
 
 
-TOLD = [
-    (p, words) for p in PAGES for kind, text in blocks(p) if kind == "text" for words in unrun(text)
+PARSED_COMMANDS = [
+    (page, arguments)
+    for page in PAGES
+    for kind, text in blocks(page)
+    if kind == "text"
+    for arguments in parsed_commands(text)
 ]
 
 
 @pytest.mark.parametrize(
-    ("page", "words"), TOLD, ids=lambda each: "" if isinstance(each, Path) else shlex.join(each)
+    ("page", "arguments"),
+    PARSED_COMMANDS,
+    ids=lambda value: "" if isinstance(value, Path) else shlex.join(value),
 )
-def test_a_command_that_no_test_runs_could_be_given(page: Path, words: list[str]) -> None:
-    read(words)
+def test_a_command_that_no_test_runs_is_valid(page: Path, arguments: list[str]) -> None:
+    check_command(arguments)
 
 
 def test_a_command_that_could_not_be_given_is_found() -> None:
-    (words,) = unrun(
-        'x=1 torchrun --nproc 4 \\\n  -m growgan per-label a b --only-label "$I"  # so'
+    (words,) = parsed_commands(
+        'x=1 torchrun --nproc 4 \\\n  -m growgan per-class a b --only-class "$I"  # so'
     )
-    assert words == ["per-label", "a", "b", "--only-label", "1"]
-    read(words)
-    assert not [*unrun("growgan: blobs (64 images)\ngrowgan 0.1.0")]
-    assert len([words for _, words in TOLD if "--executor" in words]) >= 8
-    for wrong in ("--gpu 1", "--gpus one", "--budget 3x", "--set growth.serach=1", "--set batch=x"):
+    assert words == ["per-class", "a", "b", "--only-class", "1"]
+    check_command(words)
+    assert not [*parsed_commands("growgan: blobs (64 images)\ngrowgan 0.1.0")]
+    assert len([words for _, words in PARSED_COMMANDS if "--executor" in words]) >= 8
+    for wrong in (
+        "--gpu 1",
+        "--gpus-per-worker one",
+        "--budget 3x",
+        "--set growth.serach=1",
+        "--set batch_size=x",
+    ):
         with pytest.raises((UserError, typer.TyperException)):
-            read(["grow", "photos/", *wrong.split()])
+            check_command(["grow", "photos/", *wrong.split()])
     with pytest.raises(UserError, match="unknown command"):
-        read(["gorw", "photos/"])
+        check_command(["gorw", "photos/"])
 
 
 def pages_of(entries: list[Any]) -> Iterator[str]:
@@ -183,23 +197,33 @@ def test_the_site_is_built_without_a_warning(tmp_path: Path) -> None:
     done = subprocess.run(words, cwd=ROOT, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr[-3000:]
     reference = (tmp_path / "reference" / "index.html").read_text()
-    for shown in ("growgan.growth.model.Model.sample", "growgan.Generator.from_pretrained"):
+    for shown in (
+        "growgan.sampling.trained_generator.TrainedGenerator.sample",
+        "growgan.Generator.from_pretrained",
+    ):
         assert f'id="{shown}"' in reference
-    assert 'id="growgan.Cluster"' in reference
+    assert 'id="growgan.RayCluster"' in reference
 
 
-@pytest.mark.parametrize(("page", "kind"), [("COMMANDS", "commands"), ("SETTINGS", "settings")])
+@pytest.mark.parametrize(
+    ("page", "kind", "expected"),
+    [
+        ("COMMANDS", ["commands"], "grow "),
+        ("SETTINGS", ["settings"], "optimizer.lr"),
+        ("TOOLBOX", [], "stylegan2"),
+    ],
+)
 def test_what_is_made_from_the_code_is_current(
-    page: str, kind: str, capsys: pytest.CaptureFixture[str]
+    page: str, kind: list[str], expected: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert main(["list", kind, "--markdown"]) == 0
-    remade = f"docs/{page}.md must be made again from: growgan list {kind} --markdown"
-    made = capsys.readouterr().out.strip()
-    assert (ROOT / "docs" / f"{page}.md").read_text().strip().endswith(made), remade
-    if kind == "settings":
-        assert not [line for line in made.splitlines() if line.endswith("|  |")]
-    assert main(["list", kind]) == 0
-    assert {"commands": "grow ", "settings": "optimiser.lr"}[kind] in capsys.readouterr().out
+    assert main(["list", *kind, "--markdown"]) == 0
+    hint = f"regenerate docs/{page}.md with: growgan {shlex.join(['list', *kind, '--markdown'])}"
+    tables = capsys.readouterr().out.strip()
+    assert (ROOT / "docs" / f"{page}.md").read_text().strip().endswith(tables), hint
+    if kind == ["settings"]:
+        assert not [line for line in tables.splitlines() if line.endswith("|  |")]
+    assert main(["list", *kind]) == 0
+    assert expected in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("page", PAGES, ids=name)
@@ -251,7 +275,7 @@ def test_what_a_page_tells_to_type_works(page: Path, tmp_path: Path) -> None:
 def test_a_notebook_runs_from_end_to_end(
     path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    nbformat, nbclient = (pytest.importorskip(each) for each in ("nbformat", "nbclient"))
+    nbformat, nbclient = (pytest.importorskip(name) for name in ("nbformat", "nbclient"))
     monkeypatch.setenv("GROWGAN_BUDGET", "20s")
     notebook = nbformat.read(path, as_version=4)
     assert not any(cell.get("outputs") for cell in notebook.cells)  # they are made, not kept

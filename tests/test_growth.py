@@ -13,50 +13,54 @@ import torch
 from torch import Tensor
 from torch._dynamo.utils import counters
 
-from growgan.config import ActionSettings, OptimiserSettings, Settings, StackSettings, make_settings
+from growgan.config import EditSettings, NetworkConfig, OptimizerSettings, Settings, make_settings
 from growgan.data import Batches, ImageSet
 from growgan.errors import UserError
-from growgan.growth import Run, grow
-from growgan.growth.actions import Growth, legal_growths
-from growgan.growth.budget import Budget, Meter
-from growgan.growth.history import Candidate, History, Proposal, Space
-from growgan.growth.ledger import Ledger
-from growgan.growth.policies import POLICIES, Dynamic, Progressive, make_policy
-from growgan.growth.policies.base import usual_slice
-from growgan.nets.cost import parameters, step_cost
-from growgan.nets.edits import Append, Edit, Insert, Widen
+from growgan.nets.flops import count_parameters, relative_step_time
+from growgan.nets.growth_ops import Append, Edit, Insert, Widen
 from growgan.nets.presets import PRESETS
 from growgan.nets.spec import LayerSpec
 from growgan.objectives import make_objective
+from growgan.run.budget_allocator import BudgetMeter
+from growgan.run.grow import grow
+from growgan.run.ledger import Ledger
+from growgan.run.run import Run
+from growgan.search.budget import Budget
+from growgan.search.growth import Growth, legal_growths
+from growgan.search.history import Candidate, History, Proposal, SearchSpace
+from growgan.search.policies import POLICIES, DynamicPolicy, ProgressivePolicy, make_policy
+from growgan.search.policies.base import default_segment_fraction
+from growgan.training.batch import prepare_real_images
 from growgan.training.checkpoint import load_gan, save_gan
-from growgan.training.gan import Gan, even_latents
-from growgan.training.progress import SilentDisplay, Status
+from growgan.training.gan import Gan, sobol_latents
+from growgan.training.loop import TrainingSegment, set_learning_rates, train
+from growgan.training.progress import RunStatus, SilentDisplay
 from growgan.training.runtime import make_runtime
-from growgan.training.stage import Slice, _reals, set_rates, step, train
+from growgan.training.step import training_step
 
-SHAPE = StackSettings(latent=16, width=8, convolutions=1)
-SPACE = Space("pggan", SHAPE, 1, (16, 16))
+SHAPE = NetworkConfig(latent_dim=16, width=8, layers_per_resolution=1)
+SPACE = SearchSpace("pggan", SHAPE, 1, (16, 16))
 RUNTIME = make_runtime("cpu", "float32")
 
 
 @pytest.fixture(scope="module")
-def data(make_images: Callable[..., ImageSet]) -> ImageSet:
-    return make_images(256, 1, 16, 16)
+def data(make_blob_images: Callable[..., ImageSet]) -> ImageSet:
+    return make_blob_images(256, 1, 16, 16)
 
 
 def tiny_settings(**values: object) -> Settings:
-    shape = {"latent": 16, "width": 8}
+    shape = {"latent_dim": 16, "width": 8}
     return make_settings(
-        {"batch": 8, "stack": shape, "precision": "float32", "threads": 1, **values}
+        {"batch_size": 8, "network": shape, "precision": "float32", "threads": 1, **values}
     )
 
 
 def trained(data: ImageSet, level: int = 1, steps: int = 3) -> Gan:
     settings = tiny_settings()
-    gan = Gan.create(*SPACE.stacks(level), OptimiserSettings(), seed=3)
+    gan = Gan.create(*SPACE.specs_at(level), OptimizerSettings(), seed=3)
     batches, objective = Batches(data, 8, 0), make_objective(settings)
     for _ in range(steps):
-        step(gan, batches, objective, settings, RUNTIME)
+        training_step(gan, batches, objective, settings, runtime=RUNTIME)
     return gan
 
 
@@ -66,12 +70,12 @@ def conv(letter: str, resample: int = 1) -> Append:
 
 
 def test_a_step_moves_every_parameter_of_both_players(data: ImageSet) -> None:
-    gan = Gan.create(*SPACE.stacks(2), OptimiserSettings(), seed=3)
+    gan = Gan.create(*SPACE.specs_at(2), OptimizerSettings(), seed=3)
     before = {n: p.clone() for n, p in _parameters(gan).items()}
     # A loss of differences would leave the bias of the logits where it is.
-    settings = tiny_settings(loss="non-saturating", regularisers={"r1": {"every": 1}})
+    settings = tiny_settings(loss="non-saturating", regularizers={"r1": {"interval": 1}})
     for _ in range(2):
-        step(gan, Batches(data, 8, 0), make_objective(settings), settings, RUNTIME)
+        training_step(gan, Batches(data, 8, 0), make_objective(settings), settings, runtime=RUNTIME)
     still = [n for n, p in _parameters(gan).items() if torch.equal(p, before[n])]
     assert still == []
 
@@ -79,16 +83,16 @@ def test_a_step_moves_every_parameter_of_both_players(data: ImageSet) -> None:
 def test_the_rate_falls_with_the_root_of_the_images_and_to_nothing_at_the_end(
     data: ImageSet,
 ) -> None:
-    settings = tiny_settings(optimiser={"lr": 0.01, "decay": 100}, anneal=0.5)
+    settings = tiny_settings(optimizer={"lr": 0.01, "lr_decay_images": 100}, lr_cooldown=0.5)
     gan = trained(data, steps=1)
     rates = []
     for images, progress in ((50, 0.1), (400, 0.5), (400, 0.75), (400, 1.0)):
-        gan.images = images
-        set_rates(gan, settings, progress)
-        rates.append(gan.discriminator_optimiser.param_groups[0]["lr"])
+        gan.images_seen = images
+        set_learning_rates(gan, settings, progress)
+        rates.append(gan.discriminator_optimizer.param_groups[0]["lr"])
     assert rates == pytest.approx([0.01, 0.005, 0.0025, 0.0])
-    set_rates(gan, settings, 1.0)
-    assert gan.generator_optimiser.param_groups[0]["lr"] == rates[-1]
+    set_learning_rates(gan, settings, 1.0)
+    assert gan.generator_optimizer.param_groups[0]["lr"] == rates[-1]
 
 
 def _parameters(gan: Gan) -> dict[str, Tensor]:
@@ -110,32 +114,44 @@ def test_weights_moments_and_average_are_carried_by_layer_id(
     data: ImageSet, g: tuple[Edit, ...], d: tuple[Edit, ...]
 ) -> None:
     parent = trained(data)
-    child = parent.branch(g, d, seed=1)
+    child = parent.grown_copy(g, d, seed=1)
     pairs = [
-        (parent.generator, child.generator, parent.moments()[0], child.moments()[0]),
-        (parent.discriminator, child.discriminator, parent.moments()[1], child.moments()[1]),
-        (parent.average, child.average, {}, {}),
+        (
+            parent.generator,
+            child.generator,
+            parent.optimizer_moments()[0],
+            child.optimizer_moments()[0],
+        ),
+        (
+            parent.discriminator,
+            child.discriminator,
+            parent.optimizer_moments()[1],
+            child.optimizer_moments()[1],
+        ),
+        (parent.ema, child.ema, {}, {}),
     ]
     for old, new, old_state, new_state in pairs:
         grown = dict(new.named_parameters())
-        appended = new.spec.fading > 0
+        appended = [layer.id for layer in new.spec.fading_layers]
         for name, value in old.named_parameters():
-            moved = f"heads.{old.names[-1]}.", f"heads.{new.names[-1]}."
-            carried = name if appended else name.replace(*moved)
+            moved = "heads.image.", f"heads.{appended[0]}." if appended else "heads.image."
+            carried = name.replace(*moved)
             assert torch.equal(grown[carried], value), name
             assert grown[carried].data_ptr() != value.data_ptr()
             for key, tensors in old_state.items():
                 assert torch.equal(new_state[key][carried], tensors[name]), (key, name)
-    assert (child.images, child.steps) == (parent.images, parent.steps)
+    assert (child.images_seen, child.steps) == (parent.images_seen, parent.steps)
 
 
 def test_siblings_and_parent_share_no_memory(data: ImageSet) -> None:
     parent = trained(data)
-    first, second = parent.branch(seed=1), parent.branch((conv("g"),), seed=1)
+    first, second = parent.grown_copy(seed=1), parent.grown_copy((conv("g"),), seed=1)
     kept = {n: p.clone() for n, p in _parameters(parent).items()}
     settings = tiny_settings()
     for child in (first, second):
-        step(child, Batches(data, 8, 0), make_objective(settings), settings, RUNTIME)
+        training_step(
+            child, Batches(data, 8, 0), make_objective(settings), settings, runtime=RUNTIME
+        )
     assert all(torch.equal(p, kept[n]) for n, p in _parameters(parent).items())
     pointers = [p.data_ptr() for gan in (parent, first, second) for p in _parameters(gan).values()]
     assert len(set(pointers)) == len(pointers)
@@ -143,22 +159,26 @@ def test_siblings_and_parent_share_no_memory(data: ImageSet) -> None:
 
 def test_an_unchanged_child_trains_exactly_as_its_parent_would(data: ImageSet) -> None:
     parent = trained(data)
-    child = parent.branch(seed=9)
+    child = parent.grown_copy(seed=9)
     settings = tiny_settings()
     for gan in (parent, child):
         for _ in range(2):
-            step(gan, Batches(data, 8, 0), make_objective(settings), settings, RUNTIME)
+            training_step(
+                gan, Batches(data, 8, 0), make_objective(settings), settings, runtime=RUNTIME
+            )
     for name, value in _parameters(parent).items():
         assert torch.equal(value, _parameters(child)[name]), name
 
 
 def test_widening_scales_the_moments_as_it_scales_the_gradients(data: ImageSet) -> None:
     parent = trained(data)
-    child = parent.branch((Widen(),), (Widen(),), seed=1)
+    child = parent.grown_copy((Widen(),), (Widen(),), seed=1)
     for i, name in enumerate(("generator", "discriminator")):
-        old, new = parent.moments()[i], child.moments()[i]
+        old, new = parent.optimizer_moments()[i], child.optimizer_moments()[i]
         gradient = _gradients(parent, name), _gradients(child, name)
-        for key in set(old["exp_avg_sq"]) - {"end.output.bias"}:  # differences have no bias
+        for key in set(old["exp_avg_sq"]) - {
+            "epilogue.logit_layer.bias"
+        }:  # differences have no bias
             before, after = gradient[0][key], gradient[1][key]
             expected = after.square().sum() / before.square().sum()
             ratio = new["exp_avg_sq"][key].sum() / old["exp_avg_sq"][key].sum()
@@ -176,18 +196,20 @@ def _gradients(gan: Gan, player: str) -> dict[str, Tensor]:
 
 
 def test_growth_that_no_longer_fits_is_refused(data: ImageSet) -> None:
-    with pytest.raises(ValueError, match=r"G makes \(16, 16\) images, but D judges \(8, 8\)"):
-        trained(data).branch((conv("g", 2),), ())
+    with pytest.raises(
+        ValueError, match=r"G's resolution \(16, 16\) must equal D's resolution \(8, 8\)"
+    ):
+        trained(data).grown_copy((conv("g", 2),), ())
 
 
 def test_reals_are_blended_while_a_size_fades_in(data: ImageSet) -> None:
-    gan = trained(data, level=1).branch((conv("g", 2),), (conv("d", 2),))
+    gan = trained(data, level=1).grown_copy((conv("g", 2),), (conv("d", 2),))
     gan.set_alpha(0.25)
     full = torch.randn(4, 1, 16, 16)
     blocks = full.view(4, 1, 8, 2, 8, 2).mean((3, 5))
     coarse = blocks.repeat_interleave(2, 2).repeat_interleave(2, 3)
     expected = 0.75 * coarse + 0.25 * full
-    seen = _reals(gan, full, torch.Generator(), mirror=False)
+    seen = prepare_real_images(gan, full, torch.Generator(), horizontal_flip=False)
     torch.testing.assert_close(seen, expected, rtol=1e-5, atol=1e-6)
 
 
@@ -198,7 +220,7 @@ def test_a_gpu_multiplies_fast_unless_float32_is_asked_for(monkeypatch: pytest.M
     before = [kind.allow_tf32 for kind in kinds]
     for precision, fast in (("auto", True), ("bfloat16", True), ("float32", False)):
         runtime = make_runtime("cuda", precision)
-        assert runtime.bfloat16 == fast and runtime.device.type == "cuda"
+        assert runtime.use_bfloat16 == fast and runtime.device.type == "cuda"
         assert [kind.allow_tf32 for kind in kinds] == [fast, fast]
     for kind, allowed in zip(kinds, before, strict=True):
         kind.allow_tf32 = allowed
@@ -209,34 +231,36 @@ def test_a_gpu_multiplies_fast_unless_float32_is_asked_for(monkeypatch: pytest.M
 def test_compiled_layers_train_alike_and_growth_compiles_what_is_new(
     data: ImageSet, preset: str
 ) -> None:
-    penalties = {"r1": {}, "path-length": {"every": 1}}
+    penalties = {"r1": {}, "path-length": {"interval": 1}}
     settings = make_settings(
-        PRESETS[preset].small,
-        {"preset": preset, "batch": 8, "stack": {"width": 8}, "regularisers": penalties},
+        PRESETS[preset].small_settings,
+        {"preset": preset, "batch_size": 8, "network": {"width": 8}, "regularizers": penalties},
     )
-    space = Space(preset, settings.stack, 1, (16, 16))
+    space = SearchSpace(preset, settings.network, 1, (16, 16))
     objective, batches, graphs = make_objective(settings), Batches(data, 8, 0), counters["stats"]
 
     def compiled(gan: Gan, compiler: str = "aot_eager") -> int:
-        before, runtime = graphs["unique_graphs"], replace(RUNTIME, compiler=compiler)
-        train(gan, batches, objective, settings, runtime, Slice(images=24))
+        before, runtime = graphs["unique_graphs"], replace(RUNTIME, compile_backend=compiler)
+        train(
+            gan, batches, objective, settings, runtime=runtime, segment=TrainingSegment(images=24)
+        )
         return int(graphs["unique_graphs"] - before)
 
-    one, other = (Gan.create(*space.stacks(1), settings.optimiser, seed=0) for _ in range(2))
+    one, other = (Gan.create(*space.specs_at(1), settings.optimizer, seed=0) for _ in range(2))
     assert compiled(one, "") == 0
     first = compiled(other)
     assert first > 0
     for a, b in zip(one.generator.parameters(), other.generator.parameters(), strict=True):
         torch.testing.assert_close(a, b, rtol=1e-3, atol=1e-4)
-    assert compiled(other.branch()) == 0
+    assert compiled(other.grown_copy()) == 0
     kind = "conv" if preset == "pggan" else "modulated"
     layer = LayerSpec("x", kind, 6, 3, 1, "pixel" if preset == "pggan" else "none")
-    assert 0 < compiled(other.branch([Append((layer,))])) <= first
+    assert 0 < compiled(other.grown_copy([Append((layer,))])) <= first
 
 
 def test_images_are_made_smaller_by_averages() -> None:
     pixels = torch.randint(0, 256, (3, 2, 8, 12), dtype=torch.uint8)
-    seen = make_runtime("cpu", "float32").images(pixels, 4)
+    seen = make_runtime("cpu", "float32").to_float_images(pixels, 4)
     expected = pixels.double().view(3, 2, 2, 4, 3, 4).mean((3, 5)) / 127.5 - 1
     torch.testing.assert_close(seen.double(), expected, rtol=1e-6, atol=1e-6)
 
@@ -244,37 +268,53 @@ def test_images_are_made_smaller_by_averages() -> None:
 def test_k_and_k_steps_across_a_checkpoint_equal_2k_steps_bitwise(
     data: ImageSet, tmp_path: Path
 ) -> None:
-    settings = tiny_settings(regularisers={"r1": {"every": 2}})
+    settings = tiny_settings(regularizers={"r1": {"interval": 2}})
     objective, batches = make_objective(settings), Batches(data, 8, 0)
-    whole = trained(data).branch((conv("g", 2),), (conv("d", 2),), seed=4)
-    half = whole.branch()
+    whole = trained(data).grown_copy((conv("g", 2),), (conv("d", 2),), seed=4)
+    half = whole.grown_copy()
     for gan in (whole, half):
-        train(gan, batches, objective, settings, RUNTIME, Slice(images=40, fade=2.0))
+        train(
+            gan,
+            batches,
+            objective,
+            settings,
+            runtime=RUNTIME,
+            segment=TrainingSegment(images=40, fade_segments=2.0),
+        )
     save_gan(half, tmp_path / "0000")
     again = load_gan(tmp_path / "0000")
-    assert again.alpha == pytest.approx(0.5) and again.generator.spec.fading == 1
+    assert again.alpha == pytest.approx(0.5) and again.generator.spec.num_fading_layers == 1
     for gan in (whole, again):
-        train(gan, batches, objective, settings, RUNTIME, Slice(images=40, fade=2.0))
-    assert again.generator.spec.fading == 0
+        train(
+            gan,
+            batches,
+            objective,
+            settings,
+            runtime=RUNTIME,
+            segment=TrainingSegment(images=40, fade_segments=2.0),
+        )
+    assert again.generator.spec.num_fading_layers == 0
     for name, value in _parameters(whole).items():
         assert torch.equal(value, _parameters(again)[name]), name
-    for mine, other in zip(whole.moments(), again.moments(), strict=True):
+    for mine, other in zip(whole.optimizer_moments(), again.optimizer_moments(), strict=True):
         for key, tensors in mine.items():
             assert all(torch.equal(t, other[key][n]) for n, t in tensors.items())
-    average = dict(again.average.named_parameters())
-    assert all(torch.equal(p, average[n]) for n, p in whole.average.named_parameters())
+    average = dict(again.ema.named_parameters())
+    assert all(torch.equal(p, average[n]) for n, p in whole.ema.named_parameters())
 
 
 def test_legal_growths_keep_g_and_d_in_step_and_hold_the_unchanged_one_first() -> None:
-    g, d = SPACE.stacks(1)
-    growths = legal_growths(g, d, ActionSettings(kinds=("conv",)), (16, 16))
-    assert growths[0] == Growth() and str(growths[0]) == "train on"
-    assert all(growth.factors[0] == growth.factors[1] for growth in growths)
-    assert any(growth.factors[0] == 2 for growth in growths)
-    asymmetric = [x for x in growths if bool(x.generator) != bool(x.discriminator)]
-    assert any(x.generator for x in asymmetric) and any(x.discriminator for x in asymmetric)
-    at_target = legal_growths(g, d, ActionSettings(kinds=("conv",)), (8, 8))
-    assert all(growth.factors == (1, 1) for growth in at_target)
+    g, d = SPACE.specs_at(1)
+    growths = legal_growths(g, d, EditSettings(blocks=("conv",)), (16, 16))
+    assert growths[0] == Growth() and str(growths[0]) == "no growth"
+    assert all(growth.resampling_factors[0] == growth.resampling_factors[1] for growth in growths)
+    assert any(growth.resampling_factors[0] == 2 for growth in growths)
+    asymmetric = [x for x in growths if bool(x.generator_edits) != bool(x.discriminator_edits)]
+    assert any(x.generator_edits for x in asymmetric) and any(
+        x.discriminator_edits for x in asymmetric
+    )
+    at_target = legal_growths(g, d, EditSettings(blocks=("conv",)), (8, 8))
+    assert all(growth.resampling_factors == (1, 1) for growth in at_target)
     assert all(Growth.from_json(growth.to_json()) == growth for growth in growths)
 
 
@@ -292,18 +332,18 @@ def test_a_bad_budget_is_refused(text: str) -> None:
 
 
 def test_the_published_rate_of_pggan_does_not_fall() -> None:
-    gan = Gan.create(*SPACE.stacks(0), OptimiserSettings(), seed=0)
-    settings = make_settings(PRESETS["pggan"].published)
+    gan = Gan.create(*SPACE.specs_at(0), OptimizerSettings(), seed=0)
+    settings = make_settings(PRESETS["pggan"].published_settings)
     for images in (0, 10_000_000):
-        gan.images = images
-        set_rates(gan, settings, 0.99)
-        assert gan.generator_optimiser.param_groups[0]["lr"] == 1e-3
+        gan.images_seen = images
+        set_learning_rates(gan, settings, 0.99)
+        assert gan.generator_optimizer.param_groups[0]["lr"] == 1e-3
 
 
 def test_latents_of_a_score_are_normal_and_even_within_each_group() -> None:
-    z = even_latents(4096, 16, seed=3, groups=8)
-    assert torch.equal(z, even_latents(4096, 16, seed=3, groups=8))
-    assert not torch.equal(z, even_latents(4096, 16, seed=4, groups=8))
+    z = sobol_latents(4096, 16, seed=3, num_sequences=8)
+    assert torch.equal(z, sobol_latents(4096, 16, seed=3, num_sequences=8))
+    assert not torch.equal(z, sobol_latents(4096, 16, seed=4, num_sequences=8))
     for group in (z[k::8] for k in range(8)):
         # The mean of 512 independent draws would vary by 0.044.
         assert group.mean(0).abs().max() < 0.01
@@ -314,161 +354,202 @@ def test_latents_of_a_score_are_normal_and_even_within_each_group() -> None:
 def test_policies_refuse_unknown_fields_by_name() -> None:
     with pytest.raises(UserError, match=r"unknown policy 'dynamik' \(did you mean 'dynamic'\?\)"):
         make_policy("dynamik", {})
-    with pytest.raises(UserError, match=r"unknown dynamic setting 'topk' \(did you mean 'top_k'"):
+    with pytest.raises(
+        UserError, match=r"unknown setting 'growth.topk' \(did you mean 'growth.top_k'"
+    ):
         make_policy("dynamic", {"topk": 2})
-    with pytest.raises(UserError, match=r"'growth.top_k' must be int, but got 'many'"):
+    with pytest.raises(UserError, match=r"setting 'growth.top_k' cannot be 'many'"):
         make_policy("dynamic", {"top_k": "many"})
 
 
 def candidate(number: int, **values: object) -> Candidate:
-    g, d = SPACE.stacks(2)
-    plain = Candidate(
-        f"{number:04d}", None, 0, Growth(), g, d, 100, 1.0, 1.1, 100.0, 1.0, 0.01, 1.0, 0.1, {}
+    g, d = SPACE.specs_at(2)
+    default = Candidate(
+        id=f"{number:04d}",
+        parent_id=None,
+        round=0,
+        growth=Growth(),
+        generator_spec=g,
+        discriminator_spec=d,
+        images_seen=100,
+        train_seconds=1.0,
+        seconds=1.1,
+        images_per_second=100.0,
+        score=1.0,
+        score_stderr=0.01,
+        elapsed=1.0,
+        spent_fraction=0.1,
+        score_components={},
     )
-    return replace(plain, **values)  # type: ignore[arg-type]
+    return replace(default, **values)  # type: ignore[arg-type]
 
 
 def test_progressive_gives_each_resolution_equally_many_images() -> None:
     history = History(SPACE, Budget(images=9000), seed=0)
-    bounds = Progressive().bounds(history)
+    bounds = ProgressivePolicy().resolution_end_fractions(history)
     assert bounds == pytest.approx([1 / 3, 2 / 3, 1])
-    timed = Progressive().bounds(replace(history, budget=Budget(seconds=100)))
+    timed = ProgressivePolicy().resolution_end_fractions(
+        replace(history, budget=Budget(seconds=100))
+    )
     assert timed[0] < timed[1] - timed[0] < timed[2] - timed[1]
 
 
-def test_pairs_that_are_slow_to_score_are_scored_less_often() -> None:
-    def share(seconds: float, beside: float) -> float:
-        history = History(SPACE, Budget(seconds=seconds), 0, (candidate(0, seconds=1 + beside),))
-        return usual_slice(history)
+def test_candidates_that_are_slow_to_score_are_scored_less_often() -> None:
+    def fraction(seconds: float, overhead: float) -> float:
+        history = History(SPACE, Budget(seconds=seconds), 0, (candidate(0, seconds=1 + overhead),))
+        return default_segment_fraction(history)
 
-    assert usual_slice(History(SPACE, Budget(seconds=1200), 0)) == pytest.approx(60 / 1200)
-    assert share(1200, 1.0) == pytest.approx(60 / 1200)
-    assert share(1200, 6.0) == pytest.approx(200 / 1200)
-    assert share(1200, 99.0) == pytest.approx(1 / 3)
-    assert share(100, 0.0) == pytest.approx(1 / 10)
+    assert default_segment_fraction(History(SPACE, Budget(seconds=1200), 0)) == pytest.approx(
+        60 / 1200
+    )
+    assert fraction(1200, 1.0) == pytest.approx(60 / 1200)
+    assert fraction(1200, 6.0) == pytest.approx(200 / 1200)
+    assert fraction(1200, 99.0) == pytest.approx(1 / 3)
+    assert fraction(100, 0.0) == pytest.approx(1 / 10)
     counted = History(SPACE, Budget(images=9000), 0, (candidate(0, seconds=99.0),))
-    assert usual_slice(counted) == pytest.approx(1 / 10)
+    assert default_segment_fraction(counted) == pytest.approx(1 / 10)
 
 
-def test_dynamic_always_tries_the_unchanged_child_and_late_on_grows_only_beyond_the_noise() -> None:
+def test_dynamic_always_tries_no_growth_and_late_growths_must_exceed_the_noise() -> None:
     line = [
-        candidate(0, score=1.0, spent=0.3),
-        candidate(1, parent="0000", score=0.999, spent=0.35),
-        candidate(2, parent="0001", score=0.998, spent=0.4),
+        candidate(0, score=1.0, spent_fraction=0.3),
+        candidate(1, parent_id="0000", score=0.999, spent_fraction=0.35),
+        candidate(2, parent_id="0001", score=0.998, spent_fraction=0.4),
     ]
     history = History(SPACE, Budget(seconds=600), 0, tuple(line), ("0002",), 3, 0.4)
-    policy = Dynamic(keep=1.0, images=1000, shown=0.01, tries=2)
+    policy = DynamicPolicy(
+        sample_prob=1.0, min_trial_images=1000, images_per_parameter=0.01, trials_per_round=2
+    )
     proposals = policy.propose([line[-1]], history)
     assert not proposals[0].growth and len(proposals) == 3
     assert all(p.growth for p in proposals[1:])
-    assert len({p.share for p in proposals}) == 1
-    unchanged = candidate(3, parent="0002", score=0.99, stderr=0.01)
-    grown = candidate(4, parent="0002", growth=proposals[1].growth, stderr=0.01)
+    assert len({p.budget_fraction for p in proposals}) == 1
+    unchanged = candidate(3, parent_id="0002", score=0.99, score_stderr=0.01)
+    grown = candidate(4, parent_id="0002", growth=proposals[1].growth, score_stderr=0.01)
     slight, clear = replace(grown, score=0.98), replace(grown, score=0.9)
-    early, late = history, replace(history, spent=0.6)
-    assert policy.select([unchanged, slight], late).alive[0] == "0003"
-    assert policy.select([unchanged, clear], late).alive[0] == "0004"
-    # In the first half capacity that costs nothing is taken, but none that does harm.
-    assert policy.select([unchanged, replace(grown, score=1.0)], early).alive[0] == "0004"
-    assert policy.select([unchanged, replace(grown, score=1.1)], early).alive[0] == "0003"
+    early, late = history, replace(history, spent_fraction=0.6)
+    assert policy.select([unchanged, slight], late).survivor_ids[0] == "0003"
+    assert policy.select([unchanged, clear], late).survivor_ids[0] == "0004"
+    # In the first half of the budget a growth may be worse within the noise.
+    assert policy.select([unchanged, replace(grown, score=1.0)], early).survivor_ids[0] == "0004"
+    assert policy.select([unchanged, replace(grown, score=1.1)], early).survivor_ids[0] == "0003"
 
 
-def test_dynamic_tries_no_growth_that_the_budget_cannot_teach() -> None:
+def test_dynamic_tries_no_growth_without_enough_images() -> None:
     line = [
-        candidate(0, score=1.0, spent=0.3),
-        candidate(1, parent="0000", score=0.999, spent=0.35),
-        candidate(2, parent="0001", score=0.998, spent=0.4),
+        candidate(0, score=1.0, spent_fraction=0.3),
+        candidate(1, parent_id="0000", score=0.999, spent_fraction=0.35),
+        candidate(2, parent_id="0001", score=0.998, spent_fraction=0.4),
     ]
 
     def tried(seconds: float, **values: Any) -> int:
         history = History(SPACE, Budget(seconds=seconds), 0, tuple(line), ("0002",), 3, 0.4)
-        proposals = Dynamic(keep=1.0, **values).propose([line[-1]], history)
+        proposals = DynamicPolicy(sample_prob=1.0, **values).propose([line[-1]], history)
         assert not proposals[0].growth
         return len(proposals) - 1
 
     # 100 images a second: a trial of 0.04 of 600 s sees 2,400, and 36,000 are left.
-    assert tried(600, shown=0.01, images=2300) == 1
-    assert tried(600, shown=0.01, images=2500) == 0
-    weights = sum(map(parameters, line[-1].specs))
-    assert tried(600, images=1, shown=36_000 / weights) == 0
-    assert tried(600, images=1, shown=0.2 * 36_000 / weights) == 1
+    assert tried(600, images_per_parameter=0.01, min_trial_images=2300) == 1
+    assert tried(600, images_per_parameter=0.01, min_trial_images=2500) == 0
+    weights = sum(map(count_parameters, line[-1].specs))
+    assert tried(600, min_trial_images=1, images_per_parameter=36_000 / weights) == 0
+    assert tried(600, min_trial_images=1, images_per_parameter=0.2 * 36_000 / weights) == 1
 
 
-def test_the_search_begins_anew_with_the_largest_pair_that_the_budget_can_feed() -> None:
-    policy = Dynamic(shown=2.0)
+def test_the_search_restarts_with_the_widest_networks_that_the_budget_allows() -> None:
+    policy = DynamicPolicy(images_per_parameter=2.0)
     history = History(SPACE, Budget(seconds=600), 0)
     (first,) = policy.propose([], history)
-    assert first.parent is None and first.stacks == SPACE.stacks(SPACE.levels)
+    assert first.parent_id is None and first.root_specs == SPACE.specs_at(SPACE.max_level)
     wide, wider = (
-        SPACE.stacks(SPACE.levels, SPACE.shape.scaled(*scales)) for scales in ((2, 1), (2, 2))
+        SPACE.specs_at(SPACE.max_level, SPACE.network_settings.scale_width(*scales))
+        for scales in ((2, 1), (2, 2))
     )
 
     def second(images: float) -> Proposal:
         """What is proposed if so many images of ``wide`` are left in the budget."""
-        rate = images / 594 * step_cost(*wide) / step_cost(*first.stacks)
-        g, d = first.stacks
-        root = candidate(0, generator=g, discriminator=d, parent=None, rate=rate, spent=0.01)
-        return policy.propose([root], replace(history, candidates=(root,), round=1, spent=0.01))[0]
+        rate = images / 594 * relative_step_time(*wide) / relative_step_time(*first.root_specs)
+        g, d = first.root_specs
+        root = candidate(
+            0,
+            generator_spec=g,
+            discriminator_spec=d,
+            parent_id=None,
+            images_per_second=rate,
+            spent_fraction=0.01,
+        )
+        return policy.propose(
+            [root], replace(history, candidates=(root,), round=1, spent_fraction=0.01)
+        )[0]
 
-    need = 2 * sum(map(parameters, wide))
-    assert second(1.01 * need).stacks == wide
-    assert second(0.99 * need).parent == "0000", "it goes on with what it has"
-    cost = step_cost(*wider) / step_cost(*wide)
-    assert second(1.01 * 2 * sum(map(parameters, wider)) * cost).stacks == wider
-    again = candidate(1, generator=wide[0], discriminator=wide[1], parent=None, spent=0.05)
-    root = candidate(0, generator=first.stacks[0], discriminator=first.stacks[1], rate=1e9)
-    later = replace(history, candidates=(root, again), alive=("0001",), round=2, spent=0.05)
-    assert policy.propose([again], later)[0].parent == "0001", "and only once"
+    need = 2 * sum(map(count_parameters, wide))
+    assert second(1.01 * need).root_specs == wide
+    assert second(0.99 * need).parent_id == "0000", "it continues with the same networks"
+    cost = relative_step_time(*wider) / relative_step_time(*wide)
+    assert second(1.01 * 2 * sum(map(count_parameters, wider)) * cost).root_specs == wider
+    again = candidate(
+        1, generator_spec=wide[0], discriminator_spec=wide[1], parent_id=None, spent_fraction=0.05
+    )
+    root = candidate(
+        0,
+        generator_spec=first.root_specs[0],
+        discriminator_spec=first.root_specs[1],
+        images_per_second=1e9,
+    )
+    later = replace(
+        history, candidates=(root, again), survivor_ids=("0001",), round=2, spent_fraction=0.05
+    )
+    assert policy.propose([again], later)[0].parent_id == "0001", "and only once"
 
 
-def test_the_ledger_passes_over_a_torn_line_and_mends_it(tmp_path: Path) -> None:
+def test_the_ledger_skips_and_repairs_an_incomplete_line(tmp_path: Path) -> None:
     ledger = Ledger(tmp_path / "ledger.jsonl")
     ledger.append({"event": "start"})
     with ledger.path.open("a") as file:
         file.write('{"event": "cand')
     assert [e["event"] for e in ledger.read()] == ["start"]
-    ledger.mend()
+    ledger.repair()
     ledger.append({"event": "end"})
     assert [e["event"] for e in ledger.read()] == ["start", "end"]
 
 
 def test_the_meter_counts_images_or_seconds() -> None:
-    meter = Meter(Budget(images=1000))
-    meter.images = 250
-    assert meter.spent == 0.25 and meter.left is None
-    timed = Meter(Budget(seconds=100), elapsed=40)
-    assert timed.spent == pytest.approx(0.4, abs=0.01)
+    meter = BudgetMeter(Budget(images=1000))
+    meter.images_seen = 250
+    assert meter.spent_fraction == 0.25 and meter.seconds_left is None
+    timed = BudgetMeter(Budget(seconds=100), elapsed=40)
+    assert timed.spent_fraction == pytest.approx(0.4, abs=0.01)
 
 
 @pytest.mark.parametrize("policy", [entry.name for entry in POLICIES])
-def test_every_policy_runs_to_the_end_through_the_same_driver(
+def test_every_policy_runs_to_the_end(
     policy: str, data: ImageSet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("GROWGAN_CACHE", str(tmp_path / "cache"))
-    settings = tiny_settings(score={"kind": "swd", "samples": 64})
+    settings = tiny_settings(score={"kind": "swd", "num_samples": 64})
     run = grow(data, out=tmp_path / "run", policy=policy, images=1600, settings=settings)
     events = run.events
     assert [events[0]["event"], events[-1]["event"]] == ["start", "end"]
     tried = [e for e in events if e["event"] == "candidate"]
-    assert 0.9 * 1600 <= sum(_own_images(tried)) <= 1600
+    assert 0.9 * 1600 <= sum(_images_per_segment(tried)) <= 1600
     best = next(e for e in tried if e["id"] == run.best_id)
     assert best["resolution"] == [16, 16]
     assert run.best.sample(5).shape == (5, 16, 16, 1)
     assert (run.path / "report.html").stat().st_size > 1000
 
 
-def _own_images(tried: list[dict[str, object]]) -> list[int]:
+def _images_per_segment(tried: list[dict[str, object]]) -> list[int]:
     seen = {str(e["id"]): int(str(e["images"])) for e in tried}
     return [seen[str(e["id"])] - seen.get(str(e["parent"]), 0) for e in tried]
 
 
 class Interruption(SilentDisplay):
-    """Presses Ctrl-C at the n-th sign of life."""
+    """Interrupts the run at the n-th progress update."""
 
     def __init__(self, after: int) -> None:
         self.left = after
 
-    def progress(self, status: Status) -> None:
+    def progress(self, status: RunStatus) -> None:
         self.left -= 1
         if not self.left:
             raise KeyboardInterrupt
@@ -477,45 +558,55 @@ class Interruption(SilentDisplay):
 @pytest.mark.parametrize(
     "after", [1, 6, *(pytest.param(n, marks=pytest.mark.slow) for n in (3, 8))]
 )
-def test_an_interrupted_run_goes_on_to_the_same_end(
+def test_an_interrupted_run_resumes_to_the_same_result(
     after: int, data: ImageSet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("GROWGAN_CACHE", str(tmp_path / "cache"))
-    tries = {"images": 1, "shown": 1e-6, "threshold": 100.0, "reach": 0.06, "keep": 1.0}
+    growth = {
+        "min_trial_images": 1,
+        "images_per_parameter": 1e-6,
+        "plateau_slope": 100.0,
+        "max_fraction_per_resolution": 0.06,
+        "sample_prob": 1.0,
+    }
     settings = tiny_settings(
-        score={"kind": "swd", "samples": 64}, growth=tries, actions={"widest": 16}
+        score={"kind": "swd", "num_samples": 64}, growth=growth, edits={"max_width": 16}
     )
 
     def start(name: str, **more: Any) -> Run:
         out = tmp_path / name
         return grow(data, out=out, policy="dynamic", images=1600, settings=settings, **more)
 
-    whole = start("whole")
+    uninterrupted = start("uninterrupted")
     assert any(
-        "residual" in e["growth"] or "widen" in e["growth"] for e in whole.events if "growth" in e
+        "residual" in e["growth"] or "widen" in e["growth"]
+        for e in uninterrupted.events
+        if "growth" in e
     )
     with pytest.raises(KeyboardInterrupt):
-        start("torn", display=Interruption(after))
-    again = start("torn", resume=True)
+        start("interrupted", display=Interruption(after))
+    resumed = start("interrupted", resume=True)
     for name in ("id", "parent", "growth", "score", "images"):
-        mine, other = ([e[name] for e in r.events if "score" in e] for r in (whole, again))
-        assert mine == other, name
-    assert np.array_equal(whole.best.sample(4), again.best.sample(4))
+        first, second = (
+            [e[name] for e in r.events if "score" in e] for r in (uninterrupted, resumed)
+        )
+        assert first == second, name
+    assert np.array_equal(uninterrupted.best.sample(4), resumed.best.sample(4))
 
 
 def test_a_run_directory_of_other_data_is_refused(
     data: ImageSet,
-    make_images: Callable[..., ImageSet],
+    make_blob_images: Callable[..., ImageSet],
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setenv("GROWGAN_CACHE", str(tmp_path / "cache"))
-    settings = tiny_settings(score={"kind": "swd", "samples": 64})
+    settings = tiny_settings(score={"kind": "swd", "num_samples": 64})
     grow(data, out=tmp_path / "run", policy="fixed", images=80, settings=settings)
     with pytest.raises(UserError, match="already holds a run; add --resume"):
         grow(data, out=tmp_path / "run", policy="fixed", images=80, settings=settings)
-    other = make_images(64, 1, 16, 16, seed=1)
-    with pytest.raises(UserError, match="which is other data than"):
+    other = make_blob_images(64, 1, 16, 16, seed=1)
+    with pytest.raises(UserError, match="which differs from"):
         grow(other, out=tmp_path / "run", images=80, settings=settings, resume=True)
-    with pytest.raises(UserError, match="no run directory"):
+    with pytest.raises(UserError, match="is not a run directory"):
         Run.open(tmp_path)

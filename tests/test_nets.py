@@ -1,4 +1,4 @@
-"""Stacks, their parts and their edits, against hand-derived values."""
+"""Networks, layers and edits, compared with hand-derived values."""
 
 from __future__ import annotations
 
@@ -10,51 +10,61 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from weight_specs import EQUALIZED, NONE, WEIGHT_SPECS
 
-from growgan.config import Rate, StackSettings, make_settings
+from growgan.config import NetworkConfig, make_settings
 from growgan.errors import UserError
-from growgan.nets.cost import parameters
-from growgan.nets.edits import Append, Edit, Insert, Widen, apply, edit_from_json, edit_to_json
-from growgan.nets.layers import (
-    Conv,
-    MinibatchDeviation,
-    Project,
+from growgan.nets.flops import count_parameters
+from growgan.nets.growth_ops import (
+    Append,
+    Edit,
+    Insert,
+    Widen,
+    apply_edit,
+    edit_from_json,
+    edit_to_json,
+    plan_transfers,
 )
+from growgan.nets.layers import LinearToGrid, ScaledConv2d, ScaledWeight
+from growgan.nets.minibatch import MinibatchStdDev
+from growgan.nets.networks import Discriminator, Generator, build_network
 from growgan.nets.norms import PixelNorm
-from growgan.nets.players import Discriminator, Generator, build
 from growgan.nets.presets import PRESETS
-from growgan.nets.presets.base import base_grid, stage_width
-from growgan.nets.spec import LayerSpec, StackSpec
+from growgan.nets.presets.base import resolve_base_grid, stage_width
+from growgan.nets.spec import DiscriminatorSpec, GeneratorSpec, LayerSpec, NetworkSpec
 
-RATES: tuple[Rate, ...] = ("plain", "normal", "equalised", "transfer", "spectral", "orthogonal")
 KINDS = ("conv", "strided", "residual")
 
 
-def g_spec(kind: str = "conv", base: tuple[int, int] = (4, 4), channels: int = 1) -> StackSpec:
+def g_spec(kind: str = "conv", base: tuple[int, int] = (4, 4), channels: int = 1) -> NetworkSpec:
     layers = (
         LayerSpec("g0", kind, 16),
-        LayerSpec("g1", kind, 12, resample=2),
-        LayerSpec("g2", kind, 12, kernel=5),
+        LayerSpec("g1", kind, 12, resample_factor=2),
+        LayerSpec("g2", kind, 12, kernel_size=5),
     )
-    return StackSpec("generator", base, channels, 16, layers, latent=32)
+    return GeneratorSpec(
+        base_grid=base, image_channels=channels, stem_width=16, layers=layers, latent_dim=32
+    )
 
 
-def d_spec(kind: str = "conv", base: tuple[int, int] = (4, 4), channels: int = 1) -> StackSpec:
+def d_spec(kind: str = "conv", base: tuple[int, int] = (4, 4), channels: int = 1) -> NetworkSpec:
     layers = (
         LayerSpec("d0", kind, 16, norm="none"),
-        LayerSpec("d1", kind, 12, resample=2, norm="none"),
-        LayerSpec("d2", kind, 12, kernel=5, norm="none"),
+        LayerSpec("d1", kind, 12, resample_factor=2, norm="none"),
+        LayerSpec("d2", kind, 12, kernel_size=5, norm="none"),
     )
-    return StackSpec("discriminator", base, channels, 16, layers, deviation_group=4)
+    return DiscriminatorSpec(
+        base_grid=base, image_channels=channels, stem_width=16, layers=layers, mbstd_group_size=4
+    )
 
 
-def energy_spec(kind: str = "conv") -> StackSpec:
-    return replace(d_spec(kind), energy=True)
+def energy_spec(kind: str = "conv") -> NetworkSpec:
+    return replace(d_spec(kind), is_autoencoder=True)
 
 
-def randomised(spec: StackSpec, seed: int = 0) -> Generator | Discriminator:
+def randomised(spec: NetworkSpec, seed: int = 0) -> Generator | Discriminator:
     """Build a stack with no parameter at its special initial value (zero biases and branches)."""
-    stack = build(spec, seed)
+    stack = build_network(spec, seed)
     rng = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for parameter in stack.parameters():
@@ -75,39 +85,39 @@ def test_pixel_norm_divides_by_the_root_mean_square_over_channels() -> None:
 def test_minibatch_deviation_appends_the_mean_deviation_of_each_group() -> None:
     x = torch.zeros(4, 1, 1, 2)
     x[0], x[1], x[2], x[3] = 1.0, 3.0, 10.0, 10.0
-    out = MinibatchDeviation(2)(x)
+    out = MinibatchStdDev(2)(x)
     assert out.shape == (4, 2, 1, 2)
     # Biased deviation of {1, 3} is 1, of {10, 10} it is sqrt(1e-8).
     torch.testing.assert_close(out[:2, 1], torch.ones(2, 1, 2), rtol=1e-4, atol=0)
     torch.testing.assert_close(out[2:, 1], torch.full((2, 1, 2), 1e-4), rtol=1e-3, atol=0)
 
 
-def test_equalised_weights_are_unit_normal_and_scaled_by_gain_over_root_fan_in() -> None:
+def test_equalized_weights_are_unit_normal_and_scaled_by_gain_over_root_fan_in() -> None:
     torch.manual_seed(0)
-    conv = Conv(32, 64, 3)
+    conv = ScaledConv2d(32, 64, 3)
     assert abs(float(conv.weight.detach().std()) - 1) < 0.02
-    assert conv.scale == pytest.approx(math.sqrt(2) / math.sqrt(32 * 9))
+    assert conv.weight_scale == pytest.approx(math.sqrt(2) / math.sqrt(32 * 9))
     x = noise(2, 32, 5, 5)
     expected = F.conv2d(x, conv.weight * math.sqrt(2 / 288), conv.bias, padding=1)
     torch.testing.assert_close(conv(x), expected)
-    plain = Conv(32, 64, 3, rate="plain")
-    assert plain.scale == 1.0
+    plain = ScaledConv2d(32, 64, 3, weight_spec=NONE)
+    assert plain.weight_scale == 1.0
     assert float(plain.weight.detach().std()) == pytest.approx(math.sqrt(2 / 288), rel=0.03)
 
 
 @pytest.mark.parametrize("width", [8, 32, 64, 256])
 def test_a_transferred_rate_moves_an_output_alike_at_every_width(width: int) -> None:
-    conv = Conv(width, 4, 3, rate="transfer")
-    in_use = float((conv.weight * conv.scale).detach().std())
+    conv = ScaledConv2d(width, 4, 3, weight_spec=WEIGHT_SPECS["width"])
+    in_use = float((conv.weight * conv.weight_scale).detach().std())
     assert in_use == pytest.approx(math.sqrt(2 / (9 * width)), rel=0.1)
     # A step of Adam moves every stored weight by the rate; aligned inputs then add up.
-    moved = conv.scale * 9 * width
+    moved = conv.weight_scale * 9 * width
     at_reference = math.sqrt(2 * 288)
     assert moved == pytest.approx(at_reference * min(1.0, math.sqrt(width / 32)))
 
 
 def test_project_is_a_dense_map_onto_the_grid() -> None:
-    project = Project(8, 3, (2, 5), gain=1.0, rate="equalised")
+    project = LinearToGrid(8, 3, (2, 5), gain=1.0, weight_spec=EQUALIZED)
     z = noise(4, 8)
     expected = torch.einsum("nz,czhw->nchw", z, project.weight / math.sqrt(8))
     torch.testing.assert_close(project(z), expected, rtol=1e-5, atol=1e-6)
@@ -120,9 +130,16 @@ def test_every_kernel_and_kind_keeps_or_doubles_the_size(
     kind: str, kernel: int, resample: int
 ) -> None:
     layer = LayerSpec("g0", kind, 10, kernel, resample)
-    g = build(StackSpec("generator", (4, 6), 3, 8, (layer,), latent=16), 0)
+    g = build_network(
+        GeneratorSpec(
+            base_grid=(4, 6), image_channels=3, stem_width=8, layers=(layer,), latent_dim=16
+        ),
+        0,
+    )
     mirrored = LayerSpec("d0", kind, 10, kernel, resample, norm="none")
-    d = build(StackSpec("discriminator", (4, 6), 3, 8, (mirrored,)), 0)
+    d = build_network(
+        DiscriminatorSpec(base_grid=(4, 6), image_channels=3, stem_width=8, layers=(mirrored,)), 0
+    )
     x = g(noise(2, 16))
     assert x.shape == (2, 3, 4 * resample, 6 * resample)
     assert d(x).shape == (2,)
@@ -130,24 +147,28 @@ def test_every_kernel_and_kind_keeps_or_doubles_the_size(
 
 def test_a_spec_survives_json_and_rebuilds_exactly_its_net() -> None:
     spec = g_spec("residual", (5, 3), 4)
-    again = StackSpec.from_json(spec.to_json())
+    again = NetworkSpec.from_json(spec.to_json())
     assert again == spec and hash(again) == hash(spec)
     z = noise(2, 32)
-    assert torch.equal(build(spec, 3)(z), build(again, 3)(z))
+    assert torch.equal(build_network(spec, 3)(z), build_network(again, 3)(z))
 
 
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"stem": 0}, "stem must be 1 to 8192, but got 0"),
-        ({"fading": 9}, "fading must be at most the layers, but got 9"),
-        ({"colour": 1}, r"spec keys must be those of StackSpec, but got \['colour'\]"),
-        ({"base": None}, "this is no stack spec"),
+        ({"stem_width": 0}, "stem_width must be greater than or equal to 1, but got 0"),
+        ({"stem_width": 1.5}, "stem_width must be a valid integer, but got 1.5"),
+        ({"stem_width": True}, "stem_width must be a valid integer, but got True"),
+        ({"num_fading_layers": 9}, r"num_fading_layers must be at most 3 \(layers\), but got 9"),
+        ({"colour": 1}, "a network spec has no field 'colour'"),
+        ({"mbstd_group_size": 4}, "a network spec has no field 'mbstd_group_size'"),
+        ({"base_grid": None}, "base_grid must be a valid tuple, but got None"),
+        ({"role": "critic"}, "'critic' found using 'role' does not match"),
     ],
 )
 def test_a_bad_spec_is_refused_with_its_value(change: dict[str, object], message: str) -> None:
     with pytest.raises(UserError, match=message):
-        StackSpec.from_json({**g_spec().to_json(), **change})
+        NetworkSpec.from_json({**g_spec().to_json(), **change})
 
 
 EDITS: list[Edit] = [
@@ -168,8 +189,8 @@ def test_an_edit_does_not_change_what_the_generator_computes(kind: str, edit: Ed
     parent = randomised(g_spec(kind))
     z = noise(8, 32)
     before = parent(z)
-    child = apply(parent, _named(edit, "g"), seed=5)
-    expected = F.interpolate(before, scale_factor=edit.factor)
+    child = apply_edit(parent, _named(edit, "g"), seed=5)
+    expected = F.interpolate(before, scale_factor=edit.resample_factor)
     scale = float(before.abs().max())
     assert float((child(z) - expected).detach().abs().max()) <= 1e-5 * max(1.0, scale)
 
@@ -178,13 +199,13 @@ def test_an_edit_does_not_change_what_the_generator_computes(kind: str, edit: Ed
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("edit", EDITS, ids=str)
 def test_an_edit_does_not_change_what_the_discriminator_computes(
-    kind: str, edit: Edit, make: Callable[[str], StackSpec]
+    kind: str, edit: Edit, make: Callable[[str], NetworkSpec]
 ) -> None:
     parent = randomised(make(kind))
     x = noise(8, 1, 8, 8)
     before = parent(x)
-    child = apply(parent, _named(edit, "d"), seed=5)
-    after = child(F.interpolate(x, scale_factor=edit.factor))
+    child = apply_edit(parent, _named(edit, "d"), seed=5)
+    after = child(F.interpolate(x, scale_factor=edit.resample_factor))
     scale = float(before.abs().max())
     assert float((after - before).detach().abs().max()) <= 1e-5 * max(1.0, scale)
 
@@ -199,8 +220,8 @@ def _named(edit: Edit, letter: str) -> Edit:
 
 def test_fade_follows_the_published_blend_on_both_sides() -> None:
     layer = LayerSpec("x", "conv", 9, 3, 2)
-    g = apply(randomised(g_spec()), Append((layer,)), 1)
-    d = apply(randomised(d_spec()), Append((layer,)), 1)
+    g = apply_edit(randomised(g_spec()), Append((layer,)), 1)
+    d = apply_edit(randomised(d_spec()), Append((layer,)), 1)
     z, x = noise(4, 32), noise(4, 1, 16, 16)
 
     def at(stack: nn.Module, given: Tensor, alpha: float) -> Tensor:
@@ -210,21 +231,21 @@ def test_fade_follows_the_published_blend_on_both_sides() -> None:
     blend = 0.25 * at(g, z, 1.0) + 0.75 * at(g, z, 0.0)
     torch.testing.assert_close(at(g, z, 0.25), blend, rtol=1e-5, atol=1e-5)
     # D blends features, not logits: compare where the blend is made.
-    assert isinstance(d, Discriminator) and d.old_head is not None
+    assert isinstance(d, Discriminator) and d.previous_head is not None
     new = d.layers["d3"](d.head(x))
-    old = d.old_head(F.avg_pool2d(x, 2))
+    old = d.previous_head(F.avg_pool2d(x, 2))
     h = 0.25 * new + 0.75 * old
     for name in ("d2", "d1", "d0"):
         h = d.layers[name](h)
-    features = d.end(h)
-    torch.testing.assert_close(at(d, x, 0.25), d.judge(features), rtol=1e-4, atol=1e-4)
+    features = d.epilogue(h)
+    torch.testing.assert_close(at(d, x, 0.25), d.logits(features), rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("edit", EDITS, ids=str)
 @pytest.mark.parametrize("make", [g_spec, d_spec])
-def test_an_edit_keeps_what_normalisation_over_the_batch_has_learnt(
-    make: Callable[[str], StackSpec], edit: Edit, kind: str
+def test_an_edit_keeps_what_batch_normalization_has_learned(
+    make: Callable[[str], NetworkSpec], edit: Edit, kind: str
 ) -> None:
     plain = make(kind)
     spec = replace(plain, layers=tuple(replace(each, norm="batch") for each in plain.layers))
@@ -235,17 +256,17 @@ def test_an_edit_keeps_what_normalisation_over_the_batch_has_learnt(
             value.copy_(torch.rand(value.shape, generator=rng) + 0.5)
     parent.eval()
     given = noise(8, 32) if spec.role == "generator" else noise(8, 1, 8, 8)
-    before, child = parent(given), apply(parent, _named(edit, spec.role[0]), seed=5).eval()
+    before, child = parent(given), apply_edit(parent, _named(edit, spec.role[0]), seed=5).eval()
     if spec.role == "generator":
-        after, before = child(given), F.interpolate(before, scale_factor=edit.factor)
+        after, before = child(given), F.interpolate(before, scale_factor=edit.resample_factor)
     else:
-        after = child(F.interpolate(given, scale_factor=edit.factor))
+        after = child(F.interpolate(given, scale_factor=edit.resample_factor))
     scale = float(before.abs().max())
     assert float((after - before).detach().abs().max()) <= 1e-5 * max(1.0, scale)
 
 
 def test_energies_are_mean_errors_of_reconstruction_and_fade_in_both_halves() -> None:
-    d = apply(randomised(energy_spec()), Append((LayerSpec("x", "conv", 9, 3, 2, "none"),)), 1)
+    d = apply_edit(randomised(energy_spec()), Append((LayerSpec("x", "conv", 9, 3, 2, "none"),)), 1)
     assert isinstance(d, Discriminator)
     x = noise(4, 1, 16, 16)
     for alpha in (0.0, 0.3, 1.0):
@@ -256,22 +277,51 @@ def test_energies_are_mean_errors_of_reconstruction_and_fade_in_both_halves() ->
     energy = d(x)
     d.finish_fade()
     torch.testing.assert_close(d(x), energy, rtol=0, atol=0)
-    assert set(d.state_dict()) == set(build(d.spec).state_dict())
+    assert set(d.state_dict()) == set(build_network(d.spec).state_dict())
 
 
 def test_finish_fade_leaves_the_new_head_alone() -> None:
-    g = apply(randomised(g_spec()), Append((LayerSpec("x", "conv", 9, 3, 2),)), 1)
+    g = apply_edit(randomised(g_spec()), Append((LayerSpec("x", "conv", 9, 3, 2),)), 1)
     g.alpha.fill_(1.0)
     z = noise(4, 32)
     faded = g(z)
     g.finish_fade()
-    assert g.spec.fading == 0 and g.old_head is None
+    assert g.spec.num_fading_layers == 0 and g.previous_head is None
     torch.testing.assert_close(g(z), faded, rtol=0, atol=0)
-    assert torch.equal(g(z), g(z)) and set(g.state_dict()) == set(build(g.spec).state_dict())
+    assert torch.equal(g(z), g(z)) and set(g.state_dict()) == set(
+        build_network(g.spec).state_dict()
+    )
+
+
+@pytest.mark.parametrize("make", [g_spec, d_spec, energy_spec])
+@pytest.mark.parametrize("kind", KINDS)
+def test_every_linear_map_of_a_network_that_can_widen_names_its_widths(
+    kind: str, make: Callable[[str], NetworkSpec]
+) -> None:
+    network = build_network(make(kind), 0)
+    names = {"stem", *(layer.id for layer in network.spec.layers)}
+    linear_maps = [s for s in network.slots().values() if isinstance(s.module, ScaledWeight)]
+    assert len(linear_maps) > len(network.layers)
+    for slot in linear_maps:
+        widths = {slot.widths.inputs, slot.widths.outputs} - {None}
+        assert widths and widths <= names, slot.name
+
+
+def test_only_an_appended_layer_moves_the_image_head() -> None:
+    parent = randomised(g_spec())
+    for edit, moved in [
+        (Append((LayerSpec("x", width=9), LayerSpec("x", width=8))), "heads.g3.conv.weight"),
+        (Insert("g2", 3, "none"), "heads.image.conv.weight"),
+        (Widen(), "heads.image.conv.weight"),
+    ]:
+        transfers = plan_transfers(parent, apply_edit(parent, edit, 1), edit)
+        assert transfers["heads.image.conv.weight"].child_name == moved
+        assert len({transfer.child_name for transfer in transfers.values()}) == len(transfers)
+        assert transfers.keys() == parent.state_dict().keys() - {"alpha"}
 
 
 def test_widened_copies_do_not_stay_alike() -> None:
-    child = apply(randomised(g_spec()), Widen(), 3).requires_grad_()
+    child = apply_edit(randomised(g_spec()), Widen(), 3).requires_grad_()
     child(noise(8, 32)).square().sum().backward()
     gradient = child.layers["g1"].conv.weight.grad
     assert isinstance(gradient, Tensor)
@@ -285,7 +335,7 @@ def test_edits_survive_json(edit: Edit) -> None:
 
 
 def test_widths_follow_the_published_formula() -> None:
-    shape = StackSettings(width=512, taper=8)
+    shape = NetworkConfig(width=512, full_width_scale=8)
     widths = [stage_width(shape, 2**s) for s in range(9)]
     # Karras et al. 2018, table 2: 512 up to 32 x 32, then 256, 128, ... 16 at 1024 x 1024.
     assert widths == [512, 512, 512, 512, 256, 128, 64, 32, 16]
@@ -293,12 +343,14 @@ def test_widths_follow_the_published_formula() -> None:
 
 def test_pggan_at_its_published_size_has_the_published_shape() -> None:
     # Karras et al. 2018, table 2: 23.1 M parameters in G and in D at 1024 x 1024.
-    shape = StackSettings(kind="conv", latent=512, width=512, convolutions=2, taper=8)
+    shape = NetworkConfig(
+        block="conv", latent_dim=512, width=512, layers_per_resolution=2, full_width_scale=8
+    )
     for role in ("generator", "discriminator"):
-        spec = PRESETS["pggan"].stack(role, shape, 3, (1024, 1024))  # type: ignore[arg-type]
+        spec = PRESETS["pggan"].network_spec(role, shape, 3, (1024, 1024))  # type: ignore[arg-type]
         with torch.device("meta"):
             stack = (Generator if role == "generator" else Discriminator)(spec)
-        assert stack.parameter_count() == pytest.approx(23.1e6, rel=0.005)
+        assert stack.num_parameters() == pytest.approx(23.1e6, rel=0.005)
         assert len(spec.layers) == 16 + (role == "generator")
 
 
@@ -309,22 +361,25 @@ def test_pggan_at_its_published_size_has_the_published_shape() -> None:
 def test_base_grid_is_the_smallest_with_sides_of_four(
     target: tuple[int, int], base: tuple[int, int]
 ) -> None:
-    assert base_grid(target) == base
+    assert resolve_base_grid(target) == base
 
 
 def test_a_target_that_doubling_cannot_reach_is_refused_with_choices() -> None:
-    with pytest.raises(UserError, match=r"37x37 cannot be reached.*near ones that can: 40x40"):
-        base_grid((37, 37))
-    with pytest.raises(UserError, match=r"from base grid 5x5 by doubling; it may be: 5x5, 10x10"):
-        base_grid((32, 32), (5, 5))
+    with pytest.raises(
+        UserError, match=r"37x37 cannot be reached.*nearest resolutions that can are 40x40"
+    ):
+        resolve_base_grid((37, 37))
+    with pytest.raises(UserError, match=r"by doubling the base grid 5x5, which reaches 5x5, 10x10"):
+        resolve_base_grid((32, 32), (5, 5))
 
 
-def published(name: str, channels: int, size: int) -> tuple[StackSpec, StackSpec]:
+def published(name: str, channels: int, size: int) -> tuple[NetworkSpec, NetworkSpec]:
     """Return the stacks of a preset as its paper has them."""
     preset = PRESETS[name]
-    shape = make_settings(preset.published).stack
+    shape = make_settings(preset.published_settings).network
     g, d = (
-        preset.stack(role, shape, channels, (size, size)) for role in ("generator", "discriminator")
+        preset.network_spec(role, shape, channels, (size, size))
+        for role in ("generator", "discriminator")
     )
     return g, d
 
@@ -332,28 +387,28 @@ def published(name: str, channels: int, size: int) -> tuple[StackSpec, StackSpec
 def test_dcgan_is_the_published_one() -> None:
     """Radford et al. 2016, figure 1: 4x4x1024, 8x8x512, 16x16x256, 32x32x128, 64x64x3."""
     g, d = published("dcgan", 3, 64)
-    assert [g.stem, *(layer.width for layer in g.layers)] == [1024, 512, 256, 128]
-    assert [layer.width for layer in d.layers][::-1] == [128, 256, 512] and d.stem == 1024
+    assert [g.stem_width, *(layer.width for layer in g.layers)] == [1024, 512, 256, 128]
+    assert [layer.width for layer in d.layers][::-1] == [128, 256, 512] and d.stem_width == 1024
     maps = [(1024, 512), (512, 256), (256, 128)]
     # Each map has a bias a channel, and a gain and a bias of its normalisation.
     inner = sum(16 * a * b + 3 * b for a, b in maps)
     expected = 100 * 1024 * 16 + 3 * 1024 + inner + 16 * 128 * 3 + 3
-    assert parameters(g) == expected
+    assert count_parameters(g) == expected
     z, x = noise(2, 100), noise(2, 3, 64, 64)
-    assert build(g, 0)(z).shape == x.shape and build(d, 0)(x).shape == (2,)
-    assert float(build(g, 0)(z).detach().abs().max()) <= 1
-    first = build(d, 0).head.conv.weight  # type: ignore[union-attr]
+    assert build_network(g, 0)(z).shape == x.shape and build_network(d, 0)(x).shape == (2,)
+    assert float(build_network(g, 0)(z).detach().abs().max()) <= 1
+    first = build_network(d, 0).head.conv.weight  # type: ignore[union-attr]
     assert float(first.detach().std()) == pytest.approx(0.02, rel=0.05)  # type: ignore[operator]
 
 
 def test_the_first_gan_is_dense_at_one_resolution() -> None:
     g, d = published("gan", 1, 28)
     assert g.resolution == d.resolution == (28, 28)
-    assert parameters(g) == 100 * 1200 + 1200 + 1200 * 1200 + 1200 + 1200 * 784 + 784
+    assert count_parameters(g) == 100 * 1200 + 1200 + 1200 * 1200 + 1200 + 1200 * 784 + 784
     z, x = noise(2, 100), noise(2, 1, 28, 28)
-    assert build(g, 0)(z).shape == x.shape and build(d, 0)(x).shape == (2,)
-    with pytest.raises(UserError, match="a dense layer cannot double the grid"):
-        build(Append((LayerSpec("x", "dense", resample=2),)).spec(g))
+    assert build_network(g, 0)(z).shape == x.shape and build_network(d, 0)(x).shape == (2,)
+    with pytest.raises(UserError, match="block 'dense' cannot change the resolution"):
+        build_network(Append((LayerSpec("x", "dense", resample_factor=2),)).child_spec(g))
 
 
 def test_pixel_norm_is_that_of_the_paper_and_differentiable_twice() -> None:

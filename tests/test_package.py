@@ -21,16 +21,16 @@ ROOT = Path(__file__).resolve().parent.parent
 # What a packager finds in the sdist: files, and folders with all that is in them. Tests read them.
 NEEDED = set(
     "LICENSE README.md CHANGELOG.md CITATION.cff CONTRIBUTING.md Makefile constraints.txt"
-    " mkdocs.yml pyproject.toml benchmarks/play.py".split()
+    " mkdocs.yml pyproject.toml benchmarks/search_simulation.py".split()
 )
 SHARED = ("src", "tests", "docs", "examples")
 
 
-def test_the_version_is_said_once_and_follows_semantic_versioning() -> None:
+def test_the_version_follows_semantic_versioning_and_is_the_same_everywhere() -> None:
     assert re.fullmatch(r"\d+\.\d+\.\d+", growgan.__version__)
     citation = yaml.safe_load((ROOT / "CITATION.cff").read_text())
     assert citation["version"] == growgan.__version__ and citation["license"] == "Apache-2.0"
-    assert "## [Unreleased]" in (ROOT / "CHANGELOG.md").read_text()
+    assert f"## [{growgan.__version__}]" in (ROOT / "CHANGELOG.md").read_text()
 
 
 def test_what_contributing_tells_to_use_is_installed_by_the_dev_extra() -> None:

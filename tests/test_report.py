@@ -15,7 +15,7 @@ from xml.etree import ElementTree
 import numpy as np
 import pytest
 import synthetic_run
-from browsing import serious
+from browsing import serious_violations
 from numpy.typing import NDArray
 from PIL import Image
 from synthetic_run import PLAN, START, append, candidate_event, write_run
@@ -23,10 +23,10 @@ from synthetic_run import PLAN, START, append, candidate_event, write_run
 from growgan.cli import main
 from growgan.errors import UserError
 from growgan.report import read_run, write_report
-from growgan.report.branches import Branch, branches
-from growgan.report.chart import nice_ticks, ticks
-from growgan.report.page import images_trained, page
-from growgan.report.tree import place
+from growgan.report.chart import axis_ticks, nice_ticks
+from growgan.report.growth_tree import TreeNode, build_growth_tree
+from growgan.report.growth_tree_svg import layout_tree
+from growgan.report.page import page_html, total_images_trained
 
 
 @pytest.fixture(scope="module")
@@ -41,14 +41,19 @@ def test_read_run_knows_the_best_the_lineage_and_who_was_pruned(run_dir: Path) -
     run = read_run(run_dir)
     lineage = ["0000", "0002", "0007", "0010", "0013", "0016", "0020", "0022", "0023", "0024"]
     assert [c.id for c in run.best_lineage] == lineage
-    assert (run.best, run.finished, run.resumed, len(run.candidates)) == ("0024", True, 0, 25)
+    assert (run.best_id, run.finished, run.num_resumes, len(run.candidates)) == (
+        "0024",
+        True,
+        0,
+        25,
+    )
     assert (run.budget_seconds, run.budget_images, run.resolution) == (700.0, None, (32, 32))
     status = {c.id: c.status for c in run.candidates}
     assert (status["0024"], status["0008"], status["0023"]) == ("best", "failed", "pruned")
-    assert run.by_id["0008"].error == "loss_generator is not finite"
+    assert run.candidates_by_id["0008"].error == "loss_generator is not finite"
     assert run.elapsed == pytest.approx(4 + sum(plan[8] for plan in PLAN) + 2)
     assert len(run.stats) == 40 * 25
-    assert set(run.stats[0].terms) == {"loss_generator", "loss_discriminator", "r1"}
+    assert set(run.stats[0].scalars) == {"loss_generator", "loss_discriminator", "r1"}
 
 
 def test_an_unfinished_run_keeps_what_no_decision_has_met_alive(tmp_path: Path) -> None:
@@ -61,7 +66,7 @@ def test_an_unfinished_run_keeps_what_no_decision_has_met_alive(tmp_path: Path) 
         "alive", "best", "pruned", "alive",
     ]  # fmt: skip
     slices = sum(plan[8] for plan in PLAN[:13])
-    assert run.cost == {"train_and_score": slices, "other": pytest.approx(200 - slices)}
+    assert run.seconds_by_phase == {"train_and_score": slices, "other": pytest.approx(200 - slices)}
 
 
 def test_a_torn_last_line_is_ignored_and_a_torn_line_before_it_is_named(tmp_path: Path) -> None:
@@ -81,8 +86,8 @@ def test_points_made_anew_after_a_resume_replace_the_old_ones(tmp_path: Path) ->
     again = {**point, "elapsed": 50.0, "images": 80 * 30, "loss_discriminator": float("nan")}
     append(folder / "stats.jsonl", json.dumps(again) + "\n")
     stats = read_run(folder).stats
-    assert [p.images for p in stats] == [80 * k for k in range(31)]
-    assert stats[-1].terms == {"loss_generator": 7.0}
+    assert [p.images_seen for p in stats] == [80 * k for k in range(31)]
+    assert stats[-1].scalars == {"loss_generator": 7.0}
 
 
 def test_a_budget_changed_at_resume_is_the_one_shown(tmp_path: Path) -> None:
@@ -90,46 +95,48 @@ def test_a_budget_changed_at_resume_is_the_one_shown(tmp_path: Path) -> None:
     lines = [{"event": "budget", "budget": {"images": 9000}}, {"event": "resume", "elapsed": 20}]
     append(folder / "ledger.jsonl", "".join(json.dumps(line) + "\n" for line in lines))
     run = read_run(folder)
-    assert (run.budget_seconds, run.budget_images, run.resumed) == (None, 9000, 1)
+    assert (run.budget_seconds, run.budget_images, run.num_resumes) == (None, 9000, 1)
 
 
 def test_what_is_no_run_is_named(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="is not a run directory: there is no such folder"):
         read_run(tmp_path / "none")
-    with pytest.raises(UserError, match=r"there is no ledger\.jsonl in it"):
+    with pytest.raises(UserError, match=r"it has no ledger\.jsonl"):
         read_run(tmp_path)
     (tmp_path / "ledger.jsonl").write_text("")
     with pytest.raises(UserError, match="is empty"):
         read_run(tmp_path)
     (tmp_path / "ledger.jsonl").write_text('{"event": "start"}\n')
-    with pytest.raises(UserError, match="ledger of another kind"):
+    with pytest.raises(UserError, match="another version of growgan"):
         read_run(tmp_path)
 
 
 # --- the tree
 
 
-def everything(found: tuple[Branch, ...]) -> list[Branch]:
+def everything(found: tuple[TreeNode, ...]) -> list[TreeNode]:
     return [b for branch in found for b in (branch, *everything(branch.children))]
 
 
 def test_slices_of_one_architecture_are_one_branch(run_dir: Path) -> None:
-    roots = branches(read_run(run_dir))
-    found = {b.members[0].id: b for b in everything(roots)}
-    trained_on = sum(plan[3] == "train on" for plan in PLAN)
+    roots = build_growth_tree(read_run(run_dir))
+    found = {b.segments[0].id: b for b in everything(roots)}
+    trained_on = sum(plan[3] == "no growth" for plan in PLAN)
     assert len(found) == len(PLAN) - trained_on
-    assert [c.id for c in found["0020"].members] == ["0020", "0022", "0023", "0024"]
-    assert [b.face.id for b in found["0013"].children] == ["0024", "0021", "0017", "0018"]
+    assert [c.id for c in found["0020"].segments] == ["0020", "0022", "0023", "0024"]
+    assert [b.representative.id for b in found["0013"].children] == ["0024", "0021", "0017", "0018"]
     assert (found["0020"].status, found["0007"].status) == ("best", "alive")
     assert (found["0008"].status, found["0015"].status) == ("failed", "pruned")
     assert found["0015"] in found["0007"].children  # it grew from 0009, a slice of 0007
 
 
 def test_the_tree_is_placed_without_collision(run_dir: Path) -> None:
-    nodes = [n for root in place(branches(read_run(run_dir))) for n in root.walk()]
+    nodes = [
+        n for root in layout_tree(build_growth_tree(read_run(run_dir))) for n in root.iter_subtree()
+    ]
     cells = [(n.row, n.column) for n in nodes]
     assert len(set(cells)) == len(cells)
-    assert {n.column for n in nodes if n.branch and n.branch.leads} == {0}
+    assert {n.column for n in nodes if n.tree_node and n.tree_node.on_best_lineage} == {0}
     for n in nodes:
         assert all(child.row == n.row + 1 for child in n.children)
         assert not n.children or n.children[0].column == n.column
@@ -139,13 +146,13 @@ def test_many_losers_become_one_card(tmp_path: Path) -> None:
     folder = write_run(tmp_path, upto=1, end=False)
     rows = [(f"{k:04d}", "0000", 1, f"G + conv {k}", 4, 2, 1, 9.0 + k, 5) for k in range(1, 11)]
     events = [candidate_event(row, 20.0, 100) for row in rows]
-    select = {"event": "select", "round": 1, "alive": ["0001"], "best": "0001", "reason": ""}
+    select = {"event": "select", "round": 1, "survivors": ["0001"], "best": "0001", "reason": ""}
     append(folder / "ledger.jsonl", "".join(json.dumps(e) + "\n" for e in [*events, select]))
-    (root,) = place(branches(read_run(folder)))
-    assert [n.branch and n.branch.face.id for n in root.children] == [
+    (root,) = layout_tree(build_growth_tree(read_run(folder)))
+    assert [n.tree_node and n.tree_node.representative.id for n in root.children] == [
         "0001", "0002", "0003", "0004", "0005", None,
     ]  # fmt: skip
-    assert len(root.children[-1].hidden) == 5
+    assert len(root.children[-1].folded_nodes) == 5
 
 
 # --- the page
@@ -186,7 +193,7 @@ def test_the_page_is_whole_and_needs_nothing_else(run_dir: Path) -> None:
     assert "http" not in text
     ids = [a["id"] for _, a in page.tags if "id" in a]
     assert len(ids) == len(set(ids))
-    for heading in ("Growth tree", "Decisions", "Settings", "Cost", "All candidates", "Losses"):
+    for heading in ("Growth tree", "Selections", "Settings", "Cost", "All candidates", "Losses"):
         assert f">{heading}</h" in text
 
 
@@ -228,7 +235,7 @@ def test_names_are_escaped(tmp_path: Path) -> None:
 def test_a_run_without_candidates_or_pictures_still_has_a_page(tmp_path: Path) -> None:
     (tmp_path / "ledger.jsonl").write_text(json.dumps(START) + "\n")
     text = write_report(tmp_path).read_text("utf-8")
-    assert "has not ended" in text and "No candidate" in text
+    assert "has not finished" in text and "No candidate" in text
     Page(text)
     folder = write_run(tmp_path / "run", upto=3, end=False)
     (folder / "candidates/0002/samples.png").write_bytes(b"broken")
@@ -256,10 +263,10 @@ def test_the_page_stays_small_with_a_gallery(
     rng = np.random.default_rng(0)
     folder = write_run(tmp_path)
     (folder / "gallery").mkdir()
-    for name in ("walk", "neighbours", "classes", "morph", "codes"):  # 128x128 RGB, as they come
+    for name in ("interpolation", "nearest", "classes", "class_interpolation", "codes"):
         pixels = rng.integers(0, 256, (12 * 128, 8 * 128, 3), np.uint8)
         Image.fromarray(pixels).save(folder / "gallery" / f"{name}.png")
-    assert len(page(read_run(folder))) > 8_000_000
+    assert len(page_html(read_run(folder))) > 8_000_000
     text = write_report(folder).read_text("utf-8")
     assert len(text.encode()) <= 5_000_000
     shown = [a for tag, a in Page(text).tags if tag == "img"]
@@ -280,12 +287,15 @@ def conditional_dir(tmp_path: Path) -> Path:
     append(folder / "ledger.jsonl", json.dumps(late) + "\n")
     gallery = folder / "gallery"
     gallery.mkdir()
-    sizes = {"walk": (16, 6), "neighbours": (16, 4), "task": (8, 3), "classes": (8, 10)}
-    for name, (columns, rows) in {**sizes, "morph": (21, 8), "codes": (8, 6)}.items():
+    sizes = {"interpolation": (16, 6), "nearest": (16, 4), "task": (8, 3), "classes": (8, 10)}
+    for name, (columns, rows) in {**sizes, "class_interpolation": (21, 8), "codes": (8, 6)}.items():
         Image.new("RGB", (32 * columns, 32 * rows), "teal").save(gallery / f"{name}.png")
     distances = {f"class {i}": 1.5 * i for i in range(10)}
     scores = {"reals, own labels": 0.7, "reals, other labels": -0.2}
-    told = {"classes": {"distances": distances, "pairings": scores}, "task": {"psnr": 21.0}}
+    told = {
+        "classes": {"frechet_distances": distances, "label_sensitivity": scores},
+        "task": {"psnr": 21.0},
+    }
     told["truncation"] = [  # type: ignore[assignment]
         {"truncation": cut, "precision": 0.9 - cut / 5, "recall": cut / 3} for cut in (0.5, 1, 2)
     ]
@@ -294,10 +304,13 @@ def conditional_dir(tmp_path: Path) -> Path:
     return folder
 
 
-def test_each_table_of_a_class_has_a_box_and_headers_of_its_own(conditional_dir: Path) -> None:
+def test_each_table_of_the_gallery_has_a_box_and_headers(conditional_dir: Path) -> None:
     text = write_report(conditional_dir).read_text("utf-8")
     Page(text)
-    for title, first in (("Class by class", "class"), ("Right and wrong labels", "pair")):
+    for title, first in (
+        ("Fréchet distance of each class", "class"),
+        ("Scores of right and wrong labels", "images and labels"),
+    ):
         assert re.search(f"<h2>{title}</h2><div [^>]*><table><thead><tr><th>{first}</th>", text)
     assert "<th></th>" not in text
 
@@ -323,7 +336,7 @@ def test_the_page_in_a_browser(
     page.on("console", lambda told: wrong.append(told.text) if told.type == "error" else None)
     page.goto(path.resolve().as_uri())
     # axe is a script, of which the page itself has none
-    assert not serious(page) and not wrong
+    assert not serious_violations(page) and not wrong
     assert page.evaluate("document.documentElement.scrollWidth <= innerWidth")
     assert not page.evaluate(OUTSIDE)
     assert page.evaluate("[...document.images].every(i => i.complete && i.naturalWidth > 0)")
@@ -339,7 +352,7 @@ def test_the_page_in_a_browser(
 
 def test_images_of_a_slice_count_once(tmp_path: Path) -> None:
     run = read_run(write_run(tmp_path, upto=3))
-    assert images_trained(run) == sum(int(plan[8] * 9600 / plan[4]) for plan in PLAN[:3])
+    assert total_images_trained(run) == sum(int(plan[8] * 9600 / plan[4]) for plan in PLAN[:3])
 
 
 @pytest.mark.parametrize("low", [-3.0, 0.0, 0.0137, 5.0, 1e4])
@@ -350,7 +363,7 @@ def test_ticks_are_few_even_and_inside(low: float, span: float) -> None:
     gaps = np.diff(found)
     assert np.allclose(gaps, gaps[0], rtol=1e-3)
     assert low - 1e-6 * span <= found[0] and found[-1] <= low + span * (1 + 1e-6)
-    times = ticks(0, 100 * span, "time")
+    times = axis_ticks(0, 100 * span, "time")
     assert all(0 <= t <= 100 * span for t in times) and len(times) <= 7
 
 
@@ -379,7 +392,7 @@ def test_inspect_draws_the_tree(run_dir: Path, capsys: pytest.CaptureFixture[str
     assert "\x1b" not in out
     assert "score 1.31 +- 0.039, 32x32, D + residual 3x3 48" in out
     assert "loss_generator is not finite" in out
-    assert all(plan[0] in out for plan in PLAN if plan[3] != "train on")
+    assert all(plan[0] in out for plan in PLAN if plan[3] != "no growth")
 
 
 def test_report_prints_its_path_and_refuses_another_folder(
@@ -396,33 +409,42 @@ def test_report_prints_its_path_and_refuses_another_folder(
 
 def test_the_page_tells_what_the_doctor_saw_and_said(tmp_path: Path) -> None:
     folder = write_run(tmp_path, upto=3, end=False)
-    vitals = {"diversity": 0.9, "wins_seen": 0.8, "wins_unseen": None, "singular": 3.0}
+    vitals = {
+        "diversity_ratio": 0.9,
+        "train_win_rate": 0.8,
+        "held_out_win_rate": None,
+        "discriminator_spectral_norm": 3.0,
+    }
     spectra = {"generator": {}, "discriminator": {"d0.<conv>": [3.0, 2.0, 1.0]}}
     sick = {**candidate_event(PLAN[2], 25.0, 9000)}
-    sick["vitals"] = {**vitals, "spectra": spectra}
+    sick["health_metrics"] = {**vitals, "singular_values": spectra}
     lines = (folder / "ledger.jsonl").read_text().splitlines()
     lines = [line for line in lines if '"id": "0002"' not in line or "candidate" not in line]
     events = [
         sick,
         {
-            "event": "doctor",
+            "event": "mitigation",
             "candidate": "0003",
-            "ailment": "collapse",
+            "failure": "mode collapse",
             "diagnosis": "fakes <vary> 5%",
-            "remedy": "half of the rate",
+            "mitigation": "half of the rate",
         },
-        {"event": "memory", "candidate": "0003", "parts": 2},
+        {"event": "micro_batches", "candidate": "0003", "num_micro_batches": 2},
     ]
     text = "\n".join([*lines, *map(json.dumps, events)]) + "\n"
     (folder / "ledger.jsonl").write_text(text)
     run = read_run(folder)
-    assert run.by_id["0002"].vitals == {"diversity": 0.9, "wins_seen": 0.8, "singular": 3.0}
-    assert run.notes == (
-        "0003: fakes <vary> 5%; the run went back, with half of the rate.",
-        "0003: memory was short; batches went through in 2 parts.",
+    assert run.candidates_by_id["0002"].health_metrics == {
+        "diversity_ratio": 0.9,
+        "train_win_rate": 0.8,
+        "discriminator_spectral_norm": 3.0,
+    }
+    assert run.incidents == (
+        "0003: fakes <vary> 5%; the run went back and continued with half of the rate.",
+        "0003: memory ran short; each batch was split into 2 micro-batches.",
     )
-    html = page(run)
-    assert "<h2>Health</h2>" in html and "fakes &lt;vary&gt; 5%" in html
-    assert "How varied the fakes are" in html and "Fakes that are copies" not in html
+    html = page_html(run)
+    assert "<h2>Health checks</h2>" in html and "fakes &lt;vary&gt; 5%" in html
+    assert "Diversity of fakes" in html and "Fakes that copy" not in html
     assert "d0.&lt;conv&gt;: 3.00, 2.00, 1.00" in html
-    assert "each of D" in html and "each of G" not in html
+    assert "the weights of D" in html and "the weights of G" not in html

@@ -10,62 +10,68 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from growgan.artifacts.load import load
     from growgan.config import Settings
     from growgan.data import ImageSet, load_images
-    from growgan.growth import Run, grow
-    from growgan.growth.cluster import Cluster
-    from growgan.growth.condition import condition
-    from growgan.growth.load import load
-    from growgan.growth.policies import Dynamic, Fixed, Plateau, Progressive
-    from growgan.growth.policies import RandomGrowth as Random
+    from growgan.execution.ray_cluster import RayCluster
     from growgan.metrics.evaluate import evaluate
-    from growgan.nets.players import Generator
+    from growgan.nets.networks import Generator
+    from growgan.run.finetune import finetune
+    from growgan.run.grow import grow
+    from growgan.run.run import Run
+    from growgan.search.policies import (
+        DynamicPolicy,
+        FixedPolicy,
+        PlateauPolicy,
+        ProgressivePolicy,
+        RandomPolicy,
+    )
 
 __version__ = "0.1.0"
 
 __all__ = [
-    "Cluster",
-    "Dynamic",
-    "Fixed",
+    "DynamicPolicy",
+    "FixedPolicy",
     "Generator",
     "ImageSet",
-    "Plateau",
-    "Progressive",
-    "Random",
+    "PlateauPolicy",
+    "ProgressivePolicy",
+    "RandomPolicy",
+    "RayCluster",
     "Run",
     "Settings",
     "__version__",
-    "condition",
     "evaluate",
+    "finetune",
     "grow",
     "load",
     "load_images",
 ]
 
-_HOMES = {
-    "Cluster": "growgan.growth.cluster:Cluster",
-    "Dynamic": "growgan.growth.policies:Dynamic",
-    "Fixed": "growgan.growth.policies:Fixed",
-    "Generator": "growgan.nets.players:Generator",
-    "ImageSet": "growgan.data:ImageSet",
-    "Plateau": "growgan.growth.policies:Plateau",
-    "Progressive": "growgan.growth.policies:Progressive",
-    "Random": "growgan.growth.policies:RandomGrowth",
-    "Run": "growgan.growth:Run",
-    "Settings": "growgan.config:Settings",
-    "condition": "growgan.growth.condition:condition",
-    "evaluate": "growgan.metrics.evaluate:evaluate",
-    "grow": "growgan.growth:grow",
-    "load": "growgan.growth.load:load",
-    "load_images": "growgan.data:load_images",
+# Public name -> module that defines it.
+_MODULES = {
+    "DynamicPolicy": "growgan.search.policies",
+    "FixedPolicy": "growgan.search.policies",
+    "Generator": "growgan.nets.networks",
+    "ImageSet": "growgan.data",
+    "PlateauPolicy": "growgan.search.policies",
+    "ProgressivePolicy": "growgan.search.policies",
+    "RandomPolicy": "growgan.search.policies",
+    "RayCluster": "growgan.execution.ray_cluster",
+    "Run": "growgan.run.run",
+    "Settings": "growgan.config",
+    "evaluate": "growgan.metrics.evaluate",
+    "finetune": "growgan.run.finetune",
+    "grow": "growgan.run.grow",
+    "load": "growgan.artifacts.load",
+    "load_images": "growgan.data",
 }
 
 
 def __getattr__(name: str) -> object:
-    if name not in _HOMES:
+    if name not in _MODULES:
         raise AttributeError(f"module '{__name__}' has no attribute '{name}'")
-    module, attribute = _HOMES[name].split(":")
-    value: object = getattr(import_module(module), attribute)
+    value: object = getattr(import_module(_MODULES[name]), name)
     globals()[name] = value
     return value
 

@@ -1,4 +1,4 @@
-"""``python -m growgan`` is the command ``growgan``."""
+"""Lets ``python -m growgan`` run the command ``growgan``."""
 
 import sys
 

@@ -1,8 +1,7 @@
-"""Names that users type, and what they stand for.
+"""Registries: the names that users type, and the components they stand for.
 
-Each kind of part (loss, regulariser, block, policy, preset, ...) has one :class:`Registry`. An
-entry describes itself in one line, so that the command line, the docs table and the matrix test
-need no list of their own.
+Each kind of component (loss, regularizer, block, policy, preset, ...) has one :class:`Registry`.
+Entries describe themselves, so the command line, the docs and the tests need no lists of their own.
 """
 
 from __future__ import annotations
@@ -11,14 +10,14 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Generic, TypeVar
 
-from growgan.errors import unknown
+from growgan.errors import unknown_name_error
 
 T = TypeVar("T")
 
 
 @dataclass(frozen=True)
 class Entry(Generic[T]):
-    """One named part: its value, a one-line summary, and the paper that it comes from."""
+    """A named component: its value, a one-line summary, and its paper."""
 
     name: str
     value: T
@@ -27,10 +26,10 @@ class Entry(Generic[T]):
 
 
 class Registry(Generic[T]):
-    """A mapping of names to parts of one kind.
+    """A mapping from names to components of one kind.
 
     Args:
-        kind: what the parts are, in the singular, as error messages say it ("loss").
+        kind: Singular name of the kind for error messages, like "loss".
     """
 
     def __init__(self, kind: str) -> None:
@@ -38,20 +37,24 @@ class Registry(Generic[T]):
         self._entries: dict[str, Entry[T]] = {}
 
     def register(self, name: str, summary: str, paper: str = "") -> Callable[[T], T]:
-        """Return a decorator that enters its argument under ``name``."""
+        """Return a decorator that registers its argument under ``name``."""
 
-        def enter(value: T) -> T:
+        def decorator(value: T) -> T:
             if name in self._entries:
                 raise ValueError(f"{self.kind} '{name}' is registered twice")
             self._entries[name] = Entry(name, value, summary, paper)
             return value
 
-        return enter
+        return decorator
 
     def __getitem__(self, name: str) -> T:
-        """Return the part called ``name``; raise a :class:`UserError` if there is none."""
+        """Return the component called ``name``.
+
+        Raises:
+            UserError: There is none.
+        """
         if name not in self._entries:
-            raise unknown(self.kind, name, self._entries)
+            raise unknown_name_error(self.kind, name, self._entries)
         return self._entries[name].value
 
     def __contains__(self, name: object) -> bool:

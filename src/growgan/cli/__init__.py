@@ -1,4 +1,4 @@
-"""The command line: ``growgan VERB ...``, one module a verb; :mod:`growgan.cli.app` runs them."""
+"""The command line, ``growgan VERB ...``: one module per verb; :mod:`growgan.cli.app` runs them."""
 
 from growgan.cli.app import main
 

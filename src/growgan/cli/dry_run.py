@@ -1,110 +1,65 @@
-"""``--dry-run``: build every stage, take a few steps, and say what the run would cost."""
+"""``--dry-run``: measure and print what a run would cost."""
 
 from __future__ import annotations
 
-import time
 from dataclasses import replace
 
 import torch
 from rich.console import Console
 from rich.table import Table
 
-from growgan.config import Settings, StackSettings
+from growgan.config import NetworkConfig, Settings
 from growgan.data import ImageSet
-from growgan.data.batches import Batches
-from growgan.growth.budget import Budget
-from growgan.growth.executor import Silent, Trainer
-from growgan.growth.history import History, Space
-from growgan.growth.policies import Dynamic, make_policy
-from growgan.growth.scoring import batches_of, scorer_of
-from growgan.metrics.features import untrained
-from growgan.objectives import make_objective
-from growgan.training.gan import Gan
-from growgan.training.memory import PeakMemory, hand_back_freed_memory
-from growgan.training.runtime import Runtime, best_threads, machine, runtime_of
-from growgan.training.stage import step
-
-STEPS = 16  # each lazy penalty acts once
+from growgan.execution.cost_estimate import measure_training_cost
+from growgan.report.formatting import format_resolution
+from growgan.search.budget import Budget
+from growgan.search.history import History, SearchSpace
+from growgan.search.policies import DynamicPolicy, make_policy
+from growgan.training.runtime import describe_machine, fastest_num_threads
 
 
-def show_stages(data: ImageSet, settings: Settings, budget: Budget | None) -> None:
-    """Print size and speed of the stacks at each resolution on the way.
+def print_training_cost(data: ImageSet, settings: Settings, budget: Budget | None) -> None:
+    """Print size, speed and memory of the networks at each resolution.
 
-    They have the shape that the policy would choose on this machine.
+    The networks have the widths that the policy would choose for the budget on this machine.
     """
-    torch.set_num_threads(settings.threads or best_threads())
-    space = Space(settings.preset, settings.stack, data.channels, data.resolution, settings.actions)
-    larger = _planned(data, settings, space, budget)
-    if larger is not None:
-        settings = settings.model_copy(update={"stack": larger})
-        space = replace(space, shape=larger)
+    torch.set_num_threads(settings.threads or fastest_num_threads())
+    space = SearchSpace(
+        settings.preset, settings.network, data.channels, data.resolution, settings.edits
+    )
+    wider = _autoscaled_network(data, settings, space, budget)
+    if wider is not None:
+        settings = settings.model_copy(update={"network": wider})
+        space = replace(space, network_settings=wider)
     table = Table("resolution", "G parameters", "D parameters", "images/s", "memory")
-    for level in range(space.levels + 1):
-        gan, rate, mib = stage_cost(data, settings, space, level)
-        height, width = space.resolution(level)
-        sizes = [f"{player.parameter_count():,}" for player in (gan.generator, gan.discriminator)]
-        memory = "" if mib is None else f"{mib:,.0f} MiB"
-        table.add_row(f"{width}x{height}", *sizes, f"{rate:,.0f}", memory)
+    for level in range(space.max_level + 1):
+        cost = measure_training_cost(data, settings, space, level)
+        networks = (cost.gan.generator, cost.gan.discriminator)
+        table.add_row(
+            format_resolution(space.resolution_at(level)),
+            *(f"{network.num_parameters():,}" for network in networks),
+            f"{cost.images_per_second:,.0f}",
+            "" if cost.peak_mib is None else f"{cost.peak_mib:,.0f} MiB",
+        )
     console = Console()
-    console.print(f"{len(data):,} images, {data.channels} channels; {machine()}")
+    console.print(f"{len(data):,} images, {data.channels} channels; {describe_machine()}")
     console.print(table)
-    if larger is not None:
-        widths = f"{larger.width} in G and {larger.of('discriminator').width} in D"
-        console.print(f"widths up to {widths}: the budget can feed more than the settings' shape")
+    if wider is not None:
+        widths = f"{wider.width} in G and {wider.for_role('discriminator').width} in D"
+        console.print(f"widths up to {widths}: the budget allows more than the preset's widths")
     console.print(
-        f"policy {settings.policy}, loss {settings.loss}, budget {budget}; nothing written"
+        f"policy {settings.policy}, loss {settings.loss}, budget {budget}; nothing was written"
     )
 
 
-def _planned(
-    data: ImageSet, settings: Settings, space: Space, budget: Budget | None
-) -> StackSettings | None:
-    """Return the shape that a policy would begin with in place of the settings' own, if any."""
+def _autoscaled_network(
+    data: ImageSet, settings: Settings, space: SearchSpace, budget: Budget | None
+) -> NetworkConfig | None:
+    """Return the network settings that the policy would widen to, None if it keeps them."""
     policy = make_policy(settings.policy, settings.growth)
-    if budget is None or not isinstance(policy, Dynamic):
+    if budget is None or not isinstance(policy, DynamicPolicy):
         return None
-    gan, rate, _ = stage_cost(data, settings, space, space.levels)
-    images = budget.images or rate * (budget.seconds or 0)
-    known = gan.generator.spec, gan.discriminator.spec
-    return policy.planned(known, images, History(space, budget, settings.seed))
-
-
-def stage_cost(
-    data: ImageSet, settings: Settings, space: Space, level: int
-) -> tuple[Gan, float, float | None]:
-    """Return the pair at ``level``, its speed in images a second, and the most memory in MiB.
-
-    As in a run there is a parent beside the pair in training, which is scored and examined at the
-    end: by a network that has learnt nothing, of the same few samples over and over. The memory is
-    None where the system does not tell.
-    """
-    runtime = runtime_of(settings)
-    hand_back_freed_memory()
-    peak = PeakMemory(runtime.device)
-    stacks = space.stacks(level)
-    gan = Gan.create(*stacks, settings.optimiser, seed=settings.seed, device=runtime.device)
-    batches, objective = batches_of(data, settings), make_objective(settings)
-    step(gan, batches, objective, settings, runtime)  # the first step also warms up
-    parent, gan = gan, gan.branch()
-    begun, seen = time.perf_counter(), gan.images
-    for _ in range(STEPS):
-        terms = step(gan, batches, objective, settings, runtime)
-    float(terms["loss_discriminator"])  # wait for the device
-    rate = (gan.images - seen) / (time.perf_counter() - begun)
-    _score(gan, batches, settings, runtime, data)
-    return parent, rate, peak.mib
-
-
-def _score(
-    gan: Gan, batches: Batches, settings: Settings, runtime: Runtime, data: ImageSet
-) -> None:
-    """Do what follows a slice of training: for the memory that it takes."""
-    scorer = scorer_of(data, settings, untrained(data.images, runtime.device))
-    trainer, few = Trainer(batches, runtime, scorer, Silent()), min(256, 8 * settings.batch)
-    with runtime.autocast():
-        samples = gan.generate(few, seed=settings.seed, given=trainer.given(few))
-    truth = batches.some(scorer.samples // scorer.draws) if scorer.draws > 1 else None
-    score = scorer.score(
-        lambda count: samples[torch.arange(count) % few], gan.resolution, truth=truth
-    )
-    trainer.examine(gan, score)
+    cost = measure_training_cost(data, settings, space, space.max_level)
+    images = budget.images or cost.images_per_second * (budget.seconds or 0)
+    specs = cost.gan.generator.spec, cost.gan.discriminator.spec
+    return policy.largest_affordable_network(specs, images, History(space, budget, settings.seed))

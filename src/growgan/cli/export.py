@@ -1,4 +1,4 @@
-"""``growgan export``: a run's generator for other programs, and for the hub."""
+"""``growgan export``: write a generator for other programs, and upload it to the Hub."""
 
 from __future__ import annotations
 
@@ -7,34 +7,51 @@ from typing import Annotated
 
 import typer
 
+from growgan.cli.options import CandidateOption, RunArgument
 from growgan.errors import UserError
 
 
 def export(
-    run: Annotated[Path, typer.Argument(metavar="RUN", help="run directory")],
-    to: Annotated[str, typer.Option(help="safetensors, onnx or torchscript")] = "safetensors",
-    out: Annotated[Path | None, typer.Option(help="folder; default: RUN/export")] = None,
-    candidate: Annotated[str | None, typer.Option(help="id; default: the best")] = None,
+    run: RunArgument,
+    export_format: Annotated[
+        str,
+        typer.Option("--to", metavar="FORMAT", help="Format: safetensors, onnx or torchscript."),
+    ] = "safetensors",
+    out: Annotated[
+        Path | None, typer.Option(help="Folder to write.", show_default="RUN/export")
+    ] = None,
+    candidate: CandidateOption = None,
     push: Annotated[
-        str | None, typer.Option(metavar="USER/NAME", help="upload to the hub, private at first")
+        str | None,
+        typer.Option(
+            metavar="USER/NAME",
+            help="Upload the folder to this repository of the Hugging Face Hub. A new repository is"
+            " private.",
+        ),
     ] = None,
 ) -> None:
-    """Write a generator with its spec and a model card into a folder, and print its path."""
-    from growgan.growth.export import export as write
-    from growgan.growth.export import own_card
-    from growgan.growth.load import Exported, load
-    from growgan.growth.pool import Pool
-    from growgan.nets.pretrained import push as upload
+    """Write a generator with its spec and a model card into a folder, and print its path.
 
-    model = load(run, candidate)
-    if isinstance(model, Pool):
-        raise UserError(f"'{run}' pools several runs: export them one by one")
-    if isinstance(model, Exported):
-        raise UserError(f"'{run}' is an export, not a run")
-    place = out or run / "export"
-    if own_card(place):
-        typer.echo(f"'{place}/README.md' was changed by hand, and stays as it is", err=True)
-    folder = write(model, to, place)
+    Examples:
+        growgan export runs/photos
+        growgan export runs/photos --to onnx --out photos-onnx
+        growgan export runs/photos --push user/photos
+    """
+    from growgan.artifacts.export import card_was_edited
+    from growgan.artifacts.export import export as export_generator
+    from growgan.artifacts.load import ExportedGenerator, load
+    from growgan.artifacts.per_class_ensemble import PerClassEnsemble
+    from growgan.nets.hub import upload_to_hub
+
+    generator = load(run, candidate)
+    if isinstance(generator, PerClassEnsemble):
+        raise UserError(f"'{run}' is an ensemble of several runs: export each run by itself")
+    if isinstance(generator, ExportedGenerator):
+        raise UserError(f"'{run}' is already an export; give the run directory")
+    folder = out or run / "export"
+    if card_was_edited(folder):
+        typer.echo(f"'{folder}/README.md' was edited by hand and is left unchanged", err=True)
+    folder = export_generator(generator, export_format, folder)
     typer.echo(str(folder))
     if push:
-        typer.echo(upload(folder, push))
+        typer.echo(upload_to_hub(folder, push))

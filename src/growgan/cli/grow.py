@@ -2,362 +2,432 @@
 
 from __future__ import annotations
 
-import re
-import shlex
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from growgan.errors import UserError, unknown
+from growgan.cli.options import (
+    ARCHITECTURE_PANEL,
+    CLUSTER_PANEL,
+    DATA_HELP,
+    DATA_PANEL,
+    BudgetOption,
+    CpusPerWorkerOption,
+    DataArgument,
+    DeviceOption,
+    DryRunOption,
+    ExecutorOption,
+    GpusPerWorkerOption,
+    ImagesOption,
+    MaxBrokenOption,
+    OverridesOption,
+    RayAddressOption,
+    ResolutionOption,
+    ResumeOption,
+    RunOutOption,
+    SeedOption,
+)
+from growgan.cli.run_command import (
+    DEFAULT_MAX_BROKEN,
+    drop_unset,
+    load_before_start,
+    make_ray_options,
+    next_run_dir,
+    parse_budget,
+    reload_args,
+    run_with_resume_hint,
+)
+from growgan.cli.task_run import run_task
+from growgan.errors import UserError, unknown_name_error
 
 if TYPE_CHECKING:
     from growgan.config import Settings
     from growgan.data import ImageSet
-    from growgan.growth import Run
-    from growgan.growth.budget import Budget
-    from growgan.growth.cluster import Cluster
+    from growgan.execution.ray_cluster import RayCluster
+    from growgan.search.budget import Budget
     from growgan.tasks import Task
 
-Data = Annotated[str, typer.Argument(help="folder, zip, .npz, IDX file or a dataset's name")]
-Out = Annotated[Path | None, typer.Option(help="run directory; default: a new one in runs/")]
-Resolution = Annotated[str | None, typer.Option(help="32, or HxW like 48x32")]
-Wall = Annotated[str | None, typer.Option(help="wall clock, everything counted: 90s, 10m, 2h")]
-Count = Annotated[str | None, typer.Option(help="instead: images trained on, like 500k")]
-Seed = Annotated[int | None, typer.Option(help="decides all that is random; default: 0")]
-Device = Annotated[str | None, typer.Option(help="auto (the default), cpu, cuda or mps")]
-Set = Annotated[list[str] | None, typer.Option("--set", help="key=value; reaches every setting")]
-Resume = Annotated[bool, typer.Option("--resume", help="go on with the run in --out")]
-Dry = Annotated[bool, typer.Option("--dry-run", help="show the stages and their cost, then stop")]
-Executor = Annotated[str, typer.Option(help="serial, or ray: children are trained by workers")]
-Address = Annotated[str | None, typer.Option(help="of a Ray cluster; default: this machine alone")]
-Cpus = Annotated[
-    int | None,
-    typer.Option(min=1, help="that each child takes; default: its GPUs' share, without GPUs 1"),
+AsyncOption = Annotated[
+    bool,
+    typer.Option(
+        "--async",
+        help="Search without rounds: an idle worker immediately receives a new trial.",
+        rich_help_panel=CLUSTER_PANEL,
+    ),
 ]
-Gpus = Annotated[float, typer.Option(min=0, help="that each child takes on the cluster")]
-Free = Annotated[
-    bool, typer.Option("--free", help="no rounds: a free worker takes the next proposal at once")
-]
-Policy = Annotated[str | None, typer.Option(help="see: growgan list policies")]
-Preset = Annotated[str | None, typer.Option(help="see: growgan list presets; default: pggan")]
-TaskName = Annotated[
+PolicyOption = Annotated[
     str | None,
-    typer.Option("--task", help="what the GAN is for, like pix2pix:edges; see: growgan list tasks"),
+    typer.Option(
+        help="Growth policy, which decides when and how the networks grow. See: growgan list"
+        " policies.",
+        show_default="dynamic",
+        rich_help_panel=ARCHITECTURE_PANEL,
+    ),
 ]
-Truth = Annotated[
-    str | None, typer.Option(help="of a task: what the images of DATA become, one by one")
+PresetOption = Annotated[
+    str | None,
+    typer.Option(
+        help="Architecture to start from. See: growgan list presets.",
+        show_default="pggan",
+        rich_help_panel=ARCHITECTURE_PANEL,
+    ),
 ]
-Broken = Annotated[float, typer.Option(help="share of broken files that is tolerated")]
+TaskOption = Annotated[
+    str | None,
+    typer.Option(
+        "--task",
+        help="Application to train for, like pix2pix:edges. See: growgan list tasks.",
+        rich_help_panel=ARCHITECTURE_PANEL,
+    ),
+]
+TargetOption = Annotated[
+    str | None,
+    typer.Option(
+        metavar="DATA",
+        help="Target images paired with DATA, for an image-to-image --task.",
+        rich_help_panel=DATA_PANEL,
+    ),
+]
+PresetArgument = Annotated[
+    str,
+    typer.Argument(
+        metavar="PRESET",
+        help="Preset or task to train. See: growgan list presets, growgan list tasks.",
+    ),
+]
+TrainDataArgument = Annotated[
+    list[str],
+    typer.Argument(
+        metavar="DATA...",
+        help=f"{DATA_HELP} Image-to-image tasks take two: source and target images.",
+    ),
+]
 
-NOTHING = "nothing had begun; give the same command again"
+
+@dataclass(frozen=True, kw_only=True)
+class RunRequest:
+    """A run as the command line describes it, before any image is read.
+
+    Attributes:
+        sources: DATA, then the target images if there are any.
+        cli_settings: Settings that have an option of their own.
+        overrides: Settings given by ``--set``.
+    """
+
+    sources: tuple[str, ...]
+    out: Path | None
+    resolution: str | None
+    budget: str | None
+    images: str | None
+    cli_settings: Mapping[str, Any]
+    overrides: tuple[str, ...]
+    resume: bool
+    dry_run: bool
+    max_broken: float
+    task: str | None = None
+    cluster: RayCluster | None = None
 
 
 def grow(
-    data: Data,
-    out: Out = None,
-    policy: Policy = None,
-    resolution: Resolution = None,
-    preset: Preset = None,
-    task: TaskName = None,
-    truth: Truth = None,
-    budget: Wall = None,
-    images: Count = None,
-    seed: Seed = None,
-    device: Device = None,
-    set_: Set = None,
-    resume: Resume = False,
-    dry_run: Dry = False,
-    max_broken: Broken = 0.05,
-    executor: Executor = "serial",
-    address: Address = None,
-    cpus: Cpus = None,
-    gpus: Gpus = 0,
-    free: Free = False,
+    data: DataArgument,
+    resolution: ResolutionOption = None,
+    target: TargetOption = None,
+    max_broken: MaxBrokenOption = DEFAULT_MAX_BROKEN,
+    budget: BudgetOption = None,
+    images: ImagesOption = None,
+    seed: SeedOption = None,
+    preset: PresetOption = None,
+    policy: PolicyOption = None,
+    task: TaskOption = None,
+    overrides: OverridesOption = None,
+    out: RunOutOption = None,
+    resume: ResumeOption = False,
+    dry_run: DryRunOption = False,
+    device: DeviceOption = None,
+    executor: ExecutorOption = "serial",
+    ray_address: RayAddressOption = None,
+    cpus_per_worker: CpusPerWorkerOption = None,
+    gpus_per_worker: GpusPerWorkerOption = 0,
+    asynchronous: AsyncOption = False,
 ) -> None:
-    """Grow a GAN on DATA within a budget."""
-    given = options_given(preset=preset, policy=policy, seed=seed, device=device)
-    small = _small(preset or "pggan", task, truth)
-    _run(
-        [data, *([truth] if truth else [])],
-        out,
-        lambda side: small,
-        given,
-        resolution,
-        budget,
-        images,
-        set_,
-        resume,
-        dry_run,
-        max_broken,
-        cluster_of(executor, address, gpus, free, cpus),
-        task,
+    """Grow a GAN on DATA within a budget.
+
+    The networks start small and grow while they train. The run directory holds the checkpoints,
+    samples, a log of every decision, and report.html.
+
+    Examples:
+        growgan grow photos/ --resolution 64 --budget 2h --out runs/photos
+        growgan grow fashion-mnist --images 500k --policy progressive --seed 1
+        growgan grow photos/ --out runs/photos --resume
+    """
+    small_settings = _small_settings(preset or "pggan", task, target)
+    request = RunRequest(
+        sources=(data, target) if target else (data,),
+        out=out,
+        resolution=resolution,
+        budget=budget,
+        images=images,
+        cli_settings=drop_unset(preset=preset, policy=policy, seed=seed, device=device),
+        overrides=tuple(overrides or ()),
+        resume=resume,
+        dry_run=dry_run,
+        max_broken=max_broken,
+        task=task,
+        cluster=make_ray_options(
+            executor,
+            ray_address=ray_address,
+            cpus_per_worker=cpus_per_worker,
+            gpus_per_worker=gpus_per_worker,
+            asynchronous=asynchronous,
+        ),
     )
+    _load_and_run(request, lambda min_side: small_settings)
 
 
 def train(
-    preset: Annotated[str, typer.Argument(help="or a task; see: growgan list presets, list tasks")],
-    data: Annotated[
-        list[str], typer.Argument(help="as for grow; some tasks take two: given, and truth")
-    ],
-    out: Out = None,
-    resolution: Resolution = None,
-    budget: Wall = None,
-    images: Count = None,
-    seed: Seed = None,
-    device: Device = None,
-    set_: Set = None,
-    resume: Resume = False,
-    dry_run: Dry = False,
-    max_broken: Broken = 0.05,
+    preset: PresetArgument,
+    data: TrainDataArgument,
+    resolution: ResolutionOption = None,
+    max_broken: MaxBrokenOption = DEFAULT_MAX_BROKEN,
+    budget: BudgetOption = None,
+    images: ImagesOption = None,
+    seed: SeedOption = None,
+    overrides: OverridesOption = None,
+    out: RunOutOption = None,
+    resume: ResumeOption = False,
+    dry_run: DryRunOption = False,
+    device: DeviceOption = None,
 ) -> None:
-    """Train PRESET, or a task, on DATA as published, without growth."""
+    """Train a preset or a task with its published settings, without growth.
+
+    Examples:
+        growgan train stylegan2 photos/ --resolution 64 --budget 8h
+        growgan train dcgan fashion-mnist --resolution 32 --images 500k
+        growgan train pix2pix:edges photos/ --resolution 64 --budget 2h
+    """
     from growgan.nets.presets import PRESETS
 
-    task = None if preset in PRESETS else _task(preset)
-    if task is None and len(data) > 1:
-        raise UserError(f"preset '{preset}' takes one DATA, but got {len(data)}: {', '.join(data)}")
-    if len(data) > 2:
-        raise UserError(f"a task takes one DATA or two, but got {len(data)}: {', '.join(data)}")
+    task = None if preset in PRESETS else _find_task(preset)
+    max_sources = 1 if task is None else 2
+    if len(data) > max_sources:
+        kind = "preset" if task is None else "task"
+        raise UserError(
+            f"{kind} '{preset}' takes at most {max_sources} DATA, but got {len(data)}:"
+            f" {', '.join(data)}"
+        )
 
-    def start(side: int) -> dict[str, Any]:
+    def published_settings(min_side: int) -> Mapping[str, Any]:
         if task is not None:
-            return {**task.start(side), "policy": "fixed"}
-        return {**PRESETS[preset].settings(side), "preset": preset, "policy": "fixed"}
+            return {**task.published_settings(min_side), "policy": "fixed"}
+        settings = PRESETS[preset].settings_for_side(min_side)
+        return {**settings, "preset": preset, "policy": "fixed"}
 
-    given, named = options_given(seed=seed, device=device), preset if task else None
-    fixed = (resolution, budget, images, set_, resume, dry_run, max_broken, None, named)
-    _run(data, out, start, given, *fixed)
+    request = RunRequest(
+        sources=tuple(data),
+        out=out,
+        resolution=resolution,
+        budget=budget,
+        images=images,
+        cli_settings=drop_unset(seed=seed, device=device),
+        overrides=tuple(overrides or ()),
+        resume=resume,
+        dry_run=dry_run,
+        max_broken=max_broken,
+        task=preset if task is not None else None,
+    )
+    _load_and_run(request, published_settings)
 
 
-def _small(preset: str, task: str | None, truth: str | None) -> Mapping[str, Any]:
-    """Return the settings that growth begins with; raise a UserError for a truth of no task."""
-    from growgan.config import merged
+def _small_settings(preset: str, task: str | None, target: str | None) -> Mapping[str, Any]:
+    """Return the settings that growth starts from.
+
+    Raises:
+        UserError: The preset or task is unknown, or there is a target without a task.
+    """
+    from growgan.config import merge_settings
     from growgan.nets.presets import PRESETS
+    from growgan.tasks.base import parse_task
 
-    small = PRESETS[preset].small
-    if task is None and truth is not None:
-        raise UserError("--truth is of a --task; see: growgan list tasks")
+    preset_settings = PRESETS[preset].small_settings
     if task is None:
-        return small
-    from growgan.tasks.base import named
+        if target is not None:
+            raise UserError("--target needs a --task; see: growgan list tasks")
+        return preset_settings
+    task_object, _, variant = parse_task(task)
+    return merge_settings(preset_settings, task_object.small_settings(variant))
 
-    found, _, kind = named(task)
-    return merged(small, found.beginning(kind))
 
+def _find_task(name: str) -> Task:
+    """Return the task called ``name``, which is not a preset.
 
-def _task(name: str) -> Task:
-    """Return the task of a name that is no preset; raise a UserError if there is none."""
+    Raises:
+        UserError: There is no such task.
+    """
     from growgan.nets.presets import PRESETS
     from growgan.tasks.base import TASKS
 
-    if (found := name.partition(":")[0]) in TASKS:
-        return TASKS[found]
-    raise unknown("preset or task", name, [e.name for e in (*PRESETS, *TASKS)])
+    task_name = name.partition(":")[0]
+    if task_name not in TASKS:
+        raise unknown_name_error(
+            "preset or task", name, [entry.name for entry in (*PRESETS, *TASKS)]
+        )
+    return TASKS[task_name]
 
 
-def _run(
-    sources: list[str],
-    out: Path | None,
-    start: Callable[[int], Mapping[str, Any]],
-    given: dict[str, Any],
-    resolution: str | None,
-    budget: str | None,
-    images: str | None,
-    overrides: list[str] | None,
-    resume: bool,
-    dry_run: bool,
-    max_broken: float,
-    cluster: Cluster | None = None,
-    task: str | None = None,
+def _load_and_run(
+    request: RunRequest, settings_for_side: Callable[[int], Mapping[str, Any]]
 ) -> None:
-    """Check everything that can be checked, then load the data, then start.
+    """Check what can be checked before any image is read, load the data, and train.
 
-    ``start`` gives the settings to start from, by the smaller side of the images.
+    Args:
+        request: What the command line asks for.
+        settings_for_side: Maps the shorter side of the images in pixels, 0 if it is not known yet,
+            to the settings to start from.
     """
     from growgan.data import parse_resolution
     from growgan.nets.presets import PRESETS
 
-    kept = [f"--{name}" for name in given if name != "device"] + ["--set"] * bool(overrides)
-    _check_place(out, resume, kept, dry_run)
-    known, told = out if resume else None, parse_resolution(resolution)
-    settings = _settings(known, start(min(told or (0,))), given, overrides)
-    limit = limit_of(budget, images, resume)
-    size = told or settings.resolution
-    if size is not None:
-        # Say what cannot be reached before any image is read.
-        PRESETS[settings.preset].family.base(settings.stack, size)
-    form = _one_fit(sources, settings.data.model_dump() | {"resolution": size})
-    found = _made_ready([loaded(each, max_broken, **form) for each in sources], task)
-    if told is None:
-        settings = _settings(known, start(min(found.resolution)), given, overrides)
-    if dry_run:
-        _show(found, task, settings, limit)
+    _check_run_dir(request)
+    resolution = parse_resolution(request.resolution)
+    settings = _resolve_settings(request, settings_for_side(min(resolution or (0,))))
+    budget = parse_budget(request.budget, request.images, resume=request.resume)
+    target_resolution = resolution or settings.resolution
+    if target_resolution is not None:
+        # Refuse a resolution that the preset cannot reach.
+        PRESETS[settings.preset].family.base_grid(settings.network, target_resolution)
+    fit = _shared_fit(request.sources, settings.data.fit, target_resolution, settings.data.channels)
+    datasets = [
+        load_before_start(
+            source,
+            max_broken=request.max_broken,
+            resolution=target_resolution,
+            channels=settings.data.channels,
+            fit=fit,
+        )
+        for source in request.sources
+    ]
+    data = _apply_task(datasets, request.task)
+    if resolution is None:
+        settings = _resolve_settings(request, settings_for_side(min(data.resolution)))
+    if request.dry_run:
+        _print_dry_run(data, request.task, settings, budget)
+    else:
+        _train(request, data, settings, budget)
+
+
+def _train(request: RunRequest, data: ImageSet, settings: Settings, budget: Budget | None) -> None:
+    """Start or resume the run."""
+    out = request.out or next_run_dir(data.name)
+    data_args = reload_args(request.sources[0], request.max_broken)
+    data_args += [f"--target={source}" for source in request.sources[1:]]
+    if request.task is None:
+        from growgan.run.grow import grow as grow_run
+
+        start_run = partial(
+            grow_run,
+            data,
+            out=out,
+            settings=settings,
+            budget=budget,
+            resume=request.resume,
+            cluster=request.cluster,
+        )
+        run_with_resume_hint(start_run, data=data, out=out, data_args=data_args)
         return
-    how: dict[str, Any] = {"settings": settings, "budget": limit, "resume": resume}
-    how["cluster"] = cluster
-    again = loading(sources[0], max_broken) + [f"--truth={each}" for each in sources[1:]]
-    _carried(task)(found, out or free_folder(found.name), again, **how)
+    from growgan.tasks.base import train_task
+
+    start_task = partial(
+        train_task,
+        request.task,
+        data,
+        out=out,
+        settings=settings,
+        budget=budget,
+        resume=request.resume,
+        cluster=request.cluster,
+    )
+    run_task(request.task, start_task, data=data, out=out, data_args=data_args)
 
 
-def _one_fit(sources: list[str], form: dict[str, Any]) -> dict[str, Any]:
-    """Return how images are loaded: where two sets would each be fitted otherwise, both cropped."""
+def _shared_fit(
+    sources: tuple[str, ...],
+    fit: str,
+    resolution: tuple[int, int] | None,
+    channels: int | None,
+) -> str:
+    """Return how images are fitted to the resolution: two sets always in the same way.
+
+    If "auto" would choose differently for the two, both are cropped.
+    """
     from growgan.data import default_cache
+    from growgan.data.base import SourceContext
     from growgan.data.prepare import make_plan
-    from growgan.data.sources import Request, open_source
+    from growgan.data.sources import open_source
 
-    if len(sources) < 2 or form["fit"] != "auto" or form["resolution"] is None:
-        return form
-    surveys = [open_source(each, Request(default_cache())).survey() for each in sources]
-    fits = {make_plan(each, form["resolution"], form["channels"]).fit for each in surveys}
-    return form if len(fits) == 1 else {**form, "fit": "crop"}
-
-
-def _carried(task: str | None) -> Callable[..., None]:
-    """Return what carries out a run, or a task's."""
-    if task is None:
-        from growgan.growth import grow as make
-
-        return partial(carry_out, make)
-    from growgan.cli.task import carry_out_task
-
-    return partial(carry_out_task, task)
+    if len(sources) < 2 or fit != "auto" or resolution is None:
+        return fit
+    context = SourceContext(default_cache())
+    histograms = [open_source(source, context).size_histogram() for source in sources]
+    fits = {make_plan(histogram, resolution, channels).fit for histogram in histograms}
+    return fit if len(fits) == 1 else "crop"
 
 
-def _show(data: ImageSet, task: str | None, settings: Settings, limit: Budget | None) -> None:
-    """Print what a run would cost."""
-    from growgan.cli.dry_run import show_stages
-    from growgan.growth.run import for_data
-    from growgan.tasks.base import named
+def _print_dry_run(
+    data: ImageSet, task: str | None, settings: Settings, budget: Budget | None
+) -> None:
+    from growgan.cli.dry_run import print_training_cost
+    from growgan.run.validation import derive_network_settings
+    from growgan.tasks.base import parse_task
 
     if task is not None:
-        found, _, kind = named(task)
-        data = found.outline(data, kind)
-    show_stages(data, for_data(settings, data), limit)
+        task_object, _, variant = parse_task(task)
+        data = task_object.shape_placeholder(data, variant)
+    print_training_cost(data, derive_network_settings(settings, data), budget)
 
 
-def _made_ready(sets: list[ImageSet], task: str | None) -> ImageSet:
-    """Return the images to make, each with the one that a task makes it from."""
+def _apply_task(datasets: list[ImageSet], task: str | None) -> ImageSet:
+    """Return the training images; for an image-to-image task, with their source images."""
     if task is None:
-        return sets[0]
-    from growgan.tasks.base import prepare
+        return datasets[0]
+    from growgan.tasks.base import prepare_task_data
 
-    return prepare(task, *sets)
-
-
-def cluster_of(
-    executor: str, address: str | None, gpus: float, free: bool, cpus: int | None
-) -> Cluster | None:
-    """Return the workers that the options name, None for this process."""
-    if executor == "ray":
-        from growgan.growth.cluster import Cluster
-
-        return Cluster(address, cpus=cpus, gpus=gpus, free=free)
-    if executor != "serial":
-        raise unknown("executor", executor, ("serial", "ray"))
-    if address is not None or cpus or gpus or free:
-        raise UserError("--address, --cpus, --gpus and --free are of --executor ray")
-    return None
+    return prepare_task_data(task, *datasets)
 
 
-def _check_place(out: Path | None, resume: bool, kept: list[str], dry_run: bool) -> None:
-    """Raise a UserError where ``out`` is taken, or ``kept`` options do not fit a resumed run."""
-    from growgan.growth.run import check_out
+def _check_run_dir(request: RunRequest) -> None:
+    """Check that the run can be started or resumed in ``--out``.
 
-    if resume and out is None:
-        raise UserError("--resume needs --out RUN, the run to go on with")
-    if resume and kept:
-        raise UserError(f"a resumed run keeps its settings: leave out {' and '.join(kept)}")
-    if out is not None and not dry_run:
-        check_out(out, None, resume=resume)
-
-
-def loaded(source: str, max_broken: float, **how: Any) -> ImageSet:
-    """Return the images; interrupted here, a run has not begun."""
-    from growgan.data import load_images
-
-    try:
-        return load_images(source, max_broken=max_broken, **how)
-    except KeyboardInterrupt:
-        raise KeyboardInterrupt(NOTHING) from None
-
-
-def loading(source: str, max_broken: float) -> list[str]:
-    """Return the words of a command that load ``source`` again."""
-    return [source] if max_broken == 0.05 else [source, "--max-broken", f"{max_broken:g}"]
-
-
-def options_given(**options: str | int | None) -> dict[str, Any]:
-    """Return the options that were given."""
-    return {name: value for name, value in options.items() if value is not None}
-
-
-def _settings(
-    resumed: Path | None,
-    start: Mapping[str, Any],
-    given: dict[str, Any],
-    overrides: list[str] | None,
-) -> Settings:
-    """Return the settings of the run that is resumed, or of a new one; every name is known."""
-    from growgan.config import Settings, make_settings
-    from growgan.growth.run import check_names
-
-    if resumed is not None and (resumed / "config.yaml").exists():
-        settings = Settings.from_yaml(resumed / "config.yaml")
-        settings = settings.model_copy(update=given)  # at most another device
-    else:
-        settings = make_settings(start, given, overrides=overrides or ())
-    return check_names(settings)
-
-
-def limit_of(budget: str | None, images: str | None, resume: bool) -> Budget | None:
-    """Return the budget: ten minutes by default, None for that of the run that is resumed."""
-    from growgan.growth.budget import Budget, parse_count
-
-    if images is not None and budget is not None:
-        raise UserError("give either --budget or --images, not both")
-    if images is not None:
-        return Budget(images=parse_count(images))
-    if budget is None and resume:
-        return None
-    return Budget.parse(budget or "10m")
-
-
-def carry_out(
-    make: Callable[..., Run], data: ImageSet, out: Path, source: list[str], **how: Any
-) -> None:
-    """Call ``make`` for a run in ``out``, and say how it goes on where it does not end.
-
-    ``source`` are the words of a command that load the same data.
+    Raises:
+        UserError: ``--out`` is taken, or a resumed run is given options it cannot change.
     """
-    from safetensors import SafetensorError
+    from growgan.run.run_directory import check_run_dir
 
-    from growgan.cli.display import make_display
-    from growgan.growth.place import begun
-    from growgan.training.ranks import join
-
-    size = "x".join(str(side) for side in data.resolution)
-    words = ["growgan", "grow", *source, "--resolution", size, "--out", str(out), "--resume"]
-    again = f"go on with: {shlex.join(words)}"
-    try:
-        made = make(data, out=out, display=make_display(quiet=not join().first), **how)
-    except KeyboardInterrupt:
-        raise KeyboardInterrupt(again if begun(out) else NOTHING) from None
-    except (OSError, SafetensorError) as error:
-        raise RuntimeError(f"{error}; once '{out}' can be written, {again}") from error
-    if not join().first:
-        return  # what there is to say the first rank says
-    ended = made.events[-1]
-    if ended.get("stopped"):
-        raise RuntimeError(f"the run was stopped before its budget was spent: {ended['stopped']}")
+    if request.resume:
+        if request.out is None:
+            raise UserError("--resume needs --out RUN, the run to resume")
+        fixed_options = [f"--{name}" for name in request.cli_settings if name != "device"]
+        fixed_options += ["--set"] if request.overrides else []
+        if fixed_options:
+            raise UserError(
+                f"a resumed run keeps its settings: remove {' and '.join(fixed_options)}"
+            )
+    if request.out is not None and not request.dry_run:
+        check_run_dir(request.out, None, resume=request.resume)
 
 
-def free_folder(name: str) -> Path:
-    """Return the first folder ``runs/NAME-N`` that does not exist."""
-    stem = re.sub(r"[^\w.-]+", "-", Path(name).stem) or "run"
-    number = 1
-    while (path := Path("runs") / f"{stem}-{number}").exists():
-        number += 1
-    return path
+def _resolve_settings(request: RunRequest, preset_settings: Mapping[str, Any]) -> Settings:
+    """Return the checked settings: those of the resumed run, or those of a new one."""
+    from growgan.config import Settings, make_settings
+    from growgan.run.validation import validate_settings
+
+    config_path = request.out / "config.yaml" if request.resume and request.out else None
+    if config_path is not None and config_path.exists():
+        # Only the device may differ from the original run.
+        settings = Settings.from_yaml(config_path).model_copy(update=dict(request.cli_settings))
+    else:
+        settings = make_settings(preset_settings, request.cli_settings, overrides=request.overrides)
+    return validate_settings(settings)

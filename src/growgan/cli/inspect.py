@@ -1,50 +1,62 @@
-"""``growgan inspect``: the growth tree in the terminal, or as JSON."""
+"""``growgan inspect``: print the growth tree of a run, or JSON."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Any
 
 import typer
+
+from growgan.cli.options import JsonOption, RunArgument
 
 if TYPE_CHECKING:
     from rich.text import Text
     from rich.tree import Tree
 
-    from growgan.report.branches import Branch
-    from growgan.report.run import RunRecord
+    from growgan.report.growth_tree import TreeNode
+    from growgan.report.run_record import RunRecord
 
-PIPE_WIDTH = 200
-STYLES = {"best": "bold green", "alive": "", "pruned": "dim", "failed": "red"}
+PIPE_WIDTH_COLUMNS = 200  # line width if stdout is not a terminal
+STATUS_STYLES = {"best": "bold green", "alive": "", "pruned": "dim", "failed": "red"}
+# (health metric, text) of the summary
+HEALTH_TEXTS = (
+    ("diversity_ratio", "diversity of fakes {:.0%} of that of reals"),
+    ("train_win_rate", "D scores {:.0%} of training images above fakes"),
+    ("held_out_win_rate", "{:.0%} of held-out images"),
+    ("discriminator_spectral_norm", "largest singular values: D {:.3g}"),
+    ("generator_spectral_norm", "G {:.3g}"),
+    ("copy_fraction", "{:.0%} of fakes copy training images"),
+)
 
 
-def inspect(
-    run: Annotated[Path, typer.Argument(metavar="RUN", help="run directory")],
-    as_json: Annotated[bool, typer.Option("--json", help="print JSON instead of a tree")] = False,
-) -> None:
-    """Show a run's growth tree with scores and costs."""
-    from growgan.report.run import read_run
+def inspect(run: RunArgument, as_json: JsonOption = False) -> None:
+    """Show a run's growth tree with scores and cost.
+
+    Examples:
+        growgan inspect runs/photos
+        growgan inspect runs/photos --json
+    """
+    from growgan.report.run_record import read_run
 
     record = read_run(run)
     if as_json:
-        typer.echo(json.dumps(as_data(record), indent=1, allow_nan=False))
+        typer.echo(json.dumps(run_to_json(record), indent=1, allow_nan=False))
     else:
-        _show(record)
+        _print_run(record)
 
 
-def as_data(run: RunRecord) -> dict[str, Any]:
-    """Return what ``--json`` prints: best, candidates and cost (seconds by purpose)."""
+def run_to_json(run: RunRecord) -> dict[str, Any]:
+    """Return what ``--json`` prints: best candidate, all candidates, and seconds by phase."""
     return {
-        "best": run.best,
+        "best": run.best_id,
         "candidates": [
             {
                 "id": c.id,
-                "parent": c.parent,
+                "parent": c.parent_id,
                 "growth": c.growth,
                 "resolution": list(c.resolution),
-                "images": c.images,
+                "images": c.images_seen,
                 "seconds": c.seconds,
                 "score": c.score,
                 "score_stderr": c.score_stderr,
@@ -54,105 +66,121 @@ def as_data(run: RunRecord) -> dict[str, Any]:
             }
             for c in run.candidates
         ],
-        "cost": dict(run.cost),
+        "cost": dict(run.seconds_by_phase),
     }
 
 
-def _show(run: RunRecord) -> None:
+def _print_run(run: RunRecord) -> None:
     from rich.console import Console
     from rich.text import Text
     from rich.tree import Tree
 
-    from growgan.report.branches import branches
-    from growgan.report.text import printable
+    from growgan.report.formatting import to_single_line
+    from growgan.report.growth_tree import build_growth_tree
 
     console = Console(highlight=False)
     if not console.is_terminal:
-        console.width = PIPE_WIDTH
-    for line in _heading(run):
-        console.print(Text(printable(line)), soft_wrap=True)
-    for root in branches(run):
-        tree = Tree(_label(root), guide_style="dim")
-        _hang(tree, root)
+        console.width = PIPE_WIDTH_COLUMNS
+    for line in _header_lines(run):
+        console.print(Text(to_single_line(line)), soft_wrap=True)
+    for root in build_growth_tree(run):
+        tree = Tree(_node_label(root), guide_style="dim")
+        _add_children(tree, root)
         console.print(tree)
-    for line in _ending(run):
-        console.print(Text(printable(line)), soft_wrap=True)
+    for line in _summary_lines(run):
+        console.print(Text(to_single_line(line)), soft_wrap=True)
 
 
-def _hang(tree: Tree, branch: Branch) -> None:
-    for child in branch.children:
-        _hang(tree.add(_label(child)), child)
+def _add_children(tree: Tree, node: TreeNode) -> None:
+    for child in node.children:
+        _add_children(tree.add(_node_label(child)), child)
 
 
-def _label(b: Branch) -> Text:
-    """Return one line for a pair of networks and all slices that trained it."""
+def _node_label(node: TreeNode) -> Text:
+    """Return a line about a pair of networks and all segments that trained it."""
     from rich.text import Text
 
-    from growgan.report.text import count, duration, printable, scored, size
+    from growgan.report.formatting import (
+        format_count,
+        format_duration,
+        format_resolution,
+        format_score,
+        to_single_line,
+    )
 
-    c = b.face
-    first, last = b.members[0], b.members[-1]
-    ids = c.id if first is last else f"{last.id} ({len(b.members)} slices from {first.id})"
-    style = "green" if b.leads and b.status != "best" else STYLES[b.status]
-    words = [
-        f"score {scored(c.score, c.score_stderr)}" if c.score is not None else "no score",
-        size(c.resolution),
-        b.members[0].origin,
-        f"{count(c.images)} images",
-        duration(b.seconds),
+    best, first, last = node.representative, node.segments[0], node.segments[-1]
+    ids = best.id
+    if first is not last:
+        ids = f"{last.id} ({len(node.segments)} segments from {first.id})"
+    score = "no score"
+    if best.score is not None:
+        score = f"score {format_score(best.score, best.score_stderr)}"
+    parts = [
+        score,
+        format_resolution(best.resolution),
+        first.growth_label,
+        f"{format_count(best.images_seen)} images",
+        format_duration(node.seconds),
     ]
-    if b.status == "best":
-        words.append(f"best: {c.id}")
-    elif b.status != "alive":
-        words.append(b.status)
-    words += [m.error for m in b.members if m.error]
-    return Text(printable(f"{ids}  {', '.join(words)}"), style=style)
+    if node.status == "best":
+        parts.append(f"best: {best.id}")
+    elif node.status != "alive":
+        parts.append(node.status)
+    parts += [segment.error for segment in node.segments if segment.error]
+    is_ancestor_of_best = node.on_best_lineage and node.status != "best"
+    style = "green" if is_ancestor_of_best else STATUS_STYLES[node.status]
+    return Text(to_single_line(f"{ids}  {', '.join(parts)}"), style=style)
 
 
-def _heading(run: RunRecord) -> list[str]:
-    from growgan.report.text import duration, size
+def _header_lines(run: RunRecord) -> list[str]:
+    from growgan.report.formatting import format_duration, format_resolution
+    from growgan.report.page import budget_text
 
-    budget = ""
-    if run.budget_seconds:
-        budget = f" of a budget of {duration(run.budget_seconds)}"
-    elif run.budget_images:
-        budget = f" on a budget of {run.budget_images:,} images"
-    state = "" if run.finished else ", not ended"
+    state = "" if run.finished else ", not finished"
     return [
-        f"{run.data_name}, {run.data_count:,} images: {run.policy} from {run.preset}"
-        f" to {size(run.resolution)}, seed {run.seed}",
-        f"{duration(run.elapsed)}{budget}{state}; on {run.machine}",
+        f"{run.data_name}, {run.num_training_images:,} images: {run.policy} policy from"
+        f" {run.preset} to {format_resolution(run.resolution)}, seed {run.seed}",
+        f"{format_duration(run.elapsed)}{budget_text(run)}{state}; on {run.machine}",
         "",
     ]
 
 
-def _ending(run: RunRecord) -> list[str]:
-    from growgan.report.text import count, duration, plural, purpose, scored, size
+def _summary_lines(run: RunRecord) -> list[str]:
+    from growgan.report.formatting import (
+        format_count,
+        format_duration,
+        format_resolution,
+        format_score,
+        phase_label,
+        pluralize,
+    )
 
     if not run.best_lineage:
         return ["no candidate yet"]
     best = run.best_lineage[-1]
-    costs = ", ".join(f"{purpose(kind)} {duration(seconds)}" for kind, seconds in run.cost.items())
+    costs = ", ".join(
+        f"{phase_label(phase)} {format_duration(seconds)}"
+        for phase, seconds in run.seconds_by_phase.items()
+    )
+    networks = "; ".join(
+        f"{name} {pluralize(num_layers, 'layer')}, {format_count(num_parameters)} parameters"
+        for name, num_layers, num_parameters in (
+            ("G", best.generator_layers, best.generator_parameters),
+            ("D", best.discriminator_layers, best.discriminator_parameters),
+        )
+    )
+    score = format_score(best.score, best.score_stderr)
     return [
         "",
-        f"best {best.id}: score {scored(best.score, best.score_stderr)} at {size(best.resolution)};"
-        f" G {plural(best.generator_layers, 'layer')}, {count(best.generator_parameters)}"
-        f" parameters; D {plural(best.discriminator_layers, 'layer')},"
-        f" {count(best.discriminator_parameters)}",
-        *_health(best.vitals),
-        f"cost: {costs}; {plural(len(run.candidates), 'candidate')} tried",
+        f"best {best.id}: score {score} at {format_resolution(best.resolution)}; {networks}",
+        *_health_lines(best.health_metrics),
+        f"cost: {costs}; {pluralize(len(run.candidates), 'candidate')}",
     ]
 
 
-def _health(vitals: Mapping[str, float]) -> list[str]:
-    """Return what the doctor last measured of the best pair, in a line."""
-    shown = {
-        "diversity": "fakes vary {:.0%} as much as reals",
-        "wins_seen": "D puts {:.0%} of the reals it trains on above fakes",
-        "wins_unseen": "{:.0%} of held-out ones",
-        "singular": "largest singular values: D {:.3g}",
-        "singular_generator": "G {:.3g}",
-        "copies": "{:.0%} of the fakes are copies",
-    }
-    words = [text.format(vitals[key]) for key, text in shown.items() if key in vitals]
-    return [f"health: {', '.join(words)}"] if words else []
+def _health_lines(health_metrics: Mapping[str, float]) -> list[str]:
+    """Return a line about the latest health check of the best candidate, if there is one."""
+    parts = [
+        text.format(health_metrics[name]) for name, text in HEALTH_TEXTS if name in health_metrics
+    ]
+    return [f"health: {', '.join(parts)}"] if parts else []

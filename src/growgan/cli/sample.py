@@ -1,4 +1,4 @@
-"""``growgan sample``: images from a run's generator."""
+"""``growgan sample``: generate images from a run, an ensemble or an export."""
 
 from __future__ import annotations
 
@@ -8,214 +8,347 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from growgan.cli.options import OUTPUT_PANEL, CandidateOption
 from growgan.errors import UserError
 
 if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-    from growgan.growth.model import Images, Model, Sheet
-    from growgan.growth.pool import Pool
+    from growgan.artifacts.per_class_ensemble import PerClassEnsemble
+    from growgan.sampling.trained_generator import ImageArray, SampleSpec, TrainedGenerator
 
-COLUMNS = 8  # of sheets that are compared
+SHEET_COLUMNS = 8  # images in a row of a comparison sheet
 
-Out = Annotated[str, typer.Option(help="FILE.png, FILE.npz, FILE.zip or FOLDER")]
-Truncation = Annotated[
+LATENT_PANEL = "Latents"
+CLASS_PANEL = "Classes and source images"
+COMPARISON_PANEL = "Comparison with the training images"
+
+SamplesOutOption = Annotated[
+    str,
+    typer.Option(
+        help="File or folder to write: FILE.png (a grid), FILE.npz, FILE.zip or FOLDER.",
+        rich_help_panel=OUTPUT_PANEL,
+    ),
+]
+CountOption = Annotated[
+    int,
+    typer.Option("-n", "--count", min=1, help="Number of images.", rich_help_panel=OUTPUT_PANEL),
+]
+SampleSeedOption = Annotated[
+    int,
+    typer.Option(
+        min=0, max=2**32 - 1, help="Random seed of the latents.", rich_help_panel=LATENT_PANEL
+    ),
+]
+TruncationOption = Annotated[
     float | None,
-    typer.Option(help="redraw latents beyond; with a mapping network, distance of styles kept"),
+    typer.Option(
+        help="Redraw latent values beyond this many standard deviations. With a mapping network,"
+        " the factor by which styles keep their distance to the mean style.",
+        rich_help_panel=LATENT_PANEL,
+    ),
 ]
-Labels = Annotated[str | None, typer.Option(help="like 0,3: they take turns; default: all classes")]
-Walk = Annotated[
-    str | None, typer.Option(help="picks like 3,17,5: images on the way from each to the next")
-]
-Combine = Annotated[
-    str | None, typer.Option(help="sums of mean latents of picks, like 1,2,3-4,5,6+7,8,9")
-]
-Morph = Annotated[
+InterpolateOption = Annotated[
     str | None,
-    typer.Option(help="labels like 0,3,5: eight latents, whatever -n, on the way between classes"),
+    typer.Option(
+        metavar="INDICES",
+        help="Interpolate from each image to the next: indices like 3,17,5.",
+        rich_help_panel=LATENT_PANEL,
+    ),
 ]
-Code = Annotated[
+StepsOption = Annotated[
+    int,
+    typer.Option(
+        min=1,
+        help="Number of images from one index, class or end to the next.",
+        rich_help_panel=LATENT_PANEL,
+    ),
+]
+LatentArithmeticOption = Annotated[
+    str | None,
+    typer.Option(
+        metavar="INDICES",
+        help="Add and subtract mean latents of sets of images: 1,2,3-4,5,6+7,8,9.",
+        rich_help_panel=LATENT_PANEL,
+    ),
+]
+StyleMixOption = Annotated[
+    str | None,
+    typer.Option(
+        metavar="INDICES",
+        help="Mix the coarse styles of some images with the fine styles of others: 0,1,2:3,4.",
+        rich_help_panel=LATENT_PANEL,
+    ),
+]
+TraverseCodeOption = Annotated[
     int | None,
     typer.Option(
-        help="continuous code of an infogan run: eight latents, whatever -n, from -2 to 2"
+        metavar="CODE",
+        help="Vary this continuous code of an infogan run from -2 to 2, for eight latents.",
+        rich_help_panel=LATENT_PANEL,
     ),
 ]
-Nearest = Annotated[
-    str | None,
-    typer.Option(metavar="DATA", help="what it was trained on: the nearest image below each"),
-]
-Curve = Annotated[
+LabelsOption = Annotated[
     str | None,
     typer.Option(
-        metavar="DATA", help="a row of 8 a truncation; precision and recall of 2,000 are printed"
+        help="Class labels to draw in turn, like 0,3.",
+        show_default="all classes",
+        rich_help_panel=CLASS_PANEL,
     ),
 ]
-Mix = Annotated[
-    str | None, typer.Option(help="picks like 0,1,2:3,4: coarse styles of these, fine of those")
+InterpolateClassesOption = Annotated[
+    str | None,
+    typer.Option(
+        metavar="LABELS",
+        help="Interpolate from each class to the next, for eight latents: labels like 0,3,5.",
+        rich_help_panel=CLASS_PANEL,
+    ),
 ]
-
-Given = Annotated[
-    str | None, typer.Option(help="folder or file of images to make images from: they take turns")
+SourceOption = Annotated[
+    str | None,
+    typer.Option(
+        metavar="DATA",
+        help="Source images of an image-to-image run, used in turn.",
+        rich_help_panel=CLASS_PANEL,
+    ),
 ]
-Caption = Annotated[
-    list[str] | None, typer.Option(help="what to draw, of a text2image run; several take turns")
+CaptionOption = Annotated[
+    list[str] | None,
+    typer.Option(
+        metavar="TEXT",
+        help="Caption for a text2image run; several are used in turn.",
+        rich_help_panel=CLASS_PANEL,
+    ),
+]
+NearestOption = Annotated[
+    str | None,
+    typer.Option(
+        metavar="DATA",
+        help="Show the nearest training image below each sample. DATA is what RUN was trained on.",
+        rich_help_panel=COMPARISON_PANEL,
+    ),
+]
+TruncationSweepOption = Annotated[
+    str | None,
+    typer.Option(
+        metavar="DATA",
+        help="Show a row of 8 samples for each truncation, and print precision and recall of 2,000"
+        " samples. DATA is what RUN was trained on.",
+        rich_help_panel=COMPARISON_PANEL,
+    ),
 ]
 
 
 def sample(
-    run: Annotated[str, typer.Argument(help="run directory, export, or hub:USER/NAME")],
-    count: Annotated[int, typer.Option("-n", "--count", min=1, help="number of images")] = 64,
-    out: Out = "samples.png",
-    seed: Annotated[int, typer.Option(min=0, max=2**32 - 1, help="decides the latents")] = 0,
-    truncation: Truncation = None,
-    candidate: Annotated[str | None, typer.Option(help="id; default: the best")] = None,
-    labels: Labels = None,
-    walk: Walk = None,
-    steps: Annotated[int, typer.Option(min=1, help="images from a pick, label or end on")] = 8,
-    combine: Combine = None,
-    mix: Mix = None,
-    morph: Morph = None,
-    code: Code = None,
-    nearest: Nearest = None,
-    curve: Curve = None,
-    given: Given = None,
-    caption: Caption = None,
+    run: Annotated[
+        str, typer.Argument(metavar="RUN", help="Run directory, export, or hub:USER/NAME.")
+    ],
+    count: CountOption = 64,
+    out: SamplesOutOption = "samples.png",
+    candidate: CandidateOption = None,
+    seed: SampleSeedOption = 0,
+    truncation: TruncationOption = None,
+    interpolate: InterpolateOption = None,
+    steps: StepsOption = 8,
+    latent_arithmetic: LatentArithmeticOption = None,
+    style_mix: StyleMixOption = None,
+    traverse_code: TraverseCodeOption = None,
+    labels: LabelsOption = None,
+    interpolate_classes: InterpolateClassesOption = None,
+    source: SourceOption = None,
+    caption: CaptionOption = None,
+    nearest: NearestOption = None,
+    truncation_sweep: TruncationSweepOption = None,
 ) -> None:
-    """Draw images from a run's best generator, or from another candidate's.
+    """Generate images from the best generator of RUN, and print the path.
 
-    Picks are numbers of images that the same -n and --seed draw, counted from 0, row by row.
+    An index names an image that the same -n and --seed generate. Indices count from 0, row by row.
+
+    Examples:
+        growgan sample runs/photos -n 100 --out samples.png
+        growgan sample runs/photos --interpolate 3,17,5 --steps 12
+        growgan sample runs/photos --labels 0,3 --truncation 0.7 --out samples.npz
     """
-    from growgan.growth.load import load
-    from growgan.growth.model import Model
-    from growgan.report.sheet import write_images
+    from growgan.artifacts.load import load
+    from growgan.report.image_files import write_images
+    from growgan.sampling.trained_generator import TrainedGenerator
 
-    model = load(run, candidate)
-    ways = {"walk": walk, "combine": combine, "mix": mix, "morph": morph, "code": code}
-    ways |= {"nearest": nearest, "curve": curve}
-    _check_alone(model, ways, {"given": given, "caption": caption})
-    wanted = None if labels is None else _picks("labels", labels)
-    sheet: Sheet = {"count": count, "seed": seed, "truncation": truncation, "labels": wanted}
-    _check_use(ways, sheet)
-    columns = known = None
-    way = next((name for name, value in ways.items() if value is not None), None)
-    if isinstance(model, Model) and way:
-        images, columns = _looked_into(model, way, ways[way], steps, sheet)
+    generator = load(run, candidate)
+    modes = {
+        "interpolate": interpolate,
+        "latent-arithmetic": latent_arithmetic,
+        "style-mix": style_mix,
+        "traverse-code": traverse_code,
+        "interpolate-classes": interpolate_classes,
+        "nearest": nearest,
+        "truncation-sweep": truncation_sweep,
+    }
+    mode = _check_exclusive(generator, modes, {"source": source, "caption": caption})
+    sample_spec: SampleSpec = {
+        "count": count,
+        "seed": seed,
+        "truncation": truncation,
+        "labels": None if labels is None else _parse_indices("labels", labels),
+    }
+    _check_fixed_by_mode(mode, sample_spec)
+    columns = image_labels = None
+    if isinstance(generator, TrainedGenerator) and mode is not None:
+        images, columns = _sample_mode(generator, mode, modes[mode], steps, sample_spec)
     else:
-        images, known = _drawn(model, sheet, given, caption or [])
-    path = write_images(images.transpose(0, 3, 1, 2), known, out, columns)
-    typer.echo(str(path))
+        images, image_labels = _sample_images(generator, sample_spec, source, caption or [])
+    typer.echo(str(write_images(images.transpose(0, 3, 1, 2), image_labels, out, columns)))
 
 
-def _check_alone(model: Model | Pool, *options: Mapping[str, object]) -> None:
-    """Refuse options that a pool has no use for, and two that exclude each other."""
-    from growgan.growth.pool import Pool
+def _check_exclusive(
+    generator: TrainedGenerator | PerClassEnsemble,
+    modes: Mapping[str, object],
+    inputs: Mapping[str, object],
+) -> str | None:
+    """Return the name of the mode that was chosen, None for plain samples.
 
-    ways, told = (
-        [f"--{name}" for name, value in each.items() if value is not None] for each in options
-    )
-    if isinstance(model, Pool) and (ways or told):
-        raise UserError(f"{' and '.join(ways + told)} is of one run, not of a pool")
-    if len(ways + told) > 1:
-        raise UserError(f"{' and '.join(ways + told)} exclude each other")
+    Raises:
+        UserError: Several modes or inputs were chosen, or one that an ensemble lacks.
+    """
+    from growgan.artifacts.per_class_ensemble import PerClassEnsemble
 
-
-def _check_use(ways: Mapping[str, object], sheet: Sheet) -> None:
-    """Refuse what the way that was chosen decides by itself."""
-    own = {"curve": ["truncation", "labels"], "morph": ["labels"], "code": ["labels"]}
-    for way, names in own.items():
-        for name in names:
-            if ways[way] is not None and sheet.get(name) is not None:
-                raise UserError(f"--{way} and --{name} exclude each other")
-
-
-def _drawn(
-    model: Model | Pool, sheet: Sheet, given: str | None, captions: list[str]
-) -> tuple[Images, NDArray[np.int64] | None]:
-    """Return the images asked for, and the label of each where there are any."""
-    from growgan.growth.model import Model
-
-    how: Any = dict(sheet)
-    if isinstance(model, Model) and (given or captions):
-        how["given"] = _given(model, given, captions, sheet["count"], sheet["seed"])
-    asked = {name: how[name] for name in ("count", "labels", "given") if name in how}
-    return model.sample(**how), model.labels(**asked)
+    chosen = [name for name, value in {**modes, **inputs}.items() if value is not None]
+    options = " and ".join(f"--{name}" for name in chosen)
+    if isinstance(generator, PerClassEnsemble) and chosen:
+        raise UserError(f"a per-class ensemble does not support {options}")
+    if len(chosen) > 1:
+        raise UserError(f"{options} cannot be combined")
+    return next((name for name in chosen if name in modes), None)
 
 
-def _given(model: Model, source: str | None, captions: list[str], count: int, seed: int) -> Images:
-    """Return what images are to be made from, uint8 [K, H, W, G]."""
+def _check_fixed_by_mode(mode: str | None, sample_spec: SampleSpec) -> None:
+    """Raise a UserError for an option that the mode sets itself."""
+    fixed_by_mode = {
+        "truncation-sweep": ("truncation", "labels"),
+        "interpolate-classes": ("labels",),
+        "traverse-code": ("labels",),
+    }
+    for name in fixed_by_mode.get(mode or "", ()):
+        if sample_spec.get(name) is not None:
+            raise UserError(f"--{mode} and --{name} cannot be combined")
+
+
+def _sample_images(
+    generator: TrainedGenerator | PerClassEnsemble,
+    sample_spec: SampleSpec,
+    source: str | None,
+    captions: list[str],
+) -> tuple[ImageArray, NDArray[np.int64] | None]:
+    """Return images uint8 [N, H, W, C], and their labels int64 [N] if there are any."""
+    from growgan.sampling.trained_generator import TrainedGenerator
+
+    count, labels = sample_spec["count"], sample_spec["labels"]
+    if isinstance(generator, TrainedGenerator) and (source or captions):
+        source_images = _load_source_images(generator, source, captions, count, sample_spec["seed"])
+        images = generator.sample(**sample_spec, source_images=source_images)
+        return images, generator.sample_labels(count, labels, source_images)
+    return generator.sample(**sample_spec), generator.sample_labels(count, labels)
+
+
+def _load_source_images(
+    generator: TrainedGenerator, source: str | None, captions: list[str], count: int, seed: int
+) -> ImageArray:
+    """Return the images to translate, or those that captions stand for, uint8 [K, H, W, C]."""
     if not source:
-        from growgan.tasks.text2image import given_by
+        from growgan.tasks.text2image import sources_for_captions
 
-        return given_by(model, captions, count, seed)
+        return sources_for_captions(generator, captions, count, seed)
     from growgan.data import load_images
 
-    channels = model.network().spec.given
+    channels = generator.load_network().spec.source_channels
+    if not channels:
+        raise UserError(f"--source: run '{generator.run_dir}' does not take source images")
     if channels not in (1, 3, 4):
         raise UserError(
-            f"run '{model.run_folder}' makes images from "
-            + (f"{channels} channels, which no file holds" if channels else "latents alone")
+            f"--source: run '{generator.run_dir}' takes sources with {channels} channels, which no"
+            " image file holds"
         )
-    found = load_images(source, **{**model.form, "channels": channels})
-    return found.images.transpose(0, 2, 3, 1)
+    images = load_images(source, **{**generator.load_args, "channels": channels})
+    return images.images.transpose(0, 2, 3, 1)
 
 
-def _looked_into(
-    model: Model, way: str, value: Any, steps: int, sheet: Sheet
-) -> tuple[Images, int]:
-    """Return what was asked for, and how many images make up a row of a sheet."""
-    drawn: Any = {"seed": sheet["seed"], "truncation": sheet["truncation"]}
-    if way == "walk":
-        return model.walk(_picks(way, value), steps, **sheet), steps
-    if way == "morph":
-        labels = _picks(way, value)
-        return model.morph(labels, steps, **drawn), (len(labels) - 1) * steps + 1
-    if way == "code":
-        return model.sweep(value, steps, **drawn), steps + 1
-    if way in ("nearest", "curve"):
-        return _compared(model, way, value, sheet)
-    if way == "combine":
-        if not re.fullmatch(r"[+-]?[\d,]+([+-][\d,]+)*", value):
-            raise UserError(f"--combine takes sets of picks like 0,1+2,3-4,5, but got '{value}'")
-        signed = re.findall(r"([+-]?)([^+-]+)", value)
-        sets: dict[str, list[list[int]]] = {"": [], "-": []}
-        for sign, picks in signed:
-            sets[sign.strip("+")].append(_picks(way, picks))
-        return model.combine(sets[""], sets["-"], **sheet), 3
-    rows, colon, columns = value.partition(":")
+def _sample_mode(
+    generator: TrainedGenerator, mode: str, value: Any, steps: int, sample_spec: SampleSpec
+) -> tuple[ImageArray, int]:
+    """Return the images of a mode, uint8 [N, H, W, C], and the number of columns of their grid."""
+    seed, truncation = sample_spec["seed"], sample_spec["truncation"]
+    if mode in ("nearest", "truncation-sweep"):
+        return _compare_with_data(generator, mode, value, sample_spec)
+    if mode == "interpolate":
+        return generator.interpolate(_parse_indices(mode, value), steps, **sample_spec), steps
+    if mode == "interpolate-classes":
+        labels = _parse_indices(mode, value)
+        images = generator.interpolate_classes(labels, steps, seed=seed, truncation=truncation)
+        return images, (len(labels) - 1) * steps + 1
+    if mode == "traverse-code":
+        images = generator.traverse_code(value, steps, seed=seed, truncation=truncation)
+        return images, steps + 1
+    if mode == "latent-arithmetic":
+        added, subtracted = _parse_signed_sets(value)
+        return generator.latent_arithmetic(added, subtracted, **sample_spec), 3
+    coarse, colon, fine = value.partition(":")
     if not colon:
-        raise UserError(f"--mix takes rows and columns like 0,1:2,3, but got '{value}'")
-    fine = _picks(way, columns)
-    return model.mix(_picks(way, rows), fine, **sheet), len(fine)
+        raise UserError(f"--style-mix must be two lists of indices like 0,1:2,3, but got '{value}'")
+    fine_indices = _parse_indices(mode, fine)
+    images = generator.style_mix(_parse_indices(mode, coarse), fine_indices, **sample_spec)
+    return images, len(fine_indices)
 
 
-def _compared(model: Model, way: str, source: str, sheet: Sheet) -> tuple[Images, int]:
-    """Return samples beside their nearest training images, or a row a truncation."""
+def _compare_with_data(
+    generator: TrainedGenerator, mode: str, source: str, sample_spec: SampleSpec
+) -> tuple[ImageArray, int]:
+    """Return samples above their nearest training images, or a row for each truncation."""
     import numpy as np
 
-    from growgan.growth import Run
-    from growgan.growth.gallery import comparing, nearest_images, truncation_curve
+    from growgan.artifacts.gallery import nearest_images, truncation_curve
+    from growgan.artifacts.run_features import comparison_extractor
+    from growgan.run.run import Run
 
-    run, data = Run.open(model.run_folder), model.load_data(source)
-    extractor = comparing(run, model, data)
-    if way == "nearest":
-        columns = min(sheet["count"], COLUMNS)
-        space = ((0, -sheet["count"] % columns), (0, 0), (0, 0), (0, 0))
-        sets = [np.pad(each, space) for each in nearest_images(model, data, extractor, **sheet)]
-        pairs = np.stack([each.reshape(-1, columns, *each.shape[1:]) for each in sets], 1)
+    run, data = Run.open(generator.run_dir), generator.load_data(source)
+    extractor = comparison_extractor(run, generator, data)
+    if mode == "nearest":
+        columns = min(sample_spec["count"], SHEET_COLUMNS)
+        padding = ((0, -sample_spec["count"] % columns), (0, 0), (0, 0), (0, 0))
+        samples, nearest = (
+            np.pad(images, padding)
+            for images in nearest_images(generator, data, extractor, **sample_spec)
+        )
+        rows = [images.reshape(-1, columns, *images.shape[1:]) for images in (samples, nearest)]
+        pairs = np.stack(rows, axis=1)  # (row, sample or nearest, column, H, W, C)
         return pairs.reshape(-1, *pairs.shape[3:]), columns
     typer.echo("truncation  precision  recall")
-    rows = []
-    for point in truncation_curve(model, data, extractor, sheet["seed"]):
-        cut = point["truncation"]
-        named = "none" if cut is None else f"{cut:g}"
-        typer.echo(f"{named:>10}  {point['precision']:9.1%}  {point['recall']:6.1%}")
-        rows.append(model.sample(COLUMNS, seed=sheet["seed"], truncation=cut))
-    return np.concatenate(rows), COLUMNS
+    sheet = []
+    for point in truncation_curve(generator, data, extractor, sample_spec["seed"]):
+        truncation = point["truncation"]
+        name = "none" if truncation is None else f"{truncation:g}"
+        typer.echo(f"{name:>10}  {point['precision']:9.1%}  {point['recall']:6.1%}")
+        sheet.append(
+            generator.sample(SHEET_COLUMNS, seed=sample_spec["seed"], truncation=truncation)
+        )
+    return np.concatenate(sheet), SHEET_COLUMNS
 
 
-def _picks(option: str, text: str) -> list[int]:
+def _parse_signed_sets(text: str) -> tuple[list[list[int]], list[list[int]]]:
+    """Return the sets of indices to add and those to subtract, of a text like 0,1+2,3-4,5."""
+    if not re.fullmatch(r"[+-]?[\d,]+([+-][\d,]+)*", text):
+        raise UserError(
+            f"--latent-arithmetic must be sets of indices like 0,1+2,3-4,5, but got '{text}'"
+        )
+    added: list[list[int]] = []
+    subtracted: list[list[int]] = []
+    for sign, indices in re.findall(r"([+-]?)([^+-]+)", text):
+        target = subtracted if sign == "-" else added
+        target.append(_parse_indices("latent-arithmetic", indices))
+    return added, subtracted
+
+
+def _parse_indices(option: str, text: str) -> list[int]:
     try:
         return [int(word) for word in text.split(",")]
     except ValueError:
-        raise UserError(f"--{option} takes numbers like 3,17,5, but got '{text}'") from None
+        raise UserError(f"--{option} must be integers like 3,17,5, but got '{text}'") from None

@@ -1,6 +1,6 @@
-"""Real images: found, checked, decoded once into a memory map, and served in batches.
+"""Datasets: find, check and decode images once into a memory map, and serve them in batches.
 
-Nothing here imports torch but :mod:`growgan.data.batches`, so names are loaded when first used.
+Public names are loaded on first use, because :mod:`growgan.data.batches` imports torch.
 """
 
 from __future__ import annotations
@@ -10,33 +10,33 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from growgan.data.batches import Batches
-    from growgan.data.files import default_cache
+    from growgan.data.cache import default_cache
     from growgan.data.images import ImageSet, load_images
     from growgan.data.prepare import parse_resolution
-    from growgan.data.summary import Summary, summarise
+    from growgan.data.summary import DatasetSummary, summarize
 
 __all__ = [
     "Batches",
+    "DatasetSummary",
     "ImageSet",
-    "Summary",
     "default_cache",
     "load_images",
     "parse_resolution",
-    "summarise",
+    "summarize",
 ]
 
-_HOMES = {
+_MODULES = {
     "Batches": "batches",
     "ImageSet": "images",
-    "Summary": "summary",
-    "default_cache": "files",
+    "DatasetSummary": "summary",
+    "default_cache": "cache",
     "load_images": "images",
     "parse_resolution": "prepare",
-    "summarise": "summary",
+    "summarize": "summary",
 }
 
 
 def __getattr__(name: str) -> Any:
-    if name not in _HOMES:
+    if name not in _MODULES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(import_module(f"{__name__}.{_HOMES[name]}"), name)
+    return getattr(import_module(f"{__name__}.{_MODULES[name]}"), name)

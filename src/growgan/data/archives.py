@@ -1,4 +1,4 @@
-"""Zip archives, read entry by entry in memory and never unpacked to disk."""
+"""Zip archives, read entry by entry in memory; nothing is unpacked to disk."""
 
 from __future__ import annotations
 
@@ -9,33 +9,34 @@ from typing import Any, Final
 
 import numpy as np
 
-from growgan.data.decode import MAX_BYTES, BrokenImage
-from growgan.data.files import combine, file_digest
-from growgan.data.folder import SHOWN, class_labels, is_image_name
-from growgan.data.prepare import Survey
-from growgan.data.sources import EncodedSource, Labels
+from growgan.data.base import EncodedSource, Labels
+from growgan.data.cache import cached_file_sha256
+from growgan.data.decode import MAX_IMAGE_BYTES, BrokenImageError
+from growgan.data.folder import EXTENSION_EXAMPLES, is_image_file_name, labels_from_folders
+from growgan.data.prepare import SizeHistogram
 from growgan.errors import UserError
+from growgan.files import hash_json
 
-MAX_RATIO: Final = 200  # images hardly shrink; real arrays of pixels rarely beyond 50
-RATIO_FROM: Final = 1 << 26  # bytes below which no ratio is suspicious
-# Thrice ImageNet's 1.3 million, and room for the 3 million of LSUN's bedrooms. What is larger is
-# spread over many archives anyway: a list of so many takes 3 GB of memory.
+MAX_COMPRESSION_RATIO: Final = 200  # images hardly compress; pixel arrays rarely exceed 50
+MIN_SUSPICIOUS_BYTES: Final = 1 << 26  # below this size, no ratio is suspicious
+# Three times ImageNet's 1.3 million, and enough for the 3 million of LSUN bedrooms. Larger sets are
+# split into several archives, since a listing of this length takes 3 GB of memory.
 MAX_ENTRIES: Final = 1 << 22
-# A photograph has some 10 pixels a byte, a line drawing up to 100, one colour 1,000: this keeps the
-# time to decode an archive in proportion to its size. A billion pixels take ten seconds.
-PIXELS_A_BYTE: Final = 200
-PIXELS_FROM: Final = 1 << 30  # below which no archive is suspicious
-MAX_PIXELS: Final = 1 << 42  # in all: as many entries as there may be, of 1024x1024
-REMEDY: Final = "unpack it into a folder if you trust it"
+# A photo has about 10 pixels per byte, a line drawing up to 100, a single color 1,000. The limit
+# keeps decoding time in proportion to the size of the archive. A billion pixels take ten seconds.
+MAX_PIXELS_PER_BYTE: Final = 200
+MIN_SUSPICIOUS_PIXELS: Final = 1 << 30  # below this number, no archive is suspicious
+MAX_ARCHIVE_PIXELS: Final = 1 << 42  # in all: as many entries as there may be, of 1024x1024
+UNPACK_HINT: Final = "unpack it into a folder if you trust it"
 
 
 def is_bomb(unpacked: int, packed: int) -> bool:
-    """Say whether something unpacks to suspiciously much: over 64 MiB and 200 times its size."""
-    return unpacked > RATIO_FROM and unpacked > MAX_RATIO * max(packed, 1)
+    """Return whether data unpacks to over 64 MiB and over 200 times its size."""
+    return unpacked > MIN_SUSPICIOUS_BYTES and unpacked > MAX_COMPRESSION_RATIO * max(packed, 1)
 
 
 def is_unsafe(name: str) -> bool:
-    """Say whether an entry's name is absolute or climbs out of the archive."""
+    """Return whether the name of an entry is absolute or leaves the archive."""
     parts = name.replace("\\", "/").split("/")
     return not parts[0] or ".." in parts or parts[0].endswith(":")
 
@@ -45,7 +46,7 @@ class ZipSource(EncodedSource):
 
     def __init__(self, path: Path, digest: str, entries: list[zipfile.ZipInfo], ignored: int):
         items = tuple(entry.filename for entry in entries)
-        labels, classes = _safe_labels(items)
+        labels, classes = _labels_of_safe_entries(items)
         super().__init__(path.name, str(path), items, labels, classes, ignored)
         self.path, self.digest = path, digest
 
@@ -56,69 +57,92 @@ class ZipSource(EncodedSource):
     def archive(self) -> zipfile.ZipFile:
         return zipfile.ZipFile(self.path)
 
-    def content(self) -> str:
-        return combine("zip", self.digest)
+    def content_digest(self) -> str:
+        return hash_json("zip", self.digest)
 
-    def survey(self) -> Survey:
-        """Count sizes and channels; raises UserError for far too many pixels in all."""
-        survey = super().survey()
-        pixels = sum(height * width * n for (height, width), n in survey.sizes.items())
-        most = min(MAX_PIXELS, max(PIXELS_FROM, PIXELS_A_BYTE * self.path.stat().st_size))
-        if pixels > most:
+    def size_histogram(self) -> SizeHistogram:
+        """Count sizes and channels.
+
+        Raises:
+            UserError: The archive has suspiciously many pixels for its size.
+        """
+        histogram = super().size_histogram()
+        pixels = sum(height * width * n for (height, width), n in histogram.sizes.items())
+        max_pixels = min(
+            MAX_ARCHIVE_PIXELS,
+            max(MIN_SUSPICIOUS_PIXELS, MAX_PIXELS_PER_BYTE * self.path.stat().st_size),
+        )
+        if pixels > max_pixels:
             raise UserError(
-                f"zip '{self.path}' states {pixels:,} pixels; those of an archive of its size may "
-                f"be {most:,}: {REMEDY}"
+                f"zip '{self.path}' states {pixels:,} pixels; an archive of its size may have "
+                f"{max_pixels:,}: {UNPACK_HINT}"
             )
-        return survey
+        return histogram
 
-    def read(self, index: int) -> bytes:
-        name = self.items[index]
+    def read_bytes(self, index: int) -> bytes:
+        name = self.item_names[index]
         try:
             entry = self.archive.getinfo(name)
-            if why := why_not(entry):
-                raise BrokenImage(why)
+            if reason := reason_unreadable(entry):
+                raise BrokenImageError(reason)
             return self.archive.read(entry)
-        except BrokenImage:
+        except BrokenImageError:
             raise
         except Exception as error:  # zipfile and zlib raise many kinds for damaged data
-            raise BrokenImage(f"damaged entry ({type(error).__name__})") from error
+            raise BrokenImageError(f"damaged entry ({type(error).__name__})") from error
 
 
-def why_not(entry: zipfile.ZipInfo) -> str:
-    """Say why an entry is not read, "" for one that is."""
+def reason_unreadable(entry: zipfile.ZipInfo) -> str:
+    """Return why an entry is refused, or an empty string."""
     if is_unsafe(entry.filename):
         return "unsafe name: absolute or with .."
     if entry.flag_bits & 1:
         return "encrypted"
-    if entry.file_size > MAX_BYTES or is_bomb(entry.file_size, entry.compress_size):
+    if entry.file_size > MAX_IMAGE_BYTES or is_bomb(entry.file_size, entry.compress_size):
         return f"unpacks from {entry.compress_size:,} to {entry.file_size:,} B"
     return ""
 
 
-def _safe_labels(items: tuple[str, ...]) -> tuple[Labels | None, tuple[str, ...]]:
+def _labels_of_safe_entries(items: tuple[str, ...]) -> tuple[Labels | None, tuple[str, ...]]:
     safe = np.array([not is_unsafe(name) for name in items])
-    known, classes = class_labels([name for name, ok in zip(items, safe, strict=True) if ok])
-    if known is None:
+    safe_labels, classes = labels_from_folders(
+        [name for name, ok in zip(items, safe, strict=True) if ok]
+    )
+    if safe_labels is None:
         return None, ()
     labels = np.full(len(items), -1, dtype=np.int64)
-    labels[safe] = known
+    labels[safe] = safe_labels
     return labels, classes
 
 
 def open_zip(path: Path, cache: Path) -> ZipSource:
-    """List the images of a zip; raises UserError when it is none, holds none, or is a bomb."""
+    """List the images of a zip archive.
+
+    Raises:
+        UserError: The file is no zip, contains no images, or is a zip bomb.
+    """
     try:
         with zipfile.ZipFile(path) as archive:
-            found = {entry.filename: entry for entry in archive.infolist() if not entry.is_dir()}
+            entries_by_name = {
+                entry.filename: entry for entry in archive.infolist() if not entry.is_dir()
+            }
     except Exception as error:  # zipfile raises many kinds for damaged data
         raise UserError(f"'{path}' cannot be read as a zip ({error})") from error
-    if len(found) > MAX_ENTRIES:
-        raise UserError(f"zip '{path}' has {len(found):,} entries; it may have {MAX_ENTRIES:,}")
-    names = sorted(name for name in found if is_image_name(name) and "__MACOSX/" not in name)
+    if len(entries_by_name) > MAX_ENTRIES:
+        raise UserError(
+            f"zip '{path}' has {len(entries_by_name):,} entries; the limit is {MAX_ENTRIES:,}"
+        )
+    names = sorted(
+        name for name in entries_by_name if is_image_file_name(name) and "__MACOSX/" not in name
+    )
     if not names:
-        raise UserError(f"zip '{path}' holds no images ({SHOWN})")
-    entries = [found[name] for name in names]
-    # What is not read needs no room: a bomb among images is one broken image.
-    if is_bomb(sum(e.file_size for e in entries if not why_not(e)), path.stat().st_size):
-        raise UserError(f"zip '{path}' unpacks to over {MAX_RATIO} times its size: {REMEDY}")
-    return ZipSource(path, file_digest(path, cache), entries, len(found) - len(names))
+        raise UserError(f"zip '{path}' contains no images ({EXTENSION_EXAMPLES})")
+    entries = [entries_by_name[name] for name in names]
+    # Refused entries do not count: a bomb among images is one broken image.
+    if is_bomb(sum(e.file_size for e in entries if not reason_unreadable(e)), path.stat().st_size):
+        raise UserError(
+            f"zip '{path}' unpacks to over {MAX_COMPRESSION_RATIO} times its size: {UNPACK_HINT}"
+        )
+    return ZipSource(
+        path, cached_file_sha256(path, cache), entries, len(entries_by_name) - len(names)
+    )

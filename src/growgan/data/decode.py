@@ -1,4 +1,4 @@
-"""From an image file's bytes to uint8 pixels [H, W, C], C = 1, 3 or 4."""
+"""Decode image files to uint8 [H, W, C] with C = 1, 3 or 4."""
 
 from __future__ import annotations
 
@@ -16,48 +16,54 @@ EXTENSIONS: Final = frozenset(
     ".avif .bmp .dib .gif .j2k .jfif .jp2 .jpe .jpeg .jpg .pbm .pgm .png .pnm .ppm .tga .tif "
     ".tiff .webp".split()
 )
-# Formats that run other programs (EPS, through Ghostscript) or fetch more files are left out.
-FORMATS: Final = "PNG JPEG WEBP BMP DIB GIF TIFF PPM TGA JPEG2000 AVIF".split()
-MAX_PIXELS: Final = 89_478_485  # Pillow's own guard: a gigabyte at 3 x 32 bit
-MAX_BYTES: Final = 1 << 29  # of one encoded image
+# Formats that start other programs (EPS starts Ghostscript) or load other files are left out.
+PIL_FORMATS: Final = "PNG JPEG WEBP BMP DIB GIF TIFF PPM TGA JPEG2000 AVIF".split()
+MAX_IMAGE_PIXELS: Final = 89_478_485  # the limit of Pillow
+MAX_IMAGE_BYTES: Final = 1 << 29  # largest encoded image
 
 
-class BrokenImage(Exception):
-    """An image that cannot be used; the text says why in a few words."""
+class BrokenImageError(Exception):
+    """An image cannot be used; the message says why in a few words."""
 
 
 @cache
 def _formats() -> tuple[str, ...]:
     Image.init()
-    return tuple(name for name in FORMATS if name in Image.OPEN)
+    return tuple(name for name in PIL_FORMATS if name in Image.OPEN)
 
 
 def open_image(data: bytes) -> Image.Image:
-    """Open an image's header; raises BrokenImage for what no safe reader knows, or is too big."""
+    """Open an image and read its header.
+
+    Raises:
+        BrokenImageError: The format is unknown or unsafe, or the image is too large.
+    """
     if not data:
-        raise BrokenImage("empty file")
-    if len(data) > MAX_BYTES:
-        raise BrokenImage(f"more than {MAX_BYTES >> 20} MiB")
+        raise BrokenImageError("empty file")
+    if len(data) > MAX_IMAGE_BYTES:
+        raise BrokenImageError(f"more than {MAX_IMAGE_BYTES >> 20} MiB")
     try:
         image = Image.open(io.BytesIO(data), formats=_formats())
     except UnidentifiedImageError as error:
-        raise BrokenImage("not an image") from error
-    except Exception as error:  # Pillow's readers raise whatever a bad file makes them raise
-        raise BrokenImage(_reason(error)) from error
-    if image.width * image.height > MAX_PIXELS:
-        raise BrokenImage(f"{image.height}x{image.width} is more than {MAX_PIXELS:,} pixels")
+        raise BrokenImageError("not an image") from error
+    except Exception as error:  # Pillow raises many types for damaged files
+        raise BrokenImageError(_short_reason(error)) from error
+    if image.width * image.height > MAX_IMAGE_PIXELS:
+        raise BrokenImageError(
+            f"{image.height}x{image.width} is more than {MAX_IMAGE_PIXELS:,} pixels"
+        )
     if not image.width * image.height:
-        raise BrokenImage("no pixels")
+        raise BrokenImageError("no pixels")
     return image
 
 
-def _reason(error: Exception) -> str:
+def _short_reason(error: Exception) -> str:
     text = " ".join(str(error).split()) or type(error).__name__
     return text if len(text) <= 80 else text[:77] + "..."
 
 
-def channels_of(image: Image.Image) -> int:
-    """Return how many channels an image's pixels have: 1 (gray), 3 (RGB) or 4 (with alpha)."""
+def num_channels(image: Image.Image) -> int:
+    """Return the number of channels: 1 (gray), 3 (RGB) or 4 (with alpha)."""
     if image.mode in ("1", "L", "I", "F") or image.mode.startswith("I;16"):
         return 1
     if image.mode in ("LA", "La", "PA", "RGBA", "RGBa"):
@@ -66,44 +72,46 @@ def channels_of(image: Image.Image) -> int:
 
 
 def read_header(data: bytes) -> tuple[int, int, int]:
-    """Return (height, width, channels) without decoding, upright as EXIF says."""
+    """Return (height, width, channels) after EXIF rotation, without decoding the image."""
     image = open_image(data)
     try:
-        # Pillow decodes a whole PNG to look for EXIF behind the pixels, where hardly any has it.
+        # To look for EXIF behind the pixels, Pillow would decode the whole PNG. Few have it there.
         has_exif = image.format != "PNG" or "exif" in image.info
-        turned = has_exif and image.getexif().get(0x0112, 1) in (5, 6, 7, 8)
+        is_rotated = has_exif and image.getexif().get(0x0112, 1) in (5, 6, 7, 8)
     except Exception as error:
-        raise BrokenImage(_reason(error)) from error
-    height, width = (image.width, image.height) if turned else (image.height, image.width)
-    return height, width, channels_of(image)
+        raise BrokenImageError(_short_reason(error)) from error
+    height, width = (image.width, image.height) if is_rotated else (image.height, image.width)
+    return height, width, num_channels(image)
 
 
 def decode(data: bytes, target: tuple[int, int] | None = None) -> Pixels:
-    """Decode an image, upright as EXIF says: uint8 [H, W, C], C as :func:`channels_of` says.
+    """Decode an image to uint8 [H, W, C], with EXIF rotation applied.
 
-    ``target`` (H, W) lets a JPEG be decoded at a half, quarter or eighth of its size, never
-    below twice the target: many times faster for photographs, and antialiased by the DCT.
-    Raises BrokenImage.
+    With ``target`` (height, width), a JPEG is decoded at 1/2, 1/4 or 1/8 of its size, but never
+    below twice the target. That is many times faster for photos, and the DCT antialiases.
+
+    Raises:
+        BrokenImageError: The image cannot be decoded.
     """
     image = open_image(data)
     try:
         if target is not None and image.format == "JPEG":
             side = 2 * max(target)
             image.draft(None, (side, side))
-        channels, kind = channels_of(image), image.format or ""
+        channels, kind = num_channels(image), image.format or ""
         ImageOps.exif_transpose(image, in_place=True)
         return _pixels(image, channels, kind)
-    except BrokenImage:
+    except BrokenImageError:
         raise
     except Exception as error:
-        raise BrokenImage(_reason(error)) from error
+        raise BrokenImageError(_short_reason(error)) from error
 
 
 def _pixels(image: Image.Image, channels: int, kind: str) -> Pixels:
     if image.mode.startswith("I;16"):
-        return sixteen_to_eight(np.asarray(image))[..., None]
-    if image.mode == "I" and kind in ("PNG", "PPM"):  # 16 bits, held in 32
-        return sixteen_to_eight(np.asarray(image))[..., None]
+        return uint16_to_uint8(np.asarray(image))[..., None]
+    if image.mode == "I" and kind in ("PNG", "PPM"):  # 16 bits stored in 32
+        return uint16_to_uint8(np.asarray(image))[..., None]
     if image.mode in ("I", "F"):
         return to_uint8(np.asarray(image))[..., None]
     mode = {1: "L", 3: "RGB", 4: "RGBA"}[channels]
@@ -111,27 +119,30 @@ def _pixels(image: Image.Image, channels: int, kind: str) -> Pixels:
     return pixels[..., None] if channels == 1 else pixels
 
 
-def sixteen_to_eight(values: NDArray[np.generic]) -> Pixels:
-    """Scale 0..65535 to 0..255, rounded to the nearest: 257 = 65535 / 255."""
-    wide = np.clip(values.astype(np.int64), 0, 65535)
-    return ((wide + 128) // 257).astype(np.uint8)
+def uint16_to_uint8(values: NDArray[np.generic]) -> Pixels:
+    """Scale 0..65535 to 0..255 and round; 257 = 65535 / 255."""
+    clipped = np.clip(values.astype(np.int64), 0, 65535)
+    return ((clipped + 128) // 257).astype(np.uint8)
 
 
 def to_uint8(values: NDArray[np.generic]) -> Pixels:
-    """Bring numbers of any kind to 0..255, by the range that they all lie in.
+    """Convert values of any type to uint8, by the range that contains all of them.
 
-    Integers: 0..255 as they are, else 0..65535 as 16 bits. Floats: 0..1, -1..1, or 0..255.
-    Raises BrokenImage for other ranges and for values that are not finite.
+    Integers in 0..255 are kept, and integers in 0..65535 are scaled as 16 bits. Floats are scaled
+    from 0..1, -1..1 or 0..255.
+
+    Raises:
+        BrokenImageError: The values are in another range or not finite.
     """
     if values.dtype == np.uint8:
         return np.asarray(values, dtype=np.uint8)
     if values.dtype == np.bool_:
         return np.where(values, np.uint8(255), np.uint8(0))
     if values.dtype.kind not in "iuf":
-        raise BrokenImage(f"values of type {values.dtype} are not pixels")
+        raise BrokenImageError(f"values of type {values.dtype} are not pixels")
     low, high = (float(values.min()), float(values.max())) if values.size else (0.0, 0.0)
     if not np.isfinite([low, high]).all():
-        raise BrokenImage("values that are not finite")
+        raise BrokenImageError("values that are not finite")
     if values.dtype.kind == "f" and low >= -1 and high <= 1:
         unit = values.astype(np.float64)
         unit = unit if low >= 0 else (unit + 1) / 2
@@ -139,5 +150,5 @@ def to_uint8(values: NDArray[np.generic]) -> Pixels:
     if low >= 0 and high <= 255:
         return np.rint(values.astype(np.float32)).astype(np.uint8)
     if values.dtype.kind in "iu" and low >= 0 and high <= 65535:
-        return sixteen_to_eight(values)
-    raise BrokenImage(f"values from {low:g} to {high:g} are neither 8 nor 16 bits, nor -1..1")
+        return uint16_to_uint8(values)
+    raise BrokenImageError(f"values from {low:g} to {high:g} are neither 8 nor 16 bits, nor -1..1")

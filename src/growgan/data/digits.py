@@ -6,22 +6,22 @@ from importlib import metadata
 
 import numpy as np
 
-from growgan.data.files import combine
+from growgan.data.base import ArraySource, ImageArrays, parse_options
 from growgan.data.npz import with_labels
-from growgan.data.sources import Arrays, ArraySource, parse_options
-from growgan.errors import require
+from growgan.errors import require_extra
+from growgan.files import hash_json
 
 
 def open_digits(options: str) -> ArraySource:
-    """Return the digits; raises UserError where scikit-learn is not installed."""
+    """Open the digits; raise a UserError if scikit-learn is not installed."""
     parse_options(options, "digits", {})
-    require("sklearn", "digits", "scikit-learn")
-    digest = combine("digits", metadata.version("scikit-learn"))
+    require_extra("sklearn", "digits", "scikit-learn")
+    digest = hash_json("digits", metadata.version("scikit-learn"))
     return ArraySource("digits", "scikit-learn", digest, read_digits)
 
 
-def read_digits() -> Arrays:
-    """Load the digits, their 17 gray levels spread over 0..255."""
+def read_digits() -> ImageArrays:
+    """Load the digits, with their 17 gray levels scaled to 0..255."""
     from sklearn.datasets import load_digits
 
     bunch = load_digits()

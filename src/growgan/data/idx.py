@@ -1,4 +1,4 @@
-"""IDX files, the format of MNIST and its successors, plain or gzipped."""
+"""IDX files, the format of MNIST, plain or gzipped."""
 
 from __future__ import annotations
 
@@ -14,10 +14,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from growgan.data.archives import is_bomb
-from growgan.data.files import combine, file_digest
+from growgan.data.base import ArraySource, ImageArrays
+from growgan.data.cache import cached_file_sha256
 from growgan.data.npz import to_nhwc, with_labels
-from growgan.data.sources import Arrays, ArraySource
 from growgan.errors import UserError
+from growgan.files import hash_json
 
 TYPES: Final = {0x08: ">u1", 0x09: ">i1", 0x0B: ">i2", 0x0C: ">i4", 0x0D: ">f4", 0x0E: ">f8"}
 
@@ -29,7 +30,7 @@ def _open(path: Path) -> IO[bytes]:
 
 
 def _header(file: IO[bytes]) -> tuple[str, tuple[int, ...]] | None:
-    """Read (dtype, shape), or None when the file does not begin like IDX."""
+    """Read (dtype, shape), or return None if this is not an IDX file."""
     magic = file.read(4)
     if len(magic) < 4 or magic[:2] != b"\0\0" or magic[2] not in TYPES or not 1 <= magic[3] <= 4:
         return None
@@ -40,7 +41,7 @@ def _header(file: IO[bytes]) -> tuple[str, tuple[int, ...]] | None:
 
 
 def is_idx(path: Path) -> bool:
-    """Say whether a file begins as IDX does, after unpacking."""
+    """Return whether a file is IDX, plain or gzipped."""
     try:
         with _open(path) as file:
             return _header(file) is not None
@@ -49,9 +50,10 @@ def is_idx(path: Path) -> bool:
 
 
 def read_idx(path: Path) -> NDArray[Any]:
-    """Read one IDX file, plain or gzipped: the array of the shape that it states.
+    """Read an IDX file, plain or gzipped.
 
-    Raises UserError when it is no IDX file, or shorter or longer than it states.
+    Raises:
+        UserError: The file is not IDX, or its length does not match its header.
     """
     try:
         with _open(path) as file:
@@ -61,51 +63,53 @@ def read_idx(path: Path) -> NDArray[Any]:
             kind, shape = header
             size = math.prod(shape) * np.dtype(kind).itemsize
             if is_bomb(size, path.stat().st_size):
-                raise UserError(f"'{path}' states over 200 times its size; it is not trusted")
+                raise UserError(f"'{path}' states over 200 times its size, so it is refused")
             data = file.read(size + 1)
     except (OSError, EOFError, zlib.error) as error:
         raise UserError(f"'{path}' cannot be read as IDX ({error})") from error
     if len(data) != size:
-        raise UserError(f"'{path}' states {size:,} bytes of shape {list(shape)} but is not so long")
+        raise UserError(
+            f"'{path}' states {size:,} bytes of shape {list(shape)} but is not of that length"
+        )
     array = np.frombuffer(data, dtype=kind).reshape(shape)
     return array.astype(array.dtype.newbyteorder("="), copy=False)
 
 
 def labels_beside(images: Path) -> Path | None:
-    """Return the labels file that belongs to an images file by its name, if it is there."""
+    """Return the labels file that belongs to an images file by its name, if it exists."""
     name = images.name.replace("images", "labels").replace("idx3", "idx1").replace("idx4", "idx1")
     if name == images.name:
         return None
     stem = name.removesuffix(".gz")
-    found = (images.with_name(choice) for choice in (name, stem, f"{stem}.gz"))
-    return next((path for path in found if path.is_file()), None)
+    paths = (images.with_name(choice) for choice in (name, stem, f"{stem}.gz"))
+    return next((path for path in paths if path.is_file()), None)
 
 
 def find_in(folder: Path, cache: Path) -> ArraySource | None:
-    """Return the IDX images in a folder, those for training first; None without any."""
+    """Open the IDX images in a folder, preferring training images; None if there are none."""
     try:
         names = sorted(path.name for path in folder.iterdir())
     except OSError as error:
         raise UserError(f"folder '{folder}' cannot be read ({error.strerror})") from error
-    found = [n for n in names if "images" in n and ("idx3" in n or "idx4" in n)]
-    found.sort(key=lambda name: (not name.startswith("train"), name))
-    return open_idx(folder / found[0], cache) if found else None
+    image_files = [n for n in names if "images" in n and ("idx3" in n or "idx4" in n)]
+    image_files.sort(key=lambda name: (not name.startswith("train"), name))
+    return open_idx(folder / image_files[0], cache) if image_files else None
 
 
 def open_idx(path: Path, cache: Path) -> ArraySource:
-    """Name an IDX images file, with the labels beside it, as a source."""
+    """Open an IDX images file as a source, with the labels file next to it."""
     labels = labels_beside(path)
-    digest = file_digest(path, cache), labels and file_digest(labels, cache)
+    digest = cached_file_sha256(path, cache), labels and cached_file_sha256(labels, cache)
     load = partial(read_idx_pair, path, labels)
-    return ArraySource(path.name, str(path), combine("idx", *digest), load)
+    return ArraySource(path.name, str(path), hash_json("idx", *digest), load)
 
 
-def read_idx_pair(path: Path, labels: Path | None, names: tuple[str, ...] = ()) -> Arrays:
-    """Read an images file and its labels; raises UserError when they do not fit."""
+def read_idx_pair(path: Path, labels: Path | None, names: tuple[str, ...] = ()) -> ImageArrays:
+    """Read an images file and its labels; raise a UserError if they do not match."""
     array = read_idx(path)
     if array.ndim < 3:
-        raise UserError(f"'{path}' holds {array.ndim}-dimensional data; give the images file")
+        raise UserError(f"'{path}' holds {array.ndim}-dimensional data; it must be the images file")
     images = to_nhwc(array, f"'{path}'")
     if labels is None:
-        return Arrays(images)
+        return ImageArrays(images)
     return with_labels(images, read_idx(labels), names, f"'{path}'")

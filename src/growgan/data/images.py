@@ -1,4 +1,4 @@
-"""The set of images that everything else trains on and measures against."""
+"""The set of images used for training and evaluation."""
 
 from __future__ import annotations
 
@@ -10,24 +10,32 @@ from typing import Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
-from growgan.data.files import combine, default_cache
-from growgan.data.prepare import Size, check_choices, make_plan, parse_resolution
-from growgan.data.sources import Request, Source, open_source
-from growgan.data.store import Store, build_store, check_broken, open_store, store_key
+from growgan.data.base import Source, SourceContext
+from growgan.data.cache import default_cache
+from growgan.data.prepare import Size, make_plan, parse_resolution, validate_preprocessing
+from growgan.data.sources import open_source
+from growgan.data.store import ImageStore, build_store, check_num_broken, open_store, store_key
 from growgan.errors import UserError
+from growgan.files import hash_json
 
-COPY_IN_MEMORY: Final = 1 << 28  # bytes; larger parts are copied to a file that is mapped
+MAX_COPY_BYTES: Final = 1 << 28  # larger subsets are copied to a memory-mapped temporary file
 
 
 @dataclass(frozen=True, eq=False)
 class ImageSet:
-    """Images uint8 [N, C, H, W] (a read-only memory map) and what is known of them.
+    """A set of images of one size, with optional labels.
 
-    ``labels`` are class indices int64 [N], -1 where missing, or None; ``classes`` their names.
-    ``fingerprint`` is a SHA-256 of pixels, labels and classes: equal images, equal fingerprint.
-    ``broken`` and ``duplicates`` name the files of the whole source, with the reason.
-    ``given`` are the images uint8 [N, G, H, W] from which these are to be made, row by row, None
-    where they are to be made from nothing (:mod:`growgan.tasks`).
+    Attributes:
+        name: Short name of the dataset.
+        images: uint8 [N, C, H, W], a read-only memory map.
+        labels: Class indices int64 [N], -1 if unknown; None if there are no classes.
+        classes: Class names, by label.
+        fingerprint: SHA-256 of pixels, labels and classes.
+        broken: Names of files of the source that could not be read, with the reason.
+        source: Path or address of the source.
+        duplicates: Names of exact duplicates in the source, with the image they equal.
+        source_images: uint8 [N, S, H, W], the images that G transforms into these in
+            image-to-image tasks (:mod:`growgan.tasks`); None otherwise.
     """
 
     name: str
@@ -38,7 +46,7 @@ class ImageSet:
     broken: tuple[str, ...] = ()
     source: str = ""
     duplicates: tuple[str, ...] = ()
-    given: NDArray[np.uint8] | None = None
+    source_images: NDArray[np.uint8] | None = None
 
     def __len__(self) -> int:
         return len(self.images)
@@ -54,7 +62,7 @@ class ImageSet:
         return int(self.images.shape[1])
 
     def describe(self) -> dict[str, Any]:
-        """Return what a run records of its data, JSON-able; duplicates as their count."""
+        """Return what a run records of its data, as plain JSON values."""
         return {
             "name": self.name,
             "source": self.source,
@@ -68,59 +76,71 @@ class ImageSet:
         }
 
     def subset(self, rows: NDArray[np.int64]) -> ImageSet:
-        """Return the images of ``rows`` as a set of their own.
+        """Return the images with indices ``rows`` as a new set.
 
-        A slice given as consecutive rows is a view. Others are copied once: to memory up to
-        256 MiB (20 ms for 60,000 of 28x28), beyond it to an unnamed temporary file.
+        Consecutive rows give a view. Others are copied, up to 256 MiB to memory and beyond that
+        to an unnamed temporary file.
         """
-        digest = combine(self.fingerprint, np.asarray(rows).tolist())
+        digest = hash_json(self.fingerprint, np.asarray(rows).tolist())
         labels = None if self.labels is None else self.labels[rows]
-        given = None if self.given is None else _take(self.given, rows)
-        taken = _take(self.images, rows)
-        return replace(self, images=taken, labels=labels, given=given, fingerprint=digest)
+        source_images = (
+            None if self.source_images is None else _select_rows(self.source_images, rows)
+        )
+        images = _select_rows(self.images, rows)
+        return replace(
+            self, images=images, labels=labels, source_images=source_images, fingerprint=digest
+        )
 
-    def labelled(self, share: float = 1.0, seed: int = 0) -> ImageSet:
-        """Return ``share`` of the labelled images of each class, one at least, drawn by ``seed``.
+    def labeled_subset(self, fraction: float = 1.0, seed: int = 0) -> ImageSet:
+        """Return a random ``fraction`` of the labeled images of each class, at least one each.
 
-        Raises UserError where no image has a label.
+        Raises:
+            UserError: No image has a label.
         """
-        rng, kept = np.random.default_rng(seed), []
-        for rows in self._by_class():
-            kept.append(rng.permutation(rows)[: max(1, round(share * len(rows)))])
-        return self.subset(np.sort(np.concatenate(kept)))
+        rng, chosen = np.random.default_rng(seed), []
+        for rows in self._indices_by_class():
+            chosen.append(rng.permutation(rows)[: max(1, round(fraction * len(rows)))])
+        return self.subset(np.sort(np.concatenate(chosen)))
 
-    def only(self, label: int) -> ImageSet:
-        """Return the images of one class, which then needs no label.
+    def only_class(self, label: int) -> ImageSet:
+        """Return the images of one class, without labels.
 
-        Raises UserError where there are none.
+        Raises:
+            UserError: There are none.
         """
-        known = np.full(len(self), -1) if self.labels is None else self.labels
-        rows = np.flatnonzero(known == label)
+        labels = np.full(len(self), -1) if self.labels is None else self.labels
+        rows = np.flatnonzero(labels == label)
         if not len(rows):
             raise UserError(f"'{self.name}' has no images of label {label}")
         return replace(self.subset(rows), labels=None, classes=())
 
-    def balanced(self) -> ImageSet:
-        """Return the labelled images, those of rarer classes repeated: all classes are as many.
+    def class_balanced(self) -> ImageSet:
+        """Return the labeled images, with rare classes repeated until all are equally frequent.
 
-        Raises UserError where no image has a label.
+        Raises:
+            UserError: No image has a label.
         """
-        groups = self._by_class()
-        most = max(map(len, groups))
-        return self.subset(np.sort(np.concatenate([np.resize(rows, most) for rows in groups])))
+        groups = self._indices_by_class()
+        largest = max(map(len, groups))
+        return self.subset(np.sort(np.concatenate([np.resize(rows, largest) for rows in groups])))
 
-    def _by_class(self) -> list[NDArray[np.int64]]:
-        """Return the rows of each class that has any."""
+    def _indices_by_class(self) -> list[NDArray[np.int64]]:
+        """Return the indices of each class that has images."""
         if self.labels is None or not (self.labels >= 0).any():
-            raise UserError(f"'{self.name}' has no labels; a folder for each class gives them")
+            raise UserError(f"'{self.name}' has no labels; put each class into a folder of its own")
         rows = (np.flatnonzero(self.labels == k) for k in range(int(self.labels.max()) + 1))
-        return [each for each in rows if len(each)]
+        return [indices for indices in rows if len(indices)]
 
-    def held_out(self, fraction: float) -> tuple[ImageSet, ImageSet]:
-        """Split into (train, held): ``fraction`` of the images, chosen by chance, is held.
+    def split_held_out(self, fraction: float) -> tuple[ImageSet, ImageSet]:
+        """Split at random into (training, held-out) sets.
 
-        The choice depends on the number of images alone, so it is the same in every run. Raises
-        UserError unless both parts get at least one image.
+        Args:
+            fraction: Fraction of the images to hold out.
+
+        The split depends only on the number of images, so it is the same in every run.
+
+        Raises:
+            UserError: One of the sets would be empty.
         """
         count = round(fraction * len(self))
         if not 0 < count < len(self):
@@ -132,12 +152,12 @@ class ImageSet:
         return self.subset(np.sort(order[count:])), self.subset(np.sort(order[:count]))
 
 
-def _take(images: NDArray[np.uint8], rows: NDArray[np.int64]) -> NDArray[np.uint8]:
+def _select_rows(images: NDArray[np.uint8], rows: NDArray[np.int64]) -> NDArray[np.uint8]:
     if len(rows) and np.array_equal(rows, np.arange(rows[0], rows[0] + len(rows))):
         return images[rows[0] : rows[0] + len(rows)]
     images = np.asarray(images)
     shape = (len(rows), *images.shape[1:])
-    if np.prod(shape, dtype=np.int64) <= COPY_IN_MEMORY:
+    if np.prod(shape, dtype=np.int64) <= MAX_COPY_BYTES:
         return images[rows]
     with tempfile.TemporaryFile() as file:
         part: NDArray[np.uint8] = np.memmap(file, dtype=np.uint8, mode="w+", shape=shape)
@@ -156,47 +176,53 @@ def load_images(
     cache: Path | None = None,
     seed: int = 0,
 ) -> ImageSet:
-    """Load images from a folder, zip, .npz, IDX file or name (growgan.data.sources.NAMES).
+    """Load images from a folder, zip, .npz or IDX file, or a built-in source such as "glyphs".
 
-    They are decoded once into a memory map under ``cache``; later starts only look at the
-    files' time stamps. ``resolution`` is a side or (height, width), None the source's own;
-    ``channels`` 1, 3 or 4, None the source's own, mixed becoming RGB. ``fit`` is one of
+    Images are decoded once into a memory map under ``cache``. Later calls only check the time
+    stamps of the files.
 
-    - ``crop``: scale to cover the resolution, cut out the middle
-    - ``pad``: scale to fit into it, fill with 0     - ``stretch``: scale each side
-    - ``border``: no scaling, fill with 0
-    - ``auto``: ``border`` when all images are less than a quarter smaller (28 in 32), else crop
+    Args:
+        source: A path or the name of a built-in source.
+        resolution: A side or (height, width) in pixels; None for the source's own.
+        channels: 1 (gray), 3 (RGB) or 4 (RGBA); None for the source's own, RGB if mixed.
+        fit: How images are brought to the resolution. "crop": scale to cover it and cut out the
+            center. "pad": scale to fit and fill with 0. "stretch": scale each side. "border": fill
+            with 0 without scaling. "auto": "border" if all images are at most a quarter smaller
+            (28 in 32), "crop" otherwise.
+        max_broken: Largest fraction of broken images.
+        cache: Cache folder; None for the default.
+        seed: Random seed of rendered sources.
 
-    ``seed`` is that of rendered sources. Raises UserError for a source that is unknown, missing
-    or empty, and when more than the share ``max_broken`` of its images is broken.
+    Raises:
+        UserError: The source is unknown, missing or empty, or too many images are broken.
     """
     size = parse_resolution(resolution)
-    check_choices(channels, fit)
+    validate_preprocessing(channels, fit)
     if not 0 <= max_broken <= 1:
-        raise UserError(f"max_broken must be a share from 0 to 1, but got {max_broken}")
+        raise UserError(f"max_broken must be between 0 and 1, but got {max_broken}")
     cache = default_cache() if cache is None else cache
-    found = open_source(source, Request(cache, seed, channels))
-    folder = cache / "images" / store_key(found.content(), size, channels, fit)
+    opened = open_source(source, SourceContext(cache, seed, channels))
+    folder = cache / "images" / store_key(opened.content_digest(), size, channels, fit)
     store = open_store(folder)
     if store is None:
-        plan = make_plan(found.survey(), size, channels, fit)
-        build_store(found, plan, folder, max_broken)
+        plan = make_plan(opened.size_histogram(), size, channels, fit)
+        build_store(opened, plan, folder, max_broken)
         store = open_store(folder)
     if store is None:
-        raise UserError(f"cache '{folder}' cannot be read back; remove it or set GROWGAN_CACHE")
-    check_broken(store.facts.broken, store.facts.total, max_broken)
-    return _image_set(found, store)
+        raise UserError(f"cache '{folder}' cannot be read; delete it or set GROWGAN_CACHE")
+    check_num_broken(store.metadata.broken, store.metadata.num_files, max_broken)
+    return _image_set(opened, store)
 
 
-def _image_set(source: Source, store: Store) -> ImageSet:
-    facts = store.facts
+def _image_set(source: Source, store: ImageStore) -> ImageSet:
+    metadata = store.metadata
     return ImageSet(
         name=source.name,
         images=store.images,
         labels=store.labels,
-        classes=facts.classes,
-        fingerprint=facts.fingerprint,
-        broken=facts.broken,
+        classes=metadata.classes,
+        fingerprint=metadata.fingerprint,
+        broken=metadata.broken,
         source=source.location,
-        duplicates=facts.duplicates,
+        duplicates=metadata.duplicates,
     )

@@ -1,4 +1,4 @@
-"""How an image of any size and kind becomes one of the set: uint8 [C, H, W]."""
+"""Convert decoded images to the resolution and channels of a dataset."""
 
 from __future__ import annotations
 
@@ -11,24 +11,24 @@ import numpy as np
 from PIL import Image
 
 from growgan.data.decode import Pixels
-from growgan.errors import UserError, unknown
+from growgan.errors import UserError, unknown_name_error
 
 Size = tuple[int, int]  # (height, width)
 
-MAX_SIDE: Final = 8192
+MAX_SIDE_PIXELS: Final = 8192
 
 
 @dataclass(frozen=True)
-class Survey:
-    """How many images have which size (height, width) and which number of channels."""
+class SizeHistogram:
+    """Number of images per size (height, width) and per number of channels."""
 
     sizes: Counter[Size] = field(default_factory=Counter)
     channels: Counter[int] = field(default_factory=Counter)
 
 
 @dataclass(frozen=True)
-class Plan:
-    """What every image becomes: its size, channels (1, 3, 4) and the way to fit it."""
+class PreprocessPlan:
+    """The target of preprocessing: resolution, number of channels (1, 3, 4) and fit method."""
 
     resolution: Size
     channels: int
@@ -36,9 +36,10 @@ class Plan:
 
 
 def parse_resolution(text: str | int | Size | None) -> Size | None:
-    """Read ``32``, ``"32"`` or ``"48x64"`` (height x width) as (height, width).
+    """Parse ``32``, ``"32"`` or ``"48x64"`` (height x width) to (height, width).
 
-    Raises UserError for anything else, and for sides outside 1..8192.
+    Raises:
+        UserError: The text has another form, or a side is not 1 to 8192.
     """
     if text is None:
         return None
@@ -47,108 +48,114 @@ def parse_resolution(text: str | int | Size | None) -> Size | None:
         sides = tuple(int(part) for part in parts)
     except ValueError:
         sides = ()
-    if len(sides) not in (1, 2) or not all(1 <= side <= MAX_SIDE for side in sides):
+    if len(sides) not in (1, 2) or not all(1 <= side <= MAX_SIDE_PIXELS for side in sides):
         raise UserError(
-            f"resolution '{text}' must be a side or HEIGHTxWIDTH, each 1 to {MAX_SIDE}, like 32"
+            f"resolution must be SIDE or HEIGHTxWIDTH, each from 1 to {MAX_SIDE_PIXELS},"
+            f" but got '{text}'"
         )
     return (sides[0], sides[-1])
 
 
 def make_plan(
-    survey: Survey, resolution: Size | None, channels: int | None, fit: str = "auto"
-) -> Plan:
-    """Settle what was left open from what the source has; raises UserError for mixed sizes."""
+    histogram: SizeHistogram, resolution: Size | None, channels: int | None, fit: str = "auto"
+) -> PreprocessPlan:
+    """Complete the plan with the properties of the images.
+
+    Raises:
+        UserError: No resolution is given and the images have several sizes.
+    """
     if resolution is None:
-        resolution = _own_size(survey)
+        resolution = _single_size(histogram)
     if channels is None:
-        kinds = list(survey.channels)
-        channels = kinds[0] if len(kinds) == 1 else 3
+        present = list(histogram.channels)
+        channels = present[0] if len(present) == 1 else 3
     if fit == "auto":
-        near = bool(survey.sizes) and all(_little_smaller(s, resolution) for s in survey.sizes)
-        fit = "border" if near else "crop"
-    return Plan(resolution, channels, fit)
+        sizes = histogram.sizes
+        is_near = bool(sizes) and all(_is_slightly_smaller(size, resolution) for size in sizes)
+        fit = "border" if is_near else "crop"
+    return PreprocessPlan(resolution, channels, fit)
 
 
-def check_choices(channels: int | None, fit: str) -> None:
-    """Raise UserError unless ``channels`` is 1, 3, 4 or None and ``fit`` is known."""
+def validate_preprocessing(channels: int | None, fit: str) -> None:
+    """Raise a UserError unless ``channels`` is 1, 3, 4 or None and ``fit`` is known."""
     if channels not in (None, 1, 3, 4):
         raise UserError(f"channels must be 1, 3 or 4, but got {channels}")
-    if fit != "auto" and fit not in FITS:
-        raise unknown("fit", fit, ["auto", *FITS])
+    if fit != "auto" and fit not in FIT_METHODS:
+        raise unknown_name_error("fit", fit, ["auto", *FIT_METHODS])
 
 
-def _own_size(survey: Survey) -> Size:
-    sizes = survey.sizes
+def _single_size(histogram: SizeHistogram) -> Size:
+    sizes = histogram.sizes
     if len(sizes) == 1:
         return next(iter(sizes))
     if not sizes:
-        raise UserError("no image could be read, so there is no resolution to take")
+        raise UserError("no image could be read, so the resolution is unknown")
     (height, width), count = sizes.most_common(1)[0]
     raise UserError(
-        f"the images have {len(sizes):,} sizes (commonest: {height}x{width}, {count:,} of "
+        f"the images have {len(sizes):,} sizes (most common: {height}x{width}, {count:,} of "
         f"{sizes.total():,}); choose one with --resolution"
     )
 
 
-def _little_smaller(size: Size, target: Size) -> bool:
+def _is_slightly_smaller(size: Size, target: Size) -> bool:
     return all(0.75 * t < s <= t for s, t in zip(size, target, strict=True))
 
 
-def prepare(pixels: Pixels, plan: Plan) -> Pixels:
-    """Bring decoded pixels [H, W, C] to the plan's channels and size: uint8 [C, H, W]."""
-    converted = convert(pixels, plan.channels)
+def preprocess(pixels: Pixels, plan: PreprocessPlan) -> Pixels:
+    """Convert decoded pixels [H, W, C] to uint8 [C, H, W], as the plan says."""
+    converted = convert_channels(pixels, plan.channels)
     if converted.shape[:2] != plan.resolution:
-        converted = FITS[plan.fit](converted, plan.resolution)
+        converted = FIT_METHODS[plan.fit](converted, plan.resolution)
     return np.moveaxis(converted, 2, 0)
 
 
-def convert(pixels: Pixels, channels: int) -> Pixels:
-    """Convert between gray, RGB and RGBA; alpha that goes is composited over white."""
-    have = pixels.shape[2]
-    if have == channels:
+def convert_channels(pixels: Pixels, channels: int) -> Pixels:
+    """Convert between gray, RGB and RGBA. If alpha is dropped, blend over white."""
+    num_channels = pixels.shape[2]
+    if num_channels == channels:
         return pixels
-    image = as_image(pixels)
-    if have == 4:
+    image = to_pil(pixels)
+    if num_channels == 4:
         white = Image.new("RGBA", image.size, (255, 255, 255, 255))
         image = Image.alpha_composite(white, image)
-    return as_pixels(image.convert({1: "L", 3: "RGB", 4: "RGBA"}[channels]))
+    return from_pil(image.convert({1: "L", 3: "RGB", 4: "RGBA"}[channels]))
 
 
-def as_image(pixels: Pixels) -> Image.Image:
-    """Wrap uint8 [H, W, C] as a Pillow image."""
+def to_pil(pixels: Pixels) -> Image.Image:
+    """Convert uint8 [H, W, C] to a Pillow image."""
     return Image.fromarray(np.ascontiguousarray(pixels[..., 0] if pixels.shape[2] == 1 else pixels))
 
 
-def as_pixels(image: Image.Image) -> Pixels:
-    """Return a Pillow image of mode L, RGB or RGBA as uint8 [H, W, C]."""
+def from_pil(image: Image.Image) -> Pixels:
+    """Convert a Pillow image of mode L, RGB or RGBA to uint8 [H, W, C]."""
     pixels = np.asarray(image)
     return pixels[..., None] if pixels.ndim == 2 else pixels
 
 
 def crop(pixels: Pixels, size: Size) -> Pixels:
-    """Scale until the image just covers ``size``, and cut the middle out."""
+    """Scale the image to cover ``size``, and cut out the center."""
     height, width = pixels.shape[:2]
     scale = max(size[0] / height, size[1] / width)
     top, left = (height - size[0] / scale) / 2, (width - size[1] / scale) / 2
     box = (max(left, 0.0), max(top, 0.0), min(width - left, width), min(height - top, height))
-    return as_pixels(as_image(pixels).resize((size[1], size[0]), Image.Resampling.LANCZOS, box))
+    return from_pil(to_pil(pixels).resize((size[1], size[0]), Image.Resampling.LANCZOS, box))
 
 
 def stretch(pixels: Pixels, size: Size) -> Pixels:
-    """Scale each side on its own."""
-    return as_pixels(as_image(pixels).resize((size[1], size[0]), Image.Resampling.LANCZOS))
+    """Scale each side independently."""
+    return from_pil(to_pil(pixels).resize((size[1], size[0]), Image.Resampling.LANCZOS))
 
 
 def pad(pixels: Pixels, size: Size) -> Pixels:
-    """Scale until the image just fits into ``size``, and fill the rest with 0."""
+    """Scale the image to fit into ``size``, and fill the rest with 0."""
     height, width = pixels.shape[:2]
     scale = min(size[0] / height, size[1] / width)
     inner = (max(1, round(height * scale)), max(1, round(width * scale)))
-    return border(stretch(pixels, inner), size)
+    return pad_without_scaling(stretch(pixels, inner), size)
 
 
-def border(pixels: Pixels, size: Size) -> Pixels:
-    """Centre the image unscaled on a ground of 0; one that is too big is first scaled to fit."""
+def pad_without_scaling(pixels: Pixels, size: Size) -> Pixels:
+    """Center the image without scaling, and fill the rest with 0. Scale it down if too large."""
     height, width, channels = pixels.shape
     if height > size[0] or width > size[1]:
         return pad(pixels, size)
@@ -158,8 +165,8 @@ def border(pixels: Pixels, size: Size) -> Pixels:
     return canvas
 
 
-FITS: Final[dict[str, Callable[[Pixels, Size], Pixels]]] = {
-    "border": border,
+FIT_METHODS: Final[dict[str, Callable[[Pixels, Size], Pixels]]] = {
+    "border": pad_without_scaling,
     "crop": crop,
     "pad": pad,
     "stretch": stretch,

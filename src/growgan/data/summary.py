@@ -1,61 +1,63 @@
-"""What is in a source of images: what ``growgan data`` shows."""
+"""A summary of an image source, as shown by ``growgan data``."""
 
 from __future__ import annotations
 
 from collections import Counter
 from dataclasses import dataclass
 from functools import partial
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from growgan.data.decode import BrokenImage
-from growgan.data.files import default_cache
+from growgan.data.base import Source, SourceContext
+from growgan.data.cache import default_cache
+from growgan.data.decode import BrokenImageError
 from growgan.data.parallel import run_blocks
-from growgan.data.prepare import Plan, Size, Survey, make_plan, parse_resolution
-from growgan.data.sources import Request, Source, open_source
-from growgan.data.store import Repeats, pixel_digest
+from growgan.data.prepare import PreprocessPlan, Size, SizeHistogram, make_plan, parse_resolution
+from growgan.data.sources import open_source
+from growgan.data.store import DuplicateFinder, pixel_digest
 from growgan.errors import UserError
 
 
 @dataclass(frozen=True)
-class Summary:
+class DatasetSummary:
     """Counts, sizes, channels, classes, broken and duplicate images of a source."""
 
     name: str
     source: str
-    files: int  # images looked at, broken ones included
-    ignored: int  # other files beside them
+    num_files: int  # image files, including broken ones
+    num_ignored: int  # other files
     sizes: Counter[Size]
     channels: Counter[int]
     classes: dict[str, int]
-    unlabelled: int
-    broken: tuple[str, ...]  # "name (why)"
+    num_unlabeled: int
+    broken: tuple[str, ...]  # "name (reason)"
     duplicates: tuple[str, ...]  # "name (same as name)"
-    plan: Plan | None  # what load_images would make of them; None where it needs a resolution
-    enlarged: int  # images smaller than that resolution, which crop, pad or stretch scale up
+    plan: PreprocessPlan | None  # how load_images would prepare them; None if it needs a resolution
+    num_enlarged: int  # images that are smaller than the resolution and would be scaled up
 
     @property
-    def count(self) -> int:
-        """Images that can be used."""
-        return self.files - len(self.broken)
+    def num_usable(self) -> int:
+        """Number of images that can be read."""
+        return self.num_files - len(self.broken)
 
     def to_json(self) -> dict[str, Any]:
-        """Return all of it as plain JSON values."""
+        """Return the summary as plain JSON values."""
         return {
             "name": self.name,
             "source": self.source,
-            "files": self.files,
-            "ignored": self.ignored,
-            "count": self.count,
+            "files": self.num_files,
+            "ignored": self.num_ignored,
+            "count": self.num_usable,
             "sizes": [
                 {"height": size[0], "width": size[1], "count": count}
                 for size, count in self.sizes.most_common()
             ],
             "channels": {str(kind): count for kind, count in sorted(self.channels.items())},
             "classes": self.classes,
-            "unlabelled": self.unlabelled,
+            "unlabeled": self.num_unlabeled,
             "broken": list(self.broken),
             "duplicates": list(self.duplicates),
             "prepared": self.plan
@@ -63,97 +65,98 @@ class Summary:
                 "resolution": list(self.plan.resolution),
                 "channels": self.plan.channels,
                 "fit": self.plan.fit,
-                "enlarged": self.enlarged,
+                "enlarged": self.num_enlarged,
             },
         }
 
 
-Scanned = tuple[Size, int, bytes]  # size, channels, pixel digest
+ScannedImage = tuple[Size, int, bytes]  # size, channels, pixel digest
 
 
-def scan_block(source: Source, start: int, stop: int) -> list[Scanned | str]:
-    """Decode images fully: what each is, or why it is broken."""
-    found: list[Scanned | str] = []
+def scan_block(source: Source, start: int, stop: int) -> list[ScannedImage | str]:
+    """Decode images; return size, channels and digest of each, or the reason why it is broken."""
+    results: list[ScannedImage | str] = []
     for index in range(start, stop):
         try:
-            pixels = source.pixels(index, None)
-        except BrokenImage as error:
-            found.append(str(error))
+            pixels = source.load_pixels(index, None)
+        except BrokenImageError as error:
+            results.append(str(error))
             continue
         height, width, channels = pixels.shape
-        found.append(((height, width), channels, pixel_digest(pixels)))
-    return found
+        results.append(((height, width), channels, pixel_digest(pixels)))
+    return results
 
 
-def summarise(
+def summarize(
     source: str | Path,
     *,
     resolution: int | Size | None = None,
     cache: Path | None = None,
     seed: int = 0,
-) -> Summary:
-    """Decode every image of a source and say what there is; nothing is stored.
+) -> DatasetSummary:
+    """Decode every image of a source and summarize them. Nothing is stored.
 
-    Raises UserError for a source that is unknown, missing or empty, not for broken images.
+    Raises:
+        UserError: The source is unknown, missing or empty.
     """
     size = parse_resolution(resolution)
     cache = default_cache() if cache is None else cache
-    opened = open_source(source, Request(cache, seed))
-    opened.survey()  # refuses an archive of more pixels than anybody's images have
-    survey, broken, good = Survey(), [], []
-    repeats = Repeats(opened)
+    opened = open_source(source, SourceContext(cache, seed))
+    opened.size_histogram()  # refuses archives with a suspicious number of pixels
+    histogram, broken, readable = SizeHistogram(), [], []
+    duplicates = DuplicateFinder(opened)
     blocks = run_blocks(partial(scan_block, opened), len(opened), 32)
-    for index, scanned in enumerate(one for block in blocks for one in block):
+    for index, scanned in enumerate(chain.from_iterable(blocks)):
         if isinstance(scanned, str):
-            broken.append(f"{opened.item(index)} ({scanned})")
+            broken.append(f"{opened.item_name(index)} ({scanned})")
             continue
-        survey.sizes[scanned[0]] += 1
-        survey.channels[scanned[1]] += 1
-        repeats.add([index], [scanned[2]])
-        good.append(index)
-    return _summary(opened, survey, tuple(broken), repeats, good, size)
+        histogram.sizes[scanned[0]] += 1
+        histogram.channels[scanned[1]] += 1
+        duplicates.add([index], [scanned[2]])
+        readable.append(index)
+    return _summary(opened, histogram, tuple(broken), duplicates, readable, size)
 
 
 def _summary(
     source: Source,
-    survey: Survey,
+    histogram: SizeHistogram,
     broken: tuple[str, ...],
-    repeats: Repeats,
-    good: list[int],
+    duplicates: DuplicateFinder,
+    readable: list[int],
     size: Size | None,
-) -> Summary:
+) -> DatasetSummary:
     try:
-        plan = make_plan(survey, size, None)
-    except UserError:  # mixed sizes, or nothing readable: said by the tables
+        plan = make_plan(histogram, size, None)
+    except UserError:  # mixed sizes or no readable image; the tables show it
         plan = None
-    classes, unlabelled = _count_classes(source, good)
-    return Summary(
+    classes, unlabeled = _count_classes(source, readable)
+    return DatasetSummary(
         name=source.name,
         source=source.location,
-        files=len(source),
-        ignored=source.ignored,
-        sizes=survey.sizes,
-        channels=survey.channels,
+        num_files=len(source),
+        num_ignored=source.num_ignored,
+        sizes=histogram.sizes,
+        channels=histogram.channels,
         classes=classes,
-        unlabelled=unlabelled,
+        num_unlabeled=unlabeled,
         broken=broken,
-        duplicates=repeats.listed(),
+        duplicates=duplicates.describe(),
         plan=plan,
-        enlarged=_count_enlarged(survey, plan),
+        num_enlarged=_count_enlarged(histogram, plan),
     )
 
 
-def _count_classes(source: Source, good: list[int]) -> tuple[dict[str, int], int]:
+def _count_classes(source: Source, readable: list[int]) -> tuple[dict[str, int], int]:
     if source.labels is None:
-        return {}, len(good)
-    labels = source.labels[np.array(good, dtype=np.int64)]
+        return {}, len(readable)
+    labels = source.labels[np.array(readable, dtype=np.int64)]
     counts = np.bincount(labels[labels >= 0], minlength=len(source.classes))
     named = zip(source.classes, counts.tolist(), strict=True)
     return dict(named), int((labels < 0).sum())
 
 
-def _count_enlarged(survey: Survey, plan: Plan | None) -> int:
+def _count_enlarged(histogram: SizeHistogram, plan: PreprocessPlan | None) -> int:
     if plan is None or plan.fit == "border":
         return 0
     height, width = plan.resolution
-    return sum(n for size, n in survey.sizes.items() if size[0] < height or size[1] < width)
+    return sum(n for size, n in histogram.sizes.items() if size[0] < height or size[1] < width)

@@ -1,1 +1,1 @@
-"""The explorer: a local web application to look at a run, and to play with its generators."""
+"""The explorer: a local web page that shows a run and edits its samples."""

@@ -1,437 +1,480 @@
 "use strict";
-// The page keeps what is drawn and what is picked; every image comes from /ask/QUESTION.
+// The page keeps the current samples and the selection. All images come from /api/ENDPOINT.
 
 const $ = (id) => document.getElementById(id);
-const state = { about: null, images: [], picks: [], sets: { a: [], b: [], c: [] }, frames: [],
-  moved: new Map(), own: [] }; // latents that are set, by number; the pick's own
-const DRAGGED = "application/x-growgan-sample"; // a file that is dropped has no such thing
-const MOST = { picks: 16, mixed: 12, classes: 40, morphed: 8, images: 144 }; // of an answer, the last
+const state = {
+  about: null, // the response of the endpoint "about"
+  images: [], // data URIs of the samples
+  labels: [], // class names of the samples; empty without classes
+  selection: [], // indices of samples, in the order in which they were selected
+  sets: { a: [], b: [], c: [] }, // indices of samples, for latent arithmetic
+  frames: [], // of the time lapse
+  overrides: new Map(), // values of latent dimensions
+  latent: [], // latent of the edited sample, before the edit
+};
+const activeTabs = { views: "growth", tools: "edit" };
+const DRAG_TYPE = "application/x-growgan-sample"; // a dropped file has another type
+const MAX_STYLE_MIX_ROWS = 12; // the square root of the number of images in a response
+const MAX_CLASS_CHOICES = 40;
+const CLASS_INTERPOLATION_ROWS = 4;
+const MAX_CLASS_INTERPOLATION_STEPS = 6;
+const TIMELAPSE_INTERVAL_MS = 700;
+const NO_RESPONSE = "The explorer server is not responding. Is growgan explore still running?";
 
-function make(tag, attributes = {}, ...children) {
-  const node = document.createElement(tag);
+function makeElement(tag, attributes = {}, ...children) {
+  const element = document.createElement(tag);
   for (const [name, value] of Object.entries(attributes)) {
-    if (name.startsWith("on")) node.addEventListener(name.slice(2), value);
-    else if (name.startsWith("aria-") || name === "draggable") node.setAttribute(name, String(value));
-    else if (value !== false && value !== null) node.setAttribute(name, value === true ? "" : value);
+    if (name.startsWith("on")) element.addEventListener(name.slice(2), value);
+    else if (name.startsWith("aria-") || name === "draggable") element.setAttribute(name, String(value));
+    else if (value !== false && value !== null) element.setAttribute(name, value === true ? "" : value);
   }
-  node.append(...children);
-  return node;
+  element.append(...children);
+  return element;
 }
 
-// What went wrong, by what was asked: an answer takes back its own complaint alone.
-const wrong = new Map();
-const GONE = "The explorer does not answer: is growgan explore still running?";
+// Errors by their source, so that a success only clears the error of the same source.
+const errorsBySource = new Map();
 
-function say(about, text = "") {
-  if (text) wrong.set(about, text); else wrong.delete(about);
-  $("message").textContent = [...new Set(wrong.values())].join(" ");
+function showError(source, text = "") {
+  if (text) errorsBySource.set(source, text); else errorsBySource.delete(source);
+  $("message").textContent = [...new Set(errorsBySource.values())].join(" ");
 }
 
-// Send a request, and raise what can be told of a server that is gone, or that failed.
-async function sent(address, how = {}) {
+// Fetch, and throw an error with a message for the user if the response is not OK.
+async function fetchOk(url, options = {}) {
   let response;
-  try { response = await fetch(address, how); } catch {
-    throw new Error(GONE);
+  try { response = await fetch(url, options); } catch {
+    throw new Error(NO_RESPONSE);
   }
-  for (const [about, text] of wrong) if (text === GONE) say(about);
+  for (const [source, text] of errorsBySource) if (text === NO_RESPONSE) showError(source);
   if (response.ok) return response;
-  const text = await response.text();
-  let told = text;
-  try { told = JSON.parse(text).error; } catch { /* it is plain text */ }
-  throw new Error(response.status < 500 ? told : `The explorer failed (${response.status}); its terminal says why.`);
+  const body = await response.text();
+  let message = body;
+  try { message = JSON.parse(body).error; } catch { /* plain text */ }
+  throw new Error(response.status < 500 ? message
+    : `The explorer failed (${response.status}). See its terminal for the reason.`);
 }
 
-async function ask(question, form = {}) {
+async function callApi(endpoint, params = {}) {
   try {
-    const response = await sent(`ask/${question}`, {
+    const response = await fetchOk(`api/${endpoint}`, {
       method: "POST",
       headers: { "Content-Type": "application/json" },
-      body: JSON.stringify(form),
+      body: JSON.stringify(params),
     });
-    const answer = await response.json();
-    say(question);
-    return answer;
-  } catch (error) { say(question, error.message); throw error; }
+    const result = await response.json();
+    showError(endpoint);
+    return result;
+  } catch (error) { showError(endpoint, error.message); throw error; }
 }
 
-// Only the newest call of a tool counts, and one is on its way at a time.
-function latest(work) {
-  let busy = false, again = null;
-  return async function run(...words) {
-    if (busy) { again = words; return; }
+// Run one call of a function at a time. Of the calls in between, only run the last one.
+function coalesce(func) {
+  let busy = false, pendingArgs = null;
+  return async function run(...args) {
+    if (busy) { pendingArgs = args; return; }
     busy = true;
-    try { await work(...words); say("page"); } catch (error) {
-      if (![...wrong.values()].includes(error.message)) say("page", error.message);
+    try { await func(...args); showError("page"); } catch (error) {
+      if (![...errorsBySource.values()].includes(error.message)) showError("page", error.message);
     }
     busy = false;
-    if (again) { const next = again; again = null; await run(...next); }
+    if (pendingArgs) { const nextArgs = pendingArgs; pendingArgs = null; await run(...nextArgs); }
   };
 }
 
-// The whole number in a field: what is beyond its bounds is brought to them, or goes on at the other end.
-function whole(id, round = false) {
-  const input = $(id), least = Number(input.min), most = Number(input.max), all = most - least + 1;
-  let used = Math.round(Number(input.value === "" ? input.defaultValue : input.value));
-  if (round) used = ((used - least) % all + all) % all + least;
-  return Math.min(most, Math.max(least, used));
+// Read an integer from a field. Clamp it to the range of the field, or wrap around.
+function readInteger(id, wrap = false) {
+  const input = $(id), min = Number(input.min), max = Number(input.max), size = max - min + 1;
+  let value = Math.round(Number(input.value === "" ? input.defaultValue : input.value));
+  if (wrap) value = ((value - min) % size + size) % size + min;
+  return Math.min(max, Math.max(min, value));
 }
 
-// How the shelf is drawn: every tool asks with all of it, so that it plays with what is seen.
-function drawn() {
-  const cut = $("truncation").value, label = $("class").value;
+// The arguments that identify the current samples. Every tool sends them with its request.
+function sampleParams() {
+  const truncation = $("truncation").value, label = $("class").value;
   return {
     candidate: $("candidate").value || null,
-    seed: whole("seed", true),
-    count: whole("count"),
-    truncation: cut ? Number(cut) : null,
+    seed: readInteger("seed", true),
+    count: readInteger("count"),
+    truncation: truncation ? Number(truncation) : null,
     labels: label ? [Number(label)] : null,
   };
 }
 
-function tile(uri, text, more) {
-  return make("li", {}, make("img", { src: uri, alt: text }), ...(more ? [more] : []));
+function lastSelected() {
+  return state.selection.length ? state.selection[state.selection.length - 1] : 0;
 }
 
-function fill(list, uris, texts, columns) {
-  list.replaceChildren(...uris.map((uri, i) => tile(uri, texts(i))));
-  list.style.gridTemplateColumns = columns ? `repeat(${columns}, minmax(0, ${columns > 6 ? "1fr" : "96px"}))` : "";
+function sampleName(index) {
+  return `sample ${index}${state.labels[index] ? `, ${state.labels[index]}` : ""}`;
 }
 
-// Tabs: arrows move, as in the ARIA pattern.
+function makeTile(uri, alt, ...children) {
+  return makeElement("li", {}, makeElement("img", { src: uri, alt }), ...children);
+}
 
-const shown = { views: "growth", tools: "vary" };
+function fillTiles(list, uris, describe, columns) {
+  list.replaceChildren(...uris.map((uri, i) => makeTile(uri, describe(i))));
+  const width = columns > 6 ? "1fr" : "96px";
+  list.style.gridTemplateColumns = columns ? `repeat(${columns}, minmax(0, ${width}))` : "";
+}
 
-function select(tab) {
-  const list = tab.parentElement;
-  for (const each of list.querySelectorAll('[role="tab"]:not([hidden])')) {
-    const chosen = each === tab;
-    each.setAttribute("aria-selected", chosen);
-    each.tabIndex = chosen ? 0 : -1;
-    $(each.getAttribute("aria-controls")).hidden = !chosen;
+// Tabs. The arrow keys move between them, as in the ARIA pattern.
+
+function selectTab(selectedTab) {
+  const list = selectedTab.parentElement;
+  for (const tab of list.querySelectorAll('[role="tab"]:not([hidden])')) {
+    const isSelected = tab === selectedTab;
+    tab.setAttribute("aria-selected", isSelected);
+    tab.tabIndex = isSelected ? 0 : -1;
+    $(tab.getAttribute("aria-controls")).hidden = !isSelected;
   }
-  shown[list.id] = tab.getAttribute("aria-controls");
-  wrong.clear();
-  say("page");
-  refresh();
+  activeTabs[list.id] = selectedTab.getAttribute("aria-controls");
+  errorsBySource.clear();
+  showError("page");
+  updateTool();
 }
 
 for (const list of document.querySelectorAll('[role="tablist"]')) {
   list.addEventListener("click", (event) => {
     const tab = event.target.closest('[role="tab"]');
-    if (tab) select(tab);
+    if (tab) selectTab(tab);
   });
   list.addEventListener("keydown", (event) => {
     const tabs = [...list.querySelectorAll('[role="tab"]:not([hidden])')];
-    const at = tabs.indexOf(document.activeElement);
-    const to = { ArrowRight: at + 1, ArrowLeft: at - 1, Home: 0, End: tabs.length - 1 }[event.key];
-    if (to === undefined || at < 0) return;
+    const current = tabs.indexOf(document.activeElement);
+    const target = { ArrowRight: current + 1, ArrowLeft: current - 1, Home: 0, End: tabs.length - 1 }[event.key];
+    if (target === undefined || current < 0) return;
     event.preventDefault();
-    const tab = tabs[(to + tabs.length) % tabs.length];
+    const tab = tabs[(target + tabs.length) % tabs.length];
     tab.focus();
-    select(tab);
+    selectTab(tab);
   });
 }
 
 // Growth
 
 async function showTree() {
-  const { nodes } = await ask("tree");
-  $("tree").replaceChildren(...nodes.map(branch));
-  const known = nodes.flatMap((node) => node.members).filter((each) => each.drawable);
-  $("candidate").replaceChildren(...known.map((each) =>
-    make("option", { value: each.id, selected: each.id === state.about.best }, `${each.id} (${each.size})`)));
+  const { nodes } = await callApi("tree");
+  $("tree").replaceChildren(...nodes.map(makeTreeRow));
+  const candidates = nodes.flatMap((node) => node.segments).filter((segment) => segment.has_weights);
+  $("candidate").replaceChildren(...candidates.map(({ id, resolution }) =>
+    makeElement("option", { value: id, selected: id === state.about.best_id }, `${id} (${resolution})`)));
 }
 
-function branch(node) {
-  const slices = node.members.length;
-  const more = [node.growth, ...(slices > 1 ? [`${slices} slices`] : []),
-    ...(node.leads ? ["on the way to the best"] : [])];
-  const line = make("li", {}, make("button", {
-    class: `${node.leads ? "leads " : ""}${node.status}`,
+function makeTreeRow(node) {
+  const details = [node.growth];
+  if (node.segments.length > 1) details.push(`${node.segments.length} segments`);
+  if (node.on_best_lineage) details.push(node.status === "best" ? "best candidate" : "ancestor of the best candidate");
+  const row = makeElement("li", {}, makeElement("button", {
+    class: `${node.on_best_lineage ? "best-lineage " : ""}${node.status}`,
     "data-id": node.id,
-    "data-members": node.members.map((each) => each.id).join(" "),
+    "data-segments": node.segments.map((segment) => segment.id).join(" "),
     onclick: () => showCandidate(node.id),
-  }, make("b", {}, `${node.id} · ${node.size} · ${node.score}`), make("small", {}, more.join(", "))));
-  line.style.paddingLeft = `${Math.min(node.depth, 8) * 20}px`;
-  return line;
+  }, makeElement("b", {}, `${node.id} · ${node.resolution} · ${node.score}`), makeElement("small", {}, details.join(", "))));
+  row.style.paddingLeft = `${Math.min(node.depth, 8) * 20}px`;
+  return row;
 }
 
-const showCandidate = latest(async (id) => {
-  const found = await ask("candidate", { candidate: id });
+const showCandidate = coalesce(async (id) => {
+  const candidate = await callApi("candidate", { candidate: id });
   for (const button of $("tree").querySelectorAll("button")) {
-    button.setAttribute("aria-current", button.dataset.members.split(" ").includes(found.id));
+    button.setAttribute("aria-current", button.dataset.segments.split(" ").includes(candidate.id));
   }
-  $("read").textContent = `Candidate ${found.id}, score ${found.facts.score}`;
-  const facts = Object.entries(found.facts).flatMap(([name, value]) =>
-    [make("dt", {}, name), make("dd", {}, value)]);
-  const layers = (name, lines) => lines.length
-    ? [make("h3", {}, name), make("ol", {}, ...lines.map((line) => make("li", {}, line)))] : [];
+  $("announcement").textContent = `Candidate ${candidate.id}, score ${candidate.facts.score}`;
+  const facts = Object.entries(candidate.facts).flatMap(([name, value]) =>
+    [makeElement("dt", {}, name), makeElement("dd", {}, value)]);
+  const makeLayerList = (title, lines) => lines.length
+    ? [makeElement("h3", {}, title), makeElement("ol", {}, ...lines.map((line) => makeElement("li", {}, line)))] : [];
+  const sheet = { class: "pixels", src: candidate.sample_sheet, alt: `samples of candidate ${candidate.id}` };
   $("detail").replaceChildren(
-    make("h2", {}, `Candidate ${found.id}`),
-    make("dl", {}, ...facts),
-    ...(found.samples ? [make("img", { class: "pixels", src: found.samples, alt: `samples of ${found.id}` })] : []),
-    ...slicesOf(found),
-    ...layers("Generator, from the latent on", found.generator),
-    ...layers("Discriminator, the image end last", found.discriminator),
-    ...(found.drawable ? [make("button", { onclick: () => playWith(found.id) }, "Play with it")] : []),
+    makeElement("h2", {}, `Candidate ${candidate.id}`),
+    makeElement("dl", {}, ...facts),
+    ...(candidate.sample_sheet ? [makeElement("img", sheet)] : []),
+    ...makeSegmentList(candidate),
+    ...makeLayerList("Generator, from the latent to the image", candidate.generator),
+    ...makeLayerList("Discriminator, from the score to the image", candidate.discriminator),
+    ...(candidate.has_weights
+      ? [makeElement("button", { onclick: () => useGenerator(candidate.id) }, "Use this generator")] : []),
   );
 });
 
-// The slices that trained the same pair on, each to be looked at and played with.
-function slicesOf(found) {
-  if (found.members.length < 2) return [];
-  const offered = (each) => make("li", {}, make("button", {
-    "aria-pressed": each.id === found.id,
+// The training segments of the same networks. Each is a candidate of its own.
+function makeSegmentList(candidate) {
+  if (candidate.segments.length < 2) return [];
+  const makeSegment = (segment) => makeElement("li", {}, makeElement("button", {
+    "aria-pressed": segment.id === candidate.id,
     onclick: async () => {
-      await showCandidate(each.id);
-      const now = $("detail").querySelector('.slices [aria-pressed="true"]');
-      if (now) now.focus();
+      await showCandidate(segment.id);
+      const pressed = $("detail").querySelector('.chips [aria-pressed="true"]');
+      if (pressed) pressed.focus();
     },
-  }, `${each.id}, score ${each.score}${each.drawable ? "" : ", weights not kept"}`));
-  return [make("h3", {}, "Slices of this pair"), make("ul", { class: "slices" }, ...found.members.map(offered))];
+  }, `${segment.id}, score ${segment.score}${segment.has_weights ? "" : ", weights deleted"}`));
+  return [makeElement("h3", {}, "Training segments of these networks"),
+    makeElement("ul", { class: "chips" }, ...candidate.segments.map(makeSegment))];
 }
 
-function playWith(id) {
+function useGenerator(id) {
   $("candidate").value = id;
-  select($("tab-play"));
-  $("tab-play").focus();
-  opened();
+  selectTab($("tab-generate"));
+  $("tab-generate").focus();
+  openCandidate();
 }
 
-async function showFrames() {
-  state.frames = (await ask("timelapse")).frames;
-  const range = $("lapse-range");
+async function loadTimelapse() {
+  state.frames = (await callApi("timelapse")).frames;
+  const range = $("timelapse-frame");
   range.max = Math.max(0, state.frames.length - 1);
   range.value = range.max;
   showFrame();
 }
 
 function showFrame() {
-  const frame = state.frames[Number($("lapse-range").value)];
+  const frame = state.frames[Number($("timelapse-frame").value)];
   if (!frame) return;
-  $("lapse-image").src = frame.samples;
-  $("lapse-image").alt = `the same latents at candidate ${frame.id}`;
-  $("lapse-text").textContent = `${frame.id}: ${frame.text}`;
-  $("lapse-range").setAttribute("aria-valuetext", `candidate ${frame.id}`);
+  $("timelapse-image").src = frame.sample_sheet;
+  $("timelapse-image").alt = `the same latents in candidate ${frame.id}`;
+  $("timelapse-caption").textContent = `${frame.id}: ${frame.caption}`;
+  $("timelapse-frame").setAttribute("aria-valuetext", `candidate ${frame.id}`);
 }
 
-let playing = null;
-$("lapse-range").addEventListener("input", showFrame);
-$("lapse-play").addEventListener("click", () => {
-  const range = $("lapse-range");
-  clearInterval(playing);
-  playing = playing || state.frames.length < 2 ? null : setInterval(() => {
+let timelapseTimer = null;
+$("timelapse-frame").addEventListener("input", showFrame);
+$("timelapse-play").addEventListener("click", () => {
+  const range = $("timelapse-frame");
+  clearInterval(timelapseTimer);
+  timelapseTimer = timelapseTimer || state.frames.length < 2 ? null : setInterval(() => {
     range.value = (Number(range.value) + 1) % state.frames.length;
     showFrame();
-  }, 700);
-  $("lapse-text").setAttribute("aria-live", playing ? "off" : "polite"); // or each would be read out
-  $("lapse-play").textContent = playing ? "Stop" : "Run through";
+  }, TIMELAPSE_INTERVAL_MS);
+  // Otherwise screen readers would read out every frame.
+  $("timelapse-caption").setAttribute("aria-live", timelapseTimer ? "off" : "polite");
+  $("timelapse-play").textContent = timelapseTimer ? "Stop" : "Play";
 });
 
-// The shelf
+// Samples
 
-const drawShelf = latest(async () => {
-  say("take");
-  const found = await ask("sample", drawn());
-  state.images = found.images;
-  state.labels = found.labels;
-  state.picks = state.picks.filter((pick) => pick < found.images.length);
-  showShelf();
-  refresh();
+const updateSamples = coalesce(async () => {
+  showError("download");
+  const { images, labels } = await callApi("sample", sampleParams());
+  state.images = images;
+  state.labels = labels;
+  state.selection = state.selection.filter((index) => index < images.length);
+  showSamples();
+  updateTool();
 });
 
-function nameOf(i) {
-  return `sample ${i}${state.labels && state.labels[i] ? `, ${state.labels[i]}` : ""}`;
-}
-
-function showShelf() {
-  $("shelf").replaceChildren(...state.images.map((uri, i) => {
-    const place = state.picks.indexOf(i);
-    const button = make("button", {
-      "aria-pressed": place >= 0,
+function showSamples() {
+  $("samples").replaceChildren(...state.images.map((uri, index) => {
+    const position = state.selection.indexOf(index);
+    const button = makeElement("button", {
+      "aria-pressed": position >= 0,
       draggable: true,
-      "data-index": i,
-      onclick: () => pick(i),
-      ondragstart: (event) => event.dataTransfer.setData(DRAGGED, String(i)),
-    }, make("img", { src: uri, alt: nameOf(i), draggable: false }));
-    if (place >= 0) button.append(make("span", { class: "place", "aria-hidden": true }, String(place + 1)));
-    return make("li", {}, button);
+      "data-index": index,
+      onclick: () => toggleSelected(index),
+      ondragstart: (event) => event.dataTransfer.setData(DRAG_TYPE, String(index)),
+    }, makeElement("img", { src: uri, alt: sampleName(index), draggable: false }));
+    if (position >= 0) {
+      button.append(makeElement("span", { class: "badge", "aria-hidden": true }, String(position + 1)));
+    }
+    return makeElement("li", {}, button);
   }));
-  $("picked").textContent = state.picks.length ? `Picked: ${state.picks.join(", ")}.` : "Nothing is picked.";
+  $("selection").textContent = state.selection.length
+    ? `Selected: ${state.selection.join(", ")}.` : "No samples selected.";
 }
 
-function pick(i) {
-  const at = state.picks.indexOf(i);
-  if (at >= 0) state.picks.splice(at, 1);
-  else state.picks.push(i);
-  showShelf();
-  $("shelf").querySelector(`[data-index="${i}"]`).focus();
-  refresh();
+function toggleSelected(index) {
+  const position = state.selection.indexOf(index);
+  if (position >= 0) state.selection.splice(position, 1);
+  else state.selection.push(index);
+  showSamples();
+  $("samples").querySelector(`[data-index="${index}"]`).focus();
+  updateTool();
 }
 
-function forget() {
-  state.picks = [];
+// Forget the indices of samples that no longer exist.
+function clearSelectionAndSets() {
+  state.selection = [];
   for (const name of Object.keys(state.sets)) state.sets[name] = [];
   showSets();
 }
 
 for (const id of ["seed", "count"]) $(id).addEventListener("change", () => {
-  $(id).value = whole(id, id === "seed");
-  forget();
-  drawShelf();
+  $(id).value = readInteger(id, id === "seed");
+  clearSelectionAndSets();
+  updateSamples();
 });
-$("truncation").addEventListener("change", drawShelf);
-$("class").addEventListener("change", drawShelf);
-$("candidate").addEventListener("change", () => opened());
-$("draw").addEventListener("submit", (event) => event.preventDefault());
-$("again").addEventListener("click", () => {
-  $("seed").value = whole("seed", true) + 1;
-  $("seed").value = whole("seed", true);
-  forget();
-  drawShelf();
+$("truncation").addEventListener("change", updateSamples);
+$("class").addEventListener("change", updateSamples);
+$("candidate").addEventListener("change", () => openCandidate());
+$("sample-form").addEventListener("submit", (event) => event.preventDefault());
+$("resample").addEventListener("click", () => {
+  $("seed").value = readInteger("seed", true) + 1;
+  $("seed").value = readInteger("seed", true);
+  clearSelectionAndSets();
+  updateSamples();
 });
-$("unpick").addEventListener("click", () => { state.picks = []; showShelf(); refresh(); });
+$("clear-selection").addEventListener("click", () => { state.selection = []; showSamples(); updateTool(); });
 
-// A candidate that is opened says what it can do.
-const opened = latest(async () => {
-  const about = await ask("about", { candidate: $("candidate").value || null });
-  state.about = { ...about, best: state.about ? state.about.best : about.best };
-  const cuts = about.mapping ? [0.25, 0.5, 0.7, 0.85] : [0.25, 0.5, 0.75, 1, 1.5, 2];
-  $("truncation").replaceChildren(make("option", { value: "" }, "none"),
-    ...cuts.map((cut) => make("option", { value: cut }, String(cut))));
-  $("class").replaceChildren(make("option", { value: "" }, "all in turn"),
-    ...about.classes.map((name, i) => make("option", { value: i }, name)));
+// Show the options and the tools that a candidate supports, then its samples.
+const openCandidate = coalesce(async () => {
+  const about = await callApi("about", { candidate: $("candidate").value || null });
+  state.about = { ...about, best_id: state.about ? state.about.best_id : about.best_id };
+  const truncations = about.has_mapping ? [0.25, 0.5, 0.7, 0.85] : [0.25, 0.5, 0.75, 1, 1.5, 2];
+  $("truncation").replaceChildren(makeElement("option", { value: "" }, "none"),
+    ...truncations.map((value) => makeElement("option", { value }, String(value))));
+  $("class").replaceChildren(makeElement("option", { value: "" }, "all in turn"),
+    ...about.classes.map((name, label) => makeElement("option", { value: label }, name)));
   $("class-label").hidden = !about.classes.length;
-  $("tab-vary").hidden = !about.directions.length && !about.latent;
-  $("tab-mix").hidden = !about.styles;
-  $("tab-morph").hidden = !about.classes.length;
-  for (const id of ["vary", "mix", "morph"]) if ($(`tab-${id}`).hidden) $(id).hidden = true;
-  if ($(`tab-${shown.tools}`).hidden) select($("tools").querySelector('[role="tab"]:not([hidden])'));
-  $("near-hint").hidden = !about.data_given;
-  $("latent").max = Math.max(0, about.latent - 1);
-  $("latent").value = whole("latent");
-  state.moved.clear();
-  showSliders();
-  showClasses();
-  await drawShelf();
+  $("tab-edit").hidden = !about.explained_variance_ratio.length && !about.latent_dim;
+  $("tab-style-mix").hidden = !about.num_styles;
+  $("tab-classes").hidden = !about.classes.length;
+  for (const id of ["edit", "style-mix", "classes"]) if ($(`tab-${id}`).hidden) $(id).hidden = true;
+  if ($(`tab-${activeTabs.tools}`).hidden) selectTab($("tools").querySelector('[role="tab"]:not([hidden])'));
+  $("nearest-hint").hidden = !about.has_data;
+  $("dimension").max = Math.max(0, about.latent_dim - 1);
+  $("dimension").value = readInteger("dimension");
+  state.overrides.clear();
+  showDirections();
+  showClassChoices();
+  await updateSamples();
 });
 
-// Vary
+// Edit latent
 
-function showSliders() {
-  $("sliders").replaceChildren(...state.about.directions.map((share, i) =>
-    make("div", {}, make("label", { for: `along-${i}` }, `Direction ${i + 1} (${(100 * share).toFixed(1)} % of the variance)`),
-      make("input", { type: "range", id: `along-${i}`, min: -4, max: 4, step: 0.1, value: 0, oninput: drawVaried }))));
+function showDirections() {
+  $("directions").replaceChildren(...state.about.explained_variance_ratio.map((ratio, i) =>
+    makeElement("div", {},
+      makeElement("label", { for: `direction-${i}` }, `Direction ${i + 1} (${(100 * ratio).toFixed(1)}% of the variance)`),
+      makeElement("input", { type: "range", id: `direction-${i}`, min: -4, max: 4, step: 0.1, value: 0, oninput: updateEdit }))));
 }
 
-const drawVaried = latest(async () => {
-  const pick = state.picks.length ? state.picks[state.picks.length - 1] : 0;
-  if (!state.images[pick]) return;
-  const along = {}, latents = Object.fromEntries(state.moved);
-  state.about.directions.forEach((_, i) => {
-    const amount = Number($(`along-${i}`).value);
-    if (amount) along[i] = amount;
+const updateEdit = coalesce(async () => {
+  const index = lastSelected();
+  if (!state.images[index]) return;
+  const directionOffsets = {};
+  state.about.explained_variance_ratio.forEach((_, i) => {
+    const offset = Number($(`direction-${i}`).value);
+    if (offset) directionOffsets[i] = offset;
   });
-  const found = await ask("vary", { ...drawn(), pick, along, latents });
-  state.own = found.latents;
-  showLatents();
-  $("vary-before").src = state.images[pick];
-  $("vary-before").alt = nameOf(pick);
-  $("vary-after").src = found.images[0];
-  $("vary-after").alt = `${nameOf(pick)}, moved`;
+  const { images, latent } = await callApi("edit_latent", {
+    ...sampleParams(),
+    index,
+    direction_offsets: directionOffsets,
+    latent_values: Object.fromEntries(state.overrides),
+  });
+  state.latent = latent;
+  showOverrides();
+  $("edit-before").src = state.images[index];
+  $("edit-before").alt = sampleName(index);
+  $("edit-after").src = images[0];
+  $("edit-after").alt = `${sampleName(index)}, edited`;
 });
 
-// The slider stands at the latent's value, the pick's own where none is set.
-function showLatents() {
-  const number = whole("latent"), value = state.moved.get(number) ?? state.own[number] ?? 0;
-  $("latent-value").value = value;
-  $("latent-own").textContent = state.own.length ? `The pick's own: ${state.own[number].toFixed(2)}` : "";
-  $("latents-none").hidden = state.moved.size > 0;
-  const known = [...state.moved.keys()].sort((a, b) => a - b);
-  if (known.join() === $("latents-set").dataset.shown) {
-    for (const button of $("latents-set").querySelectorAll("button")) button.textContent = setTo(Number(button.value));
+// The slider shows the value of the dimension: the changed one, or that of the sample.
+function showOverrides() {
+  const dimension = readInteger("dimension");
+  const value = state.overrides.get(dimension) ?? state.latent[dimension] ?? 0;
+  $("dimension-value").value = value;
+  $("original-value").textContent = state.latent.length ? `Original value: ${state.latent[dimension].toFixed(2)}` : "";
+  $("no-overrides").hidden = state.overrides.size > 0;
+  const dimensions = [...state.overrides.keys()].sort((a, b) => a - b);
+  // Keep the buttons if they are the same ones, so that the focus stays.
+  if (dimensions.join() === $("overrides").dataset.dimensions) {
+    for (const button of $("overrides").querySelectorAll("button")) {
+      button.textContent = overrideLabel(Number(button.value));
+    }
     return;
   }
-  $("latents-set").dataset.shown = known.join();
-  $("latents-set").replaceChildren(...known.map((each) => make("li", {},
-    make("button", { value: each, onclick: () => takeBack(each) }, setTo(each)))));
+  $("overrides").dataset.dimensions = dimensions.join();
+  $("overrides").replaceChildren(...dimensions.map((d) => makeElement("li", {},
+    makeElement("button", { value: d, onclick: () => resetDimension(d) }, overrideLabel(d)))));
 }
 
-function setTo(number) {
-  return `Take back latent ${number}: ${state.moved.get(number)}`;
+function overrideLabel(dimension) {
+  return `Reset dimension ${dimension}: ${state.overrides.get(dimension)}`;
 }
 
-function takeBack(number) {
-  state.moved.delete(number);
-  showLatents();
-  ($("latents-set").querySelector("button") || $("latent")).focus();
-  drawVaried();
+function resetDimension(dimension) {
+  state.overrides.delete(dimension);
+  showOverrides();
+  ($("overrides").querySelector("button") || $("dimension")).focus();
+  updateEdit();
 }
 
-$("latent-value").addEventListener("input", () => {
-  state.moved.set(whole("latent"), Number($("latent-value").value));
-  showLatents();
-  drawVaried();
+$("dimension-value").addEventListener("input", () => {
+  state.overrides.set(readInteger("dimension"), Number($("dimension-value").value));
+  showOverrides();
+  updateEdit();
 });
-$("latent").addEventListener("change", () => { $("latent").value = whole("latent"); showLatents(); });
-$("vary-reset").addEventListener("click", () => {
-  for (const input of $("sliders").querySelectorAll("input")) input.value = 0;
-  state.moved.clear();
-  showLatents();
-  drawVaried();
+$("dimension").addEventListener("change", () => { $("dimension").value = readInteger("dimension"); showOverrides(); });
+$("edit-reset").addEventListener("click", () => {
+  for (const input of $("directions").querySelectorAll("input")) input.value = 0;
+  state.overrides.clear();
+  showOverrides();
+  updateEdit();
 });
 
-// Between
+// Interpolate
 
-const drawWalk = latest(async () => {
-  if (state.picks.length < 2) { $("walk-images").replaceChildren(); return; }
-  const picks = state.picks.slice(0, MOST.picks);
-  const fitting = Math.floor((MOST.images - 1) / (picks.length - 1)), wanted = whole("walk-steps");
-  const steps = Math.min(wanted, fitting);
-  $("walk-steps").value = steps;
-  const found = await ask("walk", { ...drawn(), picks, steps });
-  const cut = state.picks.length > picks.length ? ["The way ends at the sixteenth pick."] : [];
-  if (steps < wanted) cut.push(`Between ${picks.length} picks there are at most ${steps} images a way.`);
-  $("walk-cut").textContent = cut.join(" ");
-  fill($("walk-images"), found.images, (i) => i % steps ? `step ${i % steps} after ${nameOf(state.picks[Math.floor(i / steps)])}`
-    : nameOf(state.picks[i / steps]), Math.min(found.columns, 16));
+const updateInterpolation = coalesce(async () => {
+  if (state.selection.length < 2) { $("interpolate-images").replaceChildren(); return; }
+  const limits = state.about.limits;
+  const indices = state.selection.slice(0, limits.indices);
+  const maxSteps = Math.floor((limits.images - 1) / (indices.length - 1));
+  const requestedSteps = readInteger("interpolate-steps");
+  const steps = Math.min(requestedSteps, maxSteps);
+  $("interpolate-steps").value = steps;
+  const { images, columns } = await callApi("interpolate", { ...sampleParams(), indices, steps });
+  const notes = [];
+  if (state.selection.length > indices.length) {
+    notes.push(`At most ${limits.indices} samples can be interpolated; the others are left out.`);
+  }
+  if (steps < requestedSteps) notes.push(`At most ${steps} images per segment for ${indices.length} samples.`);
+  $("interpolate-note").textContent = notes.join(" ");
+  fillTiles($("interpolate-images"), images, (i) => i % steps
+    ? `step ${i % steps} after ${sampleName(indices[Math.floor(i / steps)])}`
+    : sampleName(indices[i / steps]), Math.min(columns, 16));
 });
-$("walk-steps").addEventListener("change", drawWalk);
+$("interpolate-steps").addEventListener("change", updateInterpolation);
 
-// Arithmetic
+// Latent arithmetic
 
 function showSets() {
   for (const box of document.querySelectorAll(".set")) {
     const name = box.dataset.set;
-    box.querySelector("ul").replaceChildren(...state.sets[name].map((i) => make("li", {},
-      make("button", { onclick: () => takeOut(name, i) },
-        make("img", { src: state.images[i], alt: `take ${nameOf(i)} out` })))));
+    box.querySelector("ul").replaceChildren(...state.sets[name].map((index) => makeElement("li", {},
+      makeElement("button", { onclick: () => removeFromSet(name, index) },
+        makeElement("img", { src: state.images[index], alt: `remove ${sampleName(index)}` })))));
   }
 }
 
-function takeOut(name, i) {
-  const place = state.sets[name].indexOf(i);
-  state.sets[name].splice(place, 1);
+function removeFromSet(name, index) {
+  const position = state.sets[name].indexOf(index);
+  state.sets[name].splice(position, 1);
   showSets();
   const box = document.querySelector(`.set[data-set="${name}"]`);
-  const left = box.querySelectorAll("li button");
-  (left[Math.min(place, left.length - 1)] || box.querySelector(".add")).focus();
-  drawSum();
+  const buttons = box.querySelectorAll("li button");
+  (buttons[Math.min(position, buttons.length - 1)] || box.querySelector(".add")).focus();
+  updateArithmetic();
 }
 
-function put(name, indices) {
-  const added = [...new Set([...state.sets[name], ...indices])];
-  state.sets[name] = added.slice(0, MOST.picks);
-  say("sets", added.length > MOST.picks ? `A set holds ${MOST.picks} samples; the others were left out.` : "");
+function addToSet(name, indices) {
+  const maxIndices = state.about.limits.indices;
+  const union = [...new Set([...state.sets[name], ...indices])];
+  state.sets[name] = union.slice(0, maxIndices);
+  showError("sets", union.length > maxIndices
+    ? `A set holds at most ${maxIndices} samples. The others were left out.` : "");
   showSets();
-  drawSum();
+  updateArithmetic();
 }
 
-const drawSum = latest(async () => {
+const updateArithmetic = coalesce(async () => {
   const { a, b, c } = state.sets;
-  if (!a.length && !b.length && !c.length) { $("sum-images").replaceChildren(); return; }
-  const found = await ask("combine", { ...drawn(), plus: [a, c], minus: [b] });
-  fill($("sum-images"), found.images, (i) => i ? `near the sum, ${i}` : "the sum");
+  if (!a.length && !b.length && !c.length) { $("arithmetic-images").replaceChildren(); return; }
+  const { images } = await callApi("latent_arithmetic", { ...sampleParams(), plus: [a, c], minus: [b] });
+  fillTiles($("arithmetic-images"), images, (i) => i ? `image ${i} near the result` : "the result");
 });
 
 for (const box of document.querySelectorAll(".set")) {
@@ -440,109 +483,132 @@ for (const box of document.querySelectorAll(".set")) {
   box.addEventListener("drop", (event) => {
     event.preventDefault();
     box.classList.remove("over");
-    const text = event.dataTransfer.getData(DRAGGED);
-    if (text && Number(text) < state.images.length) put(box.dataset.set, [Number(text)]);
+    const text = event.dataTransfer.getData(DRAG_TYPE);
+    if (text && Number(text) < state.images.length) addToSet(box.dataset.set, [Number(text)]);
   });
-  box.querySelector(".add").addEventListener("click", () => put(box.dataset.set, state.picks));
+  box.querySelector(".add").addEventListener("click", () => addToSet(box.dataset.set, state.selection));
 }
-$("sum-clear").addEventListener("click", () => {
+$("arithmetic-clear").addEventListener("click", () => {
   for (const name of Object.keys(state.sets)) state.sets[name] = [];
   showSets();
-  drawSum();
+  updateArithmetic();
 });
 
-// Styles, classes, nearest
+// Style mixing
 
-const drawMix = latest(async () => {
-  const half = Math.floor(state.picks.length / 2);
-  if (!half) { $("mix-images").replaceChildren(); return; }
-  const [rows, columns] = [state.picks.slice(0, half), state.picks.slice(half)].map((each) => each.slice(0, MOST.mixed));
-  $("mix-cut").textContent = state.picks.length - half > MOST.mixed
-    ? `A table has at most ${MOST.mixed} rows and columns: the first ${MOST.mixed} of each half are mixed.` : "";
-  const found = await ask("mix", { ...drawn(), rows, columns });
-  fill($("mix-images"), found.images, (i) => `coarse of ${nameOf(rows[Math.floor(i / found.columns)])}, fine of ${nameOf(columns[i % found.columns])}`, found.columns);
+const updateStyleMix = coalesce(async () => {
+  const half = Math.floor(state.selection.length / 2);
+  if (!half) { $("style-mix-images").replaceChildren(); return; }
+  const rows = state.selection.slice(0, half).slice(0, MAX_STYLE_MIX_ROWS);
+  const columns = state.selection.slice(half).slice(0, MAX_STYLE_MIX_ROWS);
+  $("style-mix-note").textContent = state.selection.length - half > MAX_STYLE_MIX_ROWS
+    ? `At most ${MAX_STYLE_MIX_ROWS} rows and columns: only the first ${MAX_STYLE_MIX_ROWS} samples of each half are used.` : "";
+  const result = await callApi("style_mix", { ...sampleParams(), row_indices: rows, column_indices: columns });
+  fillTiles($("style-mix-images"), result.images, (i) => {
+    const row = sampleName(rows[Math.floor(i / result.columns)]);
+    const column = sampleName(columns[i % result.columns]);
+    return `coarse styles of ${row}, fine styles of ${column}`;
+  }, result.columns);
 });
 
-function showClasses() {
-  const legend = $("morph-classes").querySelector("legend");
-  $("morph-classes").replaceChildren(legend, ...state.about.classes.slice(0, MOST.classes).map((name, i) =>
-    make("label", {}, make("span", {}, make("input", { type: "checkbox", value: i, checked: i < 3, onchange: drawMorph }), ` ${name}`))));
-  const more = state.about.classes.length - MOST.classes;
-  $("morph-cut").textContent = `The first ${MOST.classes} classes; ${more} more are not shown. growgan sample --morph takes all.`;
-  $("morph-cut").hidden = more <= 0;
+// Classes
+
+function showClassChoices() {
+  const legend = $("class-choices").querySelector("legend");
+  const names = state.about.classes.slice(0, MAX_CLASS_CHOICES);
+  $("class-choices").replaceChildren(legend, ...names.map((name, label) => makeElement("label", {}, makeElement("span", {},
+    makeElement("input", { type: "checkbox", value: label, checked: label < 3, onchange: updateClasses }), ` ${name}`))));
+  const numHidden = state.about.classes.length - MAX_CLASS_CHOICES;
+  $("classes-note").textContent = `Only the first ${MAX_CLASS_CHOICES} classes are listed; ${numHidden} more are not. `
+    + "growgan sample --interpolate-classes accepts all of them.";
+  $("classes-note").hidden = numHidden <= 0;
 }
 
-const drawMorph = latest(async () => {
-  const labels = [...$("morph-classes").querySelectorAll("input:checked")].map((box) => Number(box.value));
-  if (labels.length > MOST.morphed) { say("morph", `Choose ${MOST.morphed} classes at most.`); return; }
-  say("morph");
-  if (labels.length < 2) { $("morph-images").replaceChildren(); return; }
-  const rows = 4, steps = Math.min(6, Math.floor((MOST.images / rows - 1) / (labels.length - 1)));
-  const found = await ask("morph", { ...drawn(), labels, rows, steps });
-  fill($("morph-images"), found.images, (i) => `row ${Math.floor(i / found.columns) + 1}, step ${i % found.columns + 1}`, found.columns);
+const updateClasses = coalesce(async () => {
+  const { images: maxImages, interpolated_classes: maxClasses } = state.about.limits;
+  const labels = [...$("class-choices").querySelectorAll("input:checked")].map((box) => Number(box.value));
+  if (labels.length > maxClasses) { showError("classes", `Choose at most ${maxClasses} classes.`); return; }
+  showError("classes");
+  if (labels.length < 2) { $("classes-images").replaceChildren(); return; }
+  const rows = CLASS_INTERPOLATION_ROWS;
+  const steps = Math.min(MAX_CLASS_INTERPOLATION_STEPS, Math.floor((maxImages / rows - 1) / (labels.length - 1)));
+  const { images, columns } = await callApi("interpolate_classes", { ...sampleParams(), labels, rows, steps });
+  fillTiles($("classes-images"), images, (i) => `row ${Math.floor(i / columns) + 1}, step ${i % columns + 1}`, columns);
 });
 
-const drawNearest = latest(async () => {
-  const pick = state.picks.length ? state.picks[state.picks.length - 1] : 0;
-  if (!state.about.data_given) {
-    $("near-images").replaceChildren(make("li", {}, "Start the explorer with --data DATA to see them."));
+// Nearest images
+
+const updateNearest = coalesce(async () => {
+  const index = lastSelected();
+  if (!state.about.has_data) {
+    $("nearest-images").replaceChildren(makeElement("li", {}, "To see them, start the explorer with --data DATA."));
     return;
   }
-  const found = await ask("nearest", { ...drawn(), pick });
-  $("near-images").replaceChildren(tile(found.sample, nameOf(pick), make("span", {}, "the sample")),
-    ...found.images.map((uri, i) => tile(uri, `training image, ${i + 1} nearest`, make("span", {}, `distance ${found.distances[i]}`))));
+  const { sample, images, distances } = await callApi("nearest_images", { ...sampleParams(), index });
+  $("nearest-images").replaceChildren(
+    makeTile(sample, sampleName(index), makeElement("span", {}, "the sample")),
+    ...images.map((uri, i) => makeTile(uri, `training image, nearest number ${i + 1}`,
+      makeElement("span", {}, `distance ${distances[i]}`))));
 });
 
-const KINDS = [
-  ["png", "These samples as one PNG sheet"],
-  ["npz", "These samples as an npz file: images, labels"],
-  ["safetensors", "The generator: safetensors, spec and model card (zip)"],
-  ["onnx", "The generator as ONNX, with them (zip)"],
-  ["torchscript", "The generator as TorchScript, with them (zip)"],
+// Download
+
+const DOWNLOADS = [
+  ["png", "These samples as one PNG image"],
+  ["npz", "These samples as an npz file with images and labels"],
+  ["safetensors", "The generator as safetensors, with spec and model card (zip)"],
+  ["onnx", "The generator as ONNX, with spec and model card (zip)"],
+  ["torchscript", "The generator as TorchScript, with spec and model card (zip)"],
 ];
 
-function showLinks() {
-  if ($("take-links").children.length) return;
-  $("take-links").replaceChildren(...KINDS.map(([kind, text]) =>
-    make("li", {}, make("button", { onclick: (event) => download(kind, event.currentTarget, text) }, text))));
+function showDownloads() {
+  if ($("download-links").children.length) return;
+  $("download-links").replaceChildren(...DOWNLOADS.map(([kind, text]) => makeElement("li", {},
+    makeElement("button", { onclick: (event) => download(kind, event.currentTarget, text) }, text))));
 }
 
 async function download(kind, button, text) {
-  const words = Object.entries(drawn()).filter(([, value]) => value !== null);
-  button.textContent = "Writing ...";
+  const query = Object.entries(sampleParams()).filter(([, value]) => value !== null);
+  button.textContent = "Preparing ...";
   button.disabled = true;
   try {
-    const response = await sent(`take/${kind}?${new URLSearchParams(words)}`);
-    const named = response.headers.get("Content-Disposition");
-    const full = named.match(/filename\*=UTF-8''(.*)$/);
+    const response = await fetchOk(`download/${kind}?${new URLSearchParams(query)}`);
+    const disposition = response.headers.get("Content-Disposition");
+    const fullName = disposition.match(/filename\*=UTF-8''(.*)$/);
+    const fileName = fullName ? decodeURIComponent(fullName[1]) : disposition.match(/"(.*)"/)[1];
     const href = URL.createObjectURL(await response.blob());
-    make("a", { href, download: full ? decodeURIComponent(full[1]) : named.match(/"(.*)"/)[1] }).click();
+    makeElement("a", { href, download: fileName }).click();
     setTimeout(() => URL.revokeObjectURL(href), 60_000);
-    say("take");
-  } catch (error) { say("take", error.message); }
+    showError("download");
+  } catch (error) { showError("download", error.message); }
   button.textContent = text;
   button.disabled = false;
   button.focus();
 }
 
-// What depends on the picks is drawn where it can be seen.
-const tools = {
-  vary: () => drawVaried(), walk: () => drawWalk(), sum: () => { showSets(); drawSum(); }, mix: () => drawMix(),
-  morph: () => drawMorph(), near: () => drawNearest(), take: () => showLinks(),
+// Only the visible tool is updated.
+const updateByTool = {
+  edit: () => updateEdit(),
+  interpolate: () => updateInterpolation(),
+  arithmetic: () => { showSets(); updateArithmetic(); },
+  "style-mix": () => updateStyleMix(),
+  classes: () => updateClasses(),
+  nearest: () => updateNearest(),
+  download: () => showDownloads(),
 };
-function refresh() {
-  if (shown.views === "play" && state.images.length) tools[shown.tools]();
+function updateTool() {
+  if (activeTabs.views === "generate" && state.images.length) updateByTool[activeTabs.tools]();
 }
 
 async function start() {
-  state.about = await ask("about");
+  state.about = await callApi("about");
   document.title = `${state.about.name} · growgan explorer`;
   $("name").textContent = state.about.name;
   $("facts").textContent = Object.entries(state.about.facts).map(([name, value]) => `${name}: ${value}`).join(" · ");
   await showTree();
-  await showCandidate(state.about.best);
-  await showFrames();
-  await opened();
+  await showCandidate(state.about.best_id);
+  await loadTimelapse();
+  await openCandidate();
   document.body.dataset.ready = "1";
 }
-start().catch((error) => say("page", error.message));
+start().catch((error) => showError("page", error.message));

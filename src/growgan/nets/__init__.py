@@ -1,1 +1,1 @@
-"""Networks as stacks: specs, blocks, the two players, and edits that let them grow."""
+"""Specs of networks, the networks built from them, and the edits by which they grow."""

@@ -1,307 +1,325 @@
-"""The smallest parts of a stack: equalised linear maps, normalisations, resampling."""
+"""Linear maps with a parametrization: convolutions, dense layers and activations."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
-from typing import Any
+from typing import TypeVar
 
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from growgan.config import SPECTRAL, Rate
 from growgan.errors import UserError
+from growgan.nets.spec import WeightSpec
 from growgan.registry import Registry
 
-GAIN = math.sqrt(2.0)  # He et al. 2015, for (leaky) rectifiers
-REFERENCE = 288  # inputs of a 3x3 kernel on 32 channels, with which the default rate was found
+ModuleT = TypeVar("ModuleT", bound=nn.Module)
+# For each linear map or norm of a module by its attribute name: the width that it reads and the
+# width that it writes, None for a size that never grows. The names of the widths depend on the
+# module: see `Block.linear_map_widths` and `Stem.linear_map_widths`.
+LinearMapWidths = Mapping[str, tuple[str | None, str | None]]
 
+HE_GAIN = math.sqrt(2.0)  # He et al. 2015, for (leaky) rectifiers
+NORMAL_INIT_STD = 0.02  # Radford et al. 2016
+# Above this fan-in, lr_scaling "width" reduces the step. It is that of a 3x3 kernel on
+# 32 channels, for which the default learning rate was tuned.
+LR_SCALING_REFERENCE_FAN_IN = 288
+EQUALIZED = WeightSpec(parametrization="equalized")
 
-_UNSET: ContextVar[bool] = ContextVar("unset", default=False)
+_SKIP_INIT: ContextVar[bool] = ContextVar("skip_init", default=False)
 
 
 @contextmanager
-def unset() -> Iterator[None]:
-    """A context in which weights are not drawn, since they will be copied from elsewhere."""
-    token = _UNSET.set(True)
+def skip_init() -> Iterator[None]:
+    """Build modules without initial weights, because weights will be copied into them."""
+    token = _SKIP_INIT.set(True)
     try:
         yield
     finally:
-        _UNSET.reset(token)
+        _SKIP_INIT.reset(token)
 
 
-class Scaled(nn.Module):
-    """A linear map whose weight may be scaled at run time (equalised learning rate).
+class ScaledWeight(nn.Module):
+    """Base class of linear maps whose effective weight is a function of the stored weight.
 
-    The weight in use starts as N(0, gain²/fan_in). ``rate`` says how much of that factor is stored,
-    and so how large one of Adam's steps, which know no scale, is beside it:
+    The effective weight starts with the distribution that ``weight_spec.init`` names: N(0,
+    gain²/fan_in) for "default", N(0, 0.02²) for "normal" (Radford et al. 2016) and a matrix with
+    all singular values 1 for "orthogonal" (Brock et al. 2019, section 3). The parametrization says
+    how it follows from the stored weight W, and thereby how far a step of Adam, which does not
+    depend on the scale of W, moves it:
 
-    - "plain": all of it, as usual.
-    - "normal": all of it, and it starts as N(0, 0.02²) whatever the inputs (Radford et al. 2016).
-    - "equalised": nothing. The stored weight is N(0, 1) and multiplied by ``gain/sqrt(fan_in)`` in
-      every forward (Karras et al. 2018, section 4.1).
-    - "transfer": as equalised, but beyond ``REFERENCE`` inputs the steps shrink as 1/sqrt(fan_in),
-      so that what an output moves by in a step does not depend on the width, and a rate that suits
-      a small stack suits the larger one that it grows into (Yang et al. 2021, 2203.03466).
-    - "spectral": all of it, but the weight in use is divided by its largest singular value, which
-      one step of power iteration a forward follows in training (Miyato et al. 2018, 1802.05957).
-    - "orthogonal": as spectral, and it starts orthogonal (Brock et al. 2019, section 3).
+    - "none": it is W.
+    - "equalized": it is W · gain/sqrt(fan_in), and W starts as N(0, 1) (equalized learning rate,
+      Karras et al. 2018, section 4.1).
+    - "spectral_norm": it is W / σ(W), where σ is the largest singular value. Each training forward
+      pass refines σ by one step of power iteration (Miyato et al. 2018, 1802.05957).
+
+    With ``lr_scaling="width"``, the scale of maps with a fan-in above
+    ``LR_SCALING_REFERENCE_FAN_IN`` additionally falls as 1/sqrt(fan_in). A step then changes an
+    output equally at every width, so that a learning rate that suits a small network suits the
+    network that it grows into (Yang et al. 2021, 2203.03466).
+
+    Attributes:
+        lr_multiplier: How fast the map learns compared with other maps.
+        u: Left singular vector of the largest singular value, unit length, float ``[out]``; only
+            with spectral norm.
     """
 
-    u: Tensor  # unit [out]: where the largest singular value points
-    speed: float = 1.0  # how fast it learns beside other maps
+    u: Tensor
+    lr_multiplier: float = 1.0
 
-    def __init__(self, shape: tuple[int, ...], fan_in: int, gain: float, rate: Rate) -> None:
+    def __init__(
+        self, shape: tuple[int, ...], fan_in: int, gain: float, weight_spec: WeightSpec
+    ) -> None:
         super().__init__()
         if fan_in < 1:
-            raise UserError("a map needs an input, and one of this stack's has none")
-        self.fan_in, self.gain, self.rate = fan_in, gain, rate
+            raise UserError(f"a layer needs at least 1 input, but one has {fan_in}")
+        self.fan_in, self.gain, self.weight_spec = fan_in, gain, weight_spec
         self.weight = nn.Parameter(torch.empty(shape))
-        if rate in SPECTRAL:
-            self.register_buffer("u", F.normalize(torch.randn(len(self.matrix())), dim=0))
-        if not _UNSET.get():
-            self.draw()
+        if weight_spec.uses_spectral_norm:
+            self.register_buffer("u", F.normalize(torch.randn(len(self.weight_matrix())), dim=0))
+        if not _SKIP_INIT.get():
+            self.reset_parameters()
 
     @torch.no_grad()
-    def draw(self) -> None:
-        """Draw the stored weight."""
-        if self.rate == "orthogonal":
-            rows = nn.init.orthogonal_(torch.empty(len(self.weight), self.weight[0].numel()))
-            self.weight.copy_(rows.view(self.weight.shape))
+    def reset_parameters(self) -> None:
+        """Draw the initial weight."""
+        if self.weight_spec.init == "orthogonal":
+            self.weight.copy_(self._orthogonal_weight())
+            if not self.weight_spec.uses_spectral_norm:
+                self.weight.div_(self._static_scale)
             return
-        deviation = 0.02 if self.rate == "normal" else self.gain / math.sqrt(self.fan_in)
-        self.weight.normal_().mul_(deviation / self._constant)
+        is_normal = self.weight_spec.init == "normal"
+        std = NORMAL_INIT_STD if is_normal else self.gain / math.sqrt(self.fan_in)
+        self.weight.normal_().mul_(std / self._static_scale)
 
-    def matrix(self, weight: Tensor | None = None) -> Float[Tensor, "... out in"]:
-        """Return the stored weight, or another, as the linear map that it is at one place.
+    def _orthogonal_weight(self) -> Tensor:
+        matrix = nn.init.orthogonal_(torch.empty(len(self.weight), self.weight[0].numel()))
+        return matrix.view(self.weight.shape)
 
-        Where it falls into groups there is a matrix for each.
+    def weight_matrix(self, weight: Tensor | None = None) -> Float[Tensor, "... out in"]:
+        """Return ``weight`` (the stored one if None) as the matrix of the linear map at one pixel.
+
+        A grouped map returns one matrix for each group.
         """
         weight = self.weight if weight is None else weight
-        return weight.movedim(1, -1).flatten(1)  # a view where channels come last
+        return weight.movedim(1, -1).flatten(1)  # a view in channels-last memory format
 
     @property
-    def used(self) -> Tensor:
-        """The weight in use."""
-        return self._in_use()  # compilers cannot follow a property that calls its parent's
+    def effective_weight(self) -> Tensor:
+        """The weight that multiplies the input."""
+        # torch.compile cannot trace a property that calls a property of the base class.
+        return self._effective_weight()
 
-    def _in_use(self) -> Tensor:
-        if self.rate in SPECTRAL:
-            return self.weight / self.singular(follow=self.training)
-        constant = self._constant
-        return self.weight if constant == 1 else self.weight * constant
+    def _effective_weight(self) -> Tensor:
+        if self.weight_spec.uses_spectral_norm:
+            return self.weight / self.largest_singular_value(update_u=self.training)
+        scale = self._static_scale
+        return self.weight if scale == 1 else self.weight * scale
 
-    def singular(self, *, follow: bool = False) -> Float[Tensor, ""]:
-        """Return the largest singular value of the stored weight, one step on from ``u``.
+    def largest_singular_value(self, *, update_u: bool = False) -> Float[Tensor, ""]:
+        """Return the largest singular value of the stored weight by one step of power iteration.
 
-        With ``follow`` that step is kept.
+        Args:
+            update_u: Whether to keep the new singular vector in ``u``.
         """
         device = self.weight.device.type
         with torch.autocast("cpu" if device == "meta" else device, enabled=False):
-            return self._singular(self.matrix(), follow)
+            return self._power_iteration(self.weight_matrix(), update_u)
 
-    def _singular(self, matrix: Tensor, follow: bool) -> Float[Tensor, ""]:
+    def _power_iteration(self, matrix: Tensor, update_u: bool) -> Float[Tensor, ""]:
         with torch.no_grad():
             v = F.normalize(torch.mv(matrix.T, self.u), dim=0, eps=1e-12)
             u = F.normalize(torch.mv(matrix, v), dim=0, eps=1e-12)
-            if follow:
+            if update_u:
                 self.u.copy_(u)
         return torch.dot(u, torch.mv(matrix, v)).clamp(min=1e-12)
 
     @property
-    def scale(self) -> float:
-        """The factor from the stored weight to the one in use."""
-        return 1 / float(self.singular().detach()) if self.rate in SPECTRAL else self._constant
+    def weight_scale(self) -> float:
+        """Ratio of the effective to the stored weight."""
+        if self.weight_spec.uses_spectral_norm:
+            return 1 / float(self.largest_singular_value().detach())
+        return self._static_scale
 
     @property
-    def _constant(self) -> float:
-        if self.rate in ("plain", "normal", *SPECTRAL):
-            return self.speed
-        factor = self.speed * self.gain / math.sqrt(self.fan_in)
-        excess = self.fan_in / REFERENCE if self.rate == "transfer" else 1.0
-        return factor / math.sqrt(max(1.0, excess))
+    def _static_scale(self) -> float:
+        """The part of the scale that does not depend on the weight."""
+        scale = self.lr_multiplier
+        if self.weight_spec.parametrization == "equalized":
+            scale = scale * self.gain / math.sqrt(self.fan_in)
+        if self.weight_spec.lr_scaling == "width":
+            scale = scale / math.sqrt(max(1.0, self.fan_in / LR_SCALING_REFERENCE_FAN_IN))
+        return scale
 
 
-class Conv(Scaled):
-    """A same-size convolution, stride 1 (or valid, with ``padding=0``).
+class ScaledConv2d(ScaledWeight):
+    """A convolution of stride 1 that keeps the size, or a valid one with ``padding=0``.
 
     Input float ``[N, in, H, W]``, output ``[N, out, H, W]``.
+
+    Args:
+        in_channels: Number of input channels.
+        out_channels: Number of output channels.
+        kernel_size: Side of the kernel in pixels, or its height and width.
+        gain: Factor of the initial standard deviation.
+        weight_spec: Initialization, parametrization and learning-rate scaling.
+        padding: Zeros on each side in pixels. If None, half of the kernel.
+        zero_init: Whether the weight starts as zeros; has no effect with spectral norm, which
+            cannot divide by the norm of a zero matrix.
+        bias: Whether there is a bias.
     """
 
     def __init__(
         self,
-        width_in: int,
-        width_out: int,
-        kernel: int | tuple[int, int],
+        in_channels: int,
+        out_channels: int,
+        kernel_size: int | tuple[int, int],
         *,
-        gain: float = GAIN,
-        rate: Rate = "equalised",
+        gain: float = HE_GAIN,
+        weight_spec: WeightSpec = EQUALIZED,
         padding: int | None = None,
-        zero: bool = False,
+        zero_init: bool = False,
         bias: bool = True,
     ) -> None:
-        size = (kernel, kernel) if isinstance(kernel, int) else kernel
-        self.zero = zero and rate not in SPECTRAL  # zero has no direction
-        super().__init__((width_out, width_in, *size), width_in * math.prod(size), gain, rate)
-        self.padding = size[0] // 2 if padding is None else padding
-        self.bias = nn.Parameter(torch.zeros(width_out)) if bias else None
+        kernel = (kernel_size, kernel_size) if isinstance(kernel_size, int) else kernel_size
+        self.zero_init = zero_init and not weight_spec.uses_spectral_norm
+        super().__init__(
+            (out_channels, in_channels, *kernel), in_channels * math.prod(kernel), gain, weight_spec
+        )
+        self.padding = kernel[0] // 2 if padding is None else padding
+        self.bias = nn.Parameter(torch.zeros(out_channels)) if bias else None
 
-    def draw(self) -> None:
-        if self.zero:
+    def reset_parameters(self) -> None:
+        """Draw the initial weight, or set it to zero."""
+        if self.zero_init:
             nn.init.zeros_(self.weight)
         else:
-            super().draw()
+            super().reset_parameters()
 
     def forward(self, x: Float[Tensor, "n c h w"]) -> Float[Tensor, "n d h2 w2"]:
-        weight = self.used
-        one = x.shape[2:] == weight.shape[2:] and (self.padding == 0 or x.shape[2:] == (1, 1))
-        if one:  # one place: several times as fast
-            x, weight = (each.movedim(1, -1).flatten(1) for each in (x, weight))
-            return F.linear(x, weight, self.bias)[:, :, None, None]
+        weight = self.effective_weight
+        is_single_pixel = x.shape[2:] == (1, 1) or self.padding == 0
+        if is_single_pixel and x.shape[2:] == weight.shape[2:]:
+            # A matrix product is several times faster than a convolution with one output pixel.
+            rows, matrix = x.movedim(1, -1).flatten(1), weight.movedim(1, -1).flatten(1)
+            return F.linear(rows, matrix, self.bias)[:, :, None, None]
         return F.conv2d(x, weight, self.bias, padding=self.padding)
 
 
-class GroupedConv(Scaled):
-    """A same-size convolution of groups of ``group`` channels, each of which sees itself alone.
+class ScaledGroupedConv2d(ScaledWeight):
+    """A grouped convolution of stride 1 that keeps the size.
 
-    Input and output float ``[N, width, H, W]``.
-    """
-
-    def __init__(self, width: int, group: int, kernel: int, *, gain: float, rate: Rate) -> None:
-        if rate in SPECTRAL:
-            raise UserError(f"rate '{rate}' has no meaning for grouped convolutions")
-        super().__init__((width, group, kernel, kernel), group * kernel**2, gain, rate)
-        self.groups = width // group
-        self.bias = nn.Parameter(torch.zeros(width))
-
-    def matrix(self, weight: Tensor | None = None) -> Float[Tensor, "groups out in"]:
-        return super().matrix(weight).unflatten(0, (self.groups, -1))
-
-    def forward(self, x: Float[Tensor, "n c h w"]) -> Float[Tensor, "n c h w"]:
-        padding = self.weight.shape[-1] // 2
-        return F.conv2d(x, self.used, self.bias, padding=padding, groups=self.groups)
-
-
-class Dense(Scaled):
-    """A linear map of vectors, ``[N, in]`` to ``[N, out]``.
-
-    Args:
-        speed: how fast it learns beside other maps: what is stored is so many times larger.
-        bias: what each output's bias starts as.
+    Input and output float ``[N, channels, H, W]``. Each group of ``group_width`` channels reads
+    only itself.
     """
 
     def __init__(
         self,
-        width_in: int,
-        width_out: int,
+        channels: int,
+        group_width: int,
+        kernel_size: int,
         *,
-        gain: float = 1.0,
-        rate: Rate,
-        speed: float = 1.0,
-        bias: float = 0.0,
+        gain: float,
+        weight_spec: WeightSpec,
     ) -> None:
-        self.speed = speed
-        super().__init__((width_out, width_in), width_in, gain, rate)
-        self.bias = nn.Parameter(torch.full((width_out,), bias / speed))
+        if weight_spec.uses_spectral_norm:
+            raise UserError("parametrization 'spectral_norm' does not support grouped convolutions")
+        shape = (channels, group_width, kernel_size, kernel_size)
+        super().__init__(shape, group_width * kernel_size**2, gain, weight_spec)
+        self.groups = channels // group_width
+        self.bias = nn.Parameter(torch.zeros(channels))
 
-    def forward(self, x: Float[Tensor, "n in"]) -> Float[Tensor, "n out"]:
-        return F.linear(x, self.used, self.bias * self.speed)
+    def weight_matrix(self, weight: Tensor | None = None) -> Float[Tensor, "groups out in"]:
+        """Return one matrix for each group."""
+        return super().weight_matrix(weight).unflatten(0, (self.groups, -1))
+
+    def forward(self, x: Float[Tensor, "n c h w"]) -> Float[Tensor, "n c h w"]:
+        padding = self.weight.shape[-1] // 2
+        return F.conv2d(x, self.effective_weight, self.bias, padding=padding, groups=self.groups)
 
 
-class Project(Scaled):
-    """A dense map from a vector to a grid: ``[N, latent]`` to ``[N, width, h, w]``."""
+class ScaledLinear(ScaledWeight):
+    """A dense map of vectors, float ``[N, in]`` to ``[N, out]``.
+
+    Args:
+        in_features: Length of the input.
+        out_features: Length of the output.
+        gain: Factor of the initial standard deviation.
+        weight_spec: Initialization, parametrization and learning-rate scaling.
+        lr_multiplier: How fast the map learns compared with other maps. The stored weight and bias
+            are larger by its inverse.
+        bias_init: Initial value of the bias.
+    """
 
     def __init__(
-        self, latent: int, width: int, grid: tuple[int, int], *, gain: float, rate: Rate
+        self,
+        in_features: int,
+        out_features: int,
+        *,
+        gain: float = 1.0,
+        weight_spec: WeightSpec,
+        lr_multiplier: float = 1.0,
+        bias_init: float = 0.0,
     ) -> None:
-        super().__init__((width, latent, *grid), latent, gain, rate)
-        self.bias = nn.Parameter(torch.zeros(width))
+        self.lr_multiplier = lr_multiplier
+        super().__init__((out_features, in_features), in_features, gain, weight_spec)
+        self.bias = nn.Parameter(torch.full((out_features,), bias_init / lr_multiplier))
 
-    @torch.no_grad()
-    def draw(self) -> None:
-        super().draw()
-        if self.rate == "orthogonal":
-            width, latent, height, breadth = self.weight.shape
-            rows = nn.init.orthogonal_(torch.empty(height * breadth * width, latent))
-            self.weight.copy_(rows.view(height, breadth, width, latent).permute(2, 3, 0, 1))
+    def forward(self, x: Float[Tensor, "n in"]) -> Float[Tensor, "n out"]:
+        return F.linear(x, self.effective_weight, self.bias * self.lr_multiplier)
 
-    def matrix(self, weight: Tensor | None = None) -> Float[Tensor, "out z"]:
+
+class LinearToGrid(ScaledWeight):
+    """A dense map of vectors to feature maps, float ``[N, in]`` to ``[N, out, height, width]``."""
+
+    def __init__(
+        self,
+        in_features: int,
+        out_channels: int,
+        grid_size: tuple[int, int],
+        *,
+        gain: float,
+        weight_spec: WeightSpec,
+    ) -> None:
+        super().__init__((out_channels, in_features, *grid_size), in_features, gain, weight_spec)
+        self.bias = nn.Parameter(torch.zeros(out_channels))
+
+    def _orthogonal_weight(self) -> Tensor:
+        super()._orthogonal_weight()  # keeps the random numbers of earlier versions
+        channels, in_features, height, width = self.weight.shape
+        matrix = nn.init.orthogonal_(torch.empty(height * width * channels, in_features))
+        return matrix.view(height, width, channels, in_features).permute(2, 3, 0, 1)
+
+    def weight_matrix(self, weight: Tensor | None = None) -> Float[Tensor, "out in"]:
+        """Return the matrix with one row for each pixel and channel."""
         weight = self.weight if weight is None else weight
         return weight.permute(2, 3, 0, 1).flatten(0, 2)
 
-    def forward(self, z: Float[Tensor, "n z"]) -> Float[Tensor, "n c h w"]:
-        width, latent, height, breadth = self.weight.shape
-        weight = self.used.permute(2, 3, 0, 1).reshape(-1, latent)
-        flat = F.linear(z, weight, self.bias.repeat(height * breadth))
-        # Rows are ordered (h, w, c): the grid is born channels-last.
-        return flat.view(-1, height, breadth, width).permute(0, 3, 1, 2)
+    def forward(self, x: Float[Tensor, "n in"]) -> Float[Tensor, "n c h w"]:
+        channels, in_features, height, width = self.weight.shape
+        weight = self.effective_weight.permute(2, 3, 0, 1).reshape(-1, in_features)
+        flat = F.linear(x, weight, self.bias.repeat(height * width))
+        # Rows are ordered (h, w, c), so the result is in channels-last memory format.
+        return flat.view(-1, height, width, channels).permute(0, 3, 1, 2)
 
 
-class MinibatchDeviation(nn.Module):
-    """Append one map holding the mean deviation of features within a group of samples.
-
-    Groups are runs of neighbours, so that a batch of reals followed by fakes can share a forward
-    and no group mixes the two. Biased variance + 1e-8, averaged over channels and pixels
-    (PGGAN, section 3). Input ``[N, C, H, W]``, output ``[N, C + 1, H, W]``.
-    """
-
-    def __init__(self, group: int) -> None:
-        super().__init__()
-        self.group = group
-
-    def forward(self, x: Float[Tensor, "n c h w"]) -> Float[Tensor, "n c1 h w"]:
-        group = math.gcd(len(x), self.group)
-        # A sample is one run of memory; torch's own variance walks it crosswise, ten times slower.
-        grouped = x.float().movedim(1, -1).reshape(-1, group, x[0].numel())  # [N/g, g, H * W * C]
-        centred = grouped - grouped.mean(1, keepdim=True)
-        deviation = (centred.square().mean(1) + 1e-8).sqrt().mean(1)
-        maps = deviation.repeat_interleave(group).to(x.dtype)[:, None, None, None]
-        return torch.cat([x, maps.expand(-1, 1, *x.shape[2:])], 1)
-
-
-class MinibatchDiscrimination(nn.Module):
-    """o_b(x_i) = Σ_j exp(-||M_ib - M_jb||₁), M_i a linear map of features to B rows of five.
-
-    Salimans et al. 2016, 1606.03498, section 3.2. Features float ``[N, D]``, output ``[N, B]``.
-    """
-
-    ROW = 5
-
-    def __init__(self, features: int, kernels: int, rate: Rate) -> None:
-        super().__init__()
-        self.rows = Dense(features, kernels * self.ROW, rate=rate)
-
-    def forward(self, features: Float[Tensor, "n d"]) -> Float[Tensor, "n b"]:
-        rows = self.rows(features).float().view(len(features), -1, self.ROW)
-        return torch.exp(-(rows[:, None] - rows[None]).abs().sum(3)).sum(1)
-
-
-def upsample(x: Float[Tensor, "n c h w"], factor: int = 2) -> Float[Tensor, "n c h2 w2"]:
-    """Repeat each pixel ``factor`` times in both directions."""
-    return x if factor == 1 else F.interpolate(x, scale_factor=factor, mode="nearest")
-
-
-def downsample(x: Float[Tensor, "n c h w"], factor: int = 2) -> Float[Tensor, "n c h2 w2"]:
-    """Average over squares of ``factor`` by ``factor`` pixels."""
-    return x if factor == 1 else F.avg_pool2d(x, factor)
-
-
-def channels_last(stack: Any) -> Any:
-    """Lay out every weight channels-last, the fastest form on CPUs and GPUs."""
-    return stack.to(memory_format=torch.channels_last)
+def to_channels_last(network: ModuleT) -> ModuleT:
+    """Store all weights in channels-last memory format, the fastest one on CPUs and GPUs."""
+    return network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 
 
 class LeakyReLU(nn.LeakyReLU):
-    """max(x, 0.2 x)."""
+    """max(x, 0.2 x), as in DCGAN and its successors."""
 
     def __init__(self) -> None:
         super().__init__(0.2)
 
 
 ACTIVATIONS: Registry[type[nn.Module]] = Registry("activation")
-ACTIVATIONS.register("leaky_relu", "leaky rectifier, slope 0.2")(LeakyReLU)
-ACTIVATIONS.register("relu", "rectifier")(nn.ReLU)
+ACTIVATIONS.register("leaky_relu", "Leaky rectifier with slope 0.2.")(LeakyReLU)
+ACTIVATIONS.register("relu", "Rectifier.")(nn.ReLU)

@@ -1,4 +1,8 @@
-"""Normalisations of features, by name."""
+"""Normalization layers, by name.
+
+Every norm is built as ``Norm(num_features, style_dim, weight_spec)`` and called with features and
+an optional style, whether it uses them or not.
+"""
 
 from __future__ import annotations
 
@@ -9,159 +13,163 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from growgan.config import Rate
 from growgan.errors import UserError
-from growgan.nets.layers import Dense
-from growgan.nets.ranked import RankedNorm
+from growgan.nets.distributed import SyncBatchNorm
+from growgan.nets.layers import ScaledLinear
+from growgan.nets.spec import WeightSpec
 from growgan.registry import Registry
 
+NORMS: Registry[Callable[[int, int, WeightSpec], nn.Module]] = Registry("norm")
 
+
+@NORMS.register(
+    "pixel", "Normalize the feature vector of each pixel.", "Karras et al. 2018, 1710.10196"
+)
 class PixelNorm(nn.Module):
-    """x / sqrt(mean_c x² + 1e-8), the mean over channels at each pixel (PGGAN, section 4.2)."""
+    """x / sqrt(mean_c x² + 1e-8), with the mean over the channels of each pixel (section 4.2)."""
 
-    NARROW = 64  # channels up to which a CPU is faster by a product of matrices
+    MATMUL_MAX_CHANNELS = 64  # up to this width a matrix product is faster on CPUs
 
-    def __init__(self, *of: object) -> None:
+    def __init__(self, *unused: object) -> None:
         super().__init__()
 
     def forward(
         self, x: Float[Tensor, "n c ..."], style: Tensor | None = None
     ) -> Float[Tensor, "n c ..."]:
-        if x.ndim == 4 and x.shape[1] <= self.NARROW and x.device.type == "cpu":
-            rows = x.movedim(1, -1)
-            unit = _unit(rows)
-            return unit.movedim(-1, 1)
-        # A reduction over the last axis, float32 or wider inside, is the next fastest eager form.
-        wide = torch.promote_types(x.dtype, torch.float32)
-        square_mean = torch.linalg.vector_norm(x.movedim(1, -1), dim=-1, dtype=wide)
+        if x.ndim == 4 and x.shape[1] <= self.MATMUL_MAX_CHANNELS and x.device.type == "cpu":
+            return _normalize_rows(x.movedim(1, -1)).movedim(-1, 1)
+        # Otherwise a reduction over the last axis, in float32 or wider, is fastest in eager mode.
+        dtype = torch.promote_types(x.dtype, torch.float32)
+        square_mean = torch.linalg.vector_norm(x.movedim(1, -1), dim=-1, dtype=dtype)
         square_mean = square_mean.square().unsqueeze(1) / x.shape[1]
         return x * torch.rsqrt(square_mean + 1e-8).to(x.dtype)
 
 
-def _unit(rows: Float[Tensor, "*n c"]) -> Tensor:
+def _normalize_rows(rows: Float[Tensor, "*n c"]) -> Tensor:
+    """Return the rows divided by their root mean square."""
     if not torch.is_grad_enabled():
-        return rows * _shrinking(rows)
-    unit, _ = _Unit.apply(rows)  # type: ignore[no-untyped-call]
-    return cast(Tensor, unit)
+        return rows * _inverse_rms(rows)
+    normalized, _ = _RowNormalization.apply(rows)  # type: ignore[no-untyped-call]
+    return cast(Tensor, normalized)
 
 
-def _mean(rows: Float[Tensor, "*n c"]) -> Float[Tensor, "*n c"]:
-    """Return the mean of each row in each of its places.
+def _row_mean(rows: Float[Tensor, "*n c"]) -> Float[Tensor, "*n c"]:
+    """Return the mean of each row, repeated for each of its elements.
 
-    As a product with a matrix, so that nothing walks memory in steps of a few channels.
+    A matrix product does not stride through memory in steps of a few channels.
     """
     c = rows.shape[-1]
     return rows @ rows.new_full((c, c), 1 / c)
 
 
-def _shrinking(rows: Float[Tensor, "*n c"]) -> Float[Tensor, "*n c"]:
-    return _mean(rows * rows).add_(1e-8).rsqrt_()
+def _inverse_rms(rows: Float[Tensor, "*n c"]) -> Float[Tensor, "*n c"]:
+    return _row_mean(rows * rows).add_(1e-8).rsqrt_()
 
 
-class _Unit(torch.autograd.Function):
-    """Rows of mean square 1, and what they were multiplied by; differentiable any number of times.
+class _RowNormalization(torch.autograd.Function):
+    """Return rows with mean square 1 and the factors that they were multiplied by.
 
-    Written out, its gradient takes half of the time of what autograd would put together.
+    The explicit gradient takes half the time of autograd's. It can be differentiated again.
     """
 
     @staticmethod
     def forward(ctx: Any, rows: Tensor) -> tuple[Tensor, Tensor]:
-        factor = _shrinking(rows)
-        unit = rows * factor
-        ctx.save_for_backward(unit, factor)
+        factor = _inverse_rms(rows)
+        normalized = rows * factor
+        ctx.save_for_backward(normalized, factor)
         ctx.set_materialize_grads(False)
-        return unit, factor
+        return normalized, factor
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor | None) -> Tensor:
-        unit, factor = ctx.saved_tensors
-        by_unit, by_factor = grads
-        if by_unit is None:
-            by_unit = torch.zeros_like(unit)
-        by_rows = (by_unit - unit * _mean(by_unit * unit)) * factor
-        if by_factor is not None:
-            by_rows = by_rows - unit * factor**2 * _mean(by_factor)
-        return by_rows
+        normalized, factor = ctx.saved_tensors
+        grad_normalized, grad_factor = grads
+        if grad_normalized is None:
+            grad_normalized = torch.zeros_like(normalized)
+        projection = normalized * _row_mean(grad_normalized * normalized)
+        grad_rows = (grad_normalized - projection) * factor
+        if grad_factor is not None:
+            grad_rows = grad_rows - normalized * factor**2 * _row_mean(grad_factor)
+        return grad_rows
 
 
-class BatchNorm(RankedNorm):
-    """Normalisation over the batch, with a gain and a bias a channel (Ioffe & Szegedy 2015).
+@NORMS.register(
+    "batch", "Normalize each channel over the batch.", "Ioffe & Szegedy 2015, 1502.03167"
+)
+class BatchNorm(SyncBatchNorm):
+    """Batch normalization with a gain and a bias for each channel (Ioffe & Szegedy 2015).
 
-    The running averages halve in some seven steps; the average of G takes them over as they are.
+    The half-life of the running statistics is about seven steps. The EMA of G copies them.
     """
 
-    def __init__(self, width: int, *of: object) -> None:
-        super().__init__(width)
+    def __init__(self, num_features: int, *unused: object) -> None:
+        super().__init__(num_features)
 
     def forward(self, x: Float[Tensor, "n c h w"], style: Tensor | None = None) -> Tensor:
         return super().forward(x)
 
 
-class ConditionalNorm(RankedNorm):
-    """Normalisation over the batch, times 1 + gain(style), plus bias(style): linear maps both.
+@NORMS.register(
+    "conditional",
+    "Batch normalization with gain and bias from the style; for G.",
+    "de Vries et al. 2017, 1707.00683",
+)
+class ConditionalBatchNorm(SyncBatchNorm):
+    """Batch normalization times 1 + gain(style) plus shift(style), both linear maps.
 
-    With latents for a style this is self-modulation (Chen et al. 2019, 1810.01365).
+    If the style contains latents, this is self-modulation (Chen et al. 2019, 1810.01365).
     """
 
-    def __init__(self, width: int, style: int, rate: Rate) -> None:
-        super().__init__(width, affine=False)
-        if not style:
-            raise UserError("norm 'conditional' has no meaning for D, whose layers have no style")
-        # Small at first: it begins as plain batch norm.
-        self.gain = Dense(style, width, gain=0.1, rate=rate)
-        self.shift = Dense(style, width, gain=0.1, rate=rate)
+    def __init__(self, num_features: int, style_dim: int, weight_spec: WeightSpec) -> None:
+        super().__init__(num_features, affine=False)
+        if not style_dim:
+            raise UserError("norm 'conditional' needs a style, but the layers of D have none")
+        # The small gain makes it start close to plain batch normalization.
+        self.gain = ScaledLinear(style_dim, num_features, gain=0.1, weight_spec=weight_spec)
+        self.shift = ScaledLinear(style_dim, num_features, gain=0.1, weight_spec=weight_spec)
 
     def forward(self, x: Float[Tensor, "n c h w"], style: Tensor | None = None) -> Tensor:
         assert style is not None
-        gain, shift = (part(style)[:, :, None, None] for part in (self.gain, self.shift))
+        gain, shift = self.gain(style)[:, :, None, None], self.shift(style)[:, :, None, None]
         return super().forward(x) * (1 + gain) + shift
 
 
-class VirtualNorm(nn.Module):
-    """Normalisation by a reference batch, the first ``REFERENCES`` samples, and the sample itself.
+@NORMS.register(
+    "virtual",
+    "Normalize with a fixed reference batch and the sample itself; for G.",
+    "Salimans et al. 2016, 1606.03498",
+)
+class VirtualBatchNorm(nn.Module):
+    """Normalization with the statistics of a reference batch and of the sample itself.
 
-    Salimans et al. 2016, 1606.03498, section 3.4: samples do not depend on each other.
+    The first ``NUM_REFERENCES`` samples of the input are the reference batch. The other samples do
+    not depend on each other (Salimans et al. 2016, section 3.4).
     """
 
-    REFERENCES = 64
+    NUM_REFERENCES = 64
 
-    def __init__(self, width: int, style: int, rate: Rate) -> None:
+    def __init__(self, num_features: int, style_dim: int, weight_spec: WeightSpec) -> None:
         super().__init__()
-        if not style:
-            raise UserError("norm 'virtual' has no meaning for D: its reference would be latents")
-        self.weight = nn.Parameter(torch.ones(width))
-        self.bias = nn.Parameter(torch.zeros(width))
+        if not style_dim:
+            raise UserError("norm 'virtual' needs reference latents, which D does not have")
+        self.weight = nn.Parameter(torch.ones(num_features))
+        self.bias = nn.Parameter(torch.zeros(num_features))
 
     def forward(self, x: Float[Tensor, "n c h w"], style: Tensor | None = None) -> Tensor:
         moments = torch.stack([x.float(), x.float().square()]).mean((3, 4))  # [2, N, c]
-        known = moments[:, : self.REFERENCES].mean(1, keepdim=True)
-        share = 1 / (self.REFERENCES + 1)
-        mean, square = torch.lerp(known, moments, share)
+        reference = moments[:, : self.NUM_REFERENCES].mean(1, keepdim=True)
+        mean, square = torch.lerp(reference, moments, 1 / (self.NUM_REFERENCES + 1))
         scale = torch.rsqrt((square - mean.square()).clamp(min=0) + 1e-5) * self.weight
         shift = self.bias - mean * scale
         return x * scale[:, :, None, None].to(x.dtype) + shift[:, :, None, None].to(x.dtype)
 
 
+@NORMS.register("none", "No normalization.")
 class NoNorm(nn.Module):
-    """x as it is."""
+    """Return the features unchanged."""
 
-    def __init__(self, *of: object) -> None:
+    def __init__(self, *unused: object) -> None:
         super().__init__()
 
     def forward(self, x: Tensor, style: Tensor | None = None) -> Tensor:
         return x
-
-
-# Made for so many channels, a length of the style vector and a rate; called with both.
-NORMS: Registry[Callable[[int, int, Rate], nn.Module]] = Registry("norm")
-NORMS.register("pixel", "pixelwise feature normalisation", "Karras et al. 2018, 1710.10196")(
-    PixelNorm
-)
-NORMS.register("batch", "normalisation over the batch", "Ioffe & Szegedy 2015, 1502.03167")(
-    BatchNorm
-)
-NORMS.register(
-    "conditional", "over the batch, gain and bias by the style", "de Vries et al. 2017, 1707.00683"
-)(ConditionalNorm)
-NORMS.register("virtual", "by a reference batch", "Salimans et al. 2016, 1606.03498")(VirtualNorm)
-NORMS.register("none", "no normalisation")(NoNorm)

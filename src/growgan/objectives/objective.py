@@ -1,4 +1,4 @@
-"""The whole objective: a loss, any set of regularisers and an augmentation, as named terms.
+"""The objective: a loss, regularizers, an augmentation and a conditioning, as named terms.
 
 The names of the terms are the names in the log.
 """
@@ -12,187 +12,194 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 
-from growgan.config import SPECTRAL, Settings
+from growgan.config import Settings
 from growgan.errors import UserError
-from growgan.objectives.augment import Adaptive, Augmentation, make_augmentation
-from growgan.objectives.conditioning import Conditioning, make_conditioning
+from growgan.objectives.augmentation import (
+    AdaptiveProbability,
+    DiscriminatorAugmentation,
+    make_augmentation,
+)
+from growgan.objectives.conditioning import Conditioning, LogitConditioning, make_conditioning
 from growgan.objectives.losses import LOSSES, Loss, make_loss
-from growgan.objectives.regulariser import Penalty, Regulariser, make_regulariser
-from growgan.objectives.step import Step
+from growgan.objectives.regularizer import Penalty, Regularizer, make_regularizer
+from growgan.objectives.step_context import StepContext
 
 
 @dataclass(frozen=True)
 class Objective:
-    """What each player minimises at each step, and what else is done to a step.
+    """The losses of D and G with everything that changes a training step.
 
-    Args:
-        loss: what the players play for.
-        regularisers: by name.
-        augmentation: of all that D sees.
-        conditioning: what is made of labels.
-        critic_steps: steps of D for one of G.
+    Attributes:
+        loss: The adversarial loss.
+        regularizers: Regularizers by name.
+        augmentation: Augmentation of every image that D sees.
+        conditioning: The use of labels and source images.
+        critic_steps: Number of steps of D for each step of G.
     """
 
     loss: Loss
-    regularisers: Mapping[str, Regulariser] = field(default_factory=dict)
-    augmentation: Augmentation = field(default_factory=Augmentation)
+    regularizers: Mapping[str, Regularizer] = field(default_factory=dict)
+    augmentation: DiscriminatorAugmentation = field(default_factory=DiscriminatorAugmentation)
     conditioning: Conditioning = field(default_factory=Conditioning)
     critic_steps: int = 1
 
     @property
-    def paired(self) -> bool:
-        """Whether G's loss needs the logits of reals."""
-        return self.loss.paired
+    def needs_real_logits(self) -> bool:
+        """Whether G's loss needs the logits of real images."""
+        return self.loss.needs_real_logits
 
-    def prepare(self, step: Step) -> None:
-        """Give ``step`` what all its users need: how images are augmented."""
-        if type(self.augmentation) is not Augmentation:
-            step.augment = partial(self.augmentation.images, step=step)
+    def bind_augmentation(self, step: StepContext) -> None:
+        """Set ``step.augment`` to this objective's augmentation."""
+        if type(self.augmentation) is not DiscriminatorAugmentation:
+            step.augment = partial(self.augmentation.augment, step=step)
 
-    def latents(self, step: Step) -> Tensor:
-        """Return the latents that both players train on."""
-        step.latents = self.conditioning.latents(step)
-        for each in self.regularisers.values():
-            step.latents = each.latents(step)
-        return step.latents
+    def prepare_generator_input(self, step: StepContext) -> None:
+        """Replace ``step.generator_input`` by the one that both networks train on."""
+        step.generator_input = self.conditioning.transform_generator_input(step)
+        for regularizer in self.regularizers.values():
+            step.generator_input = regularizer.transform_generator_input(step)
 
-    def presented(self, step: Step) -> tuple[Tensor, Tensor]:
-        """Return the reals and fakes that D trains on."""
-        step.made = step.fake
-        for each in self._hands():
-            step.real, step.fake = each.presented(step)
-        return step.real, step.fake
+    def prepare_discriminator_batch(self, step: StepContext) -> None:
+        """Replace ``step.real`` and ``step.fake`` by the images that D trains on."""
+        step.raw_fake = step.fake
+        for regularizer in (*self.regularizers.values(), self.augmentation):
+            step.real, step.fake = regularizer.transform_batch(step)
 
-    def discriminator(self, step: Step) -> dict[str, Tensor]:
-        """Return D's terms; their sum is its loss."""
-        loss = self.loss.discriminator(step.real_logits, step.fake_logits, step.memory)
-        terms = {"loss_discriminator": loss, **self.conditioning.discriminator(step)}
-        if weight := getattr(self.conditioning, "contrary", 0.0):
-            terms["contrary"] = weight * self._contrary(step)
-        for name, each, strength in self._due(step, step.index):
-            value = each.discriminator(step)
+    def discriminator_terms(self, step: StepContext) -> dict[str, Tensor]:
+        """Return the terms of D's loss by name; their sum is the loss."""
+        loss = self.loss.discriminator_loss(
+            step.real_logits, step.fake_logits, step.objective_state
+        )
+        terms = {"loss_discriminator": loss, **self.conditioning.discriminator_terms(step)}
+        if isinstance(self.conditioning, LogitConditioning) and self.conditioning.mismatch_weight:
+            terms["mismatch"] = self.conditioning.mismatch_weight * self._mismatch_loss(
+                self.conditioning, step
+            )
+        for name, penalty, weight in self._due_penalties(step, step.index):
+            value = penalty.discriminator_term(step)
             if value is not None:
-                terms[name] = value * strength
+                terms[name] = value * weight
         return terms
 
-    def _contrary(self, step: Step) -> Tensor:
-        """Return D's loss on images made for something else, as if these were fakes.
+    def _mismatch_loss(self, conditioning: LogitConditioning, step: StepContext) -> Tensor:
+        """Return D's loss where images with the condition of another row count as fakes.
 
-        Reals are held against them once more, so that they weigh as much as all that is fake (Reed
-        et al. 2016, algorithm 1); without that a loss that only sees differences, as the
-        relativistic one, would let all logits fall.
-
-        No image keeps its row's label and given image (a derangement), or the first channels of it
-        where these alone are turned. Where nothing is given, rows are left out that share a label,
-        or one of which has none: it may be the same.
+        D compares them with the real images once more, so that real and fake images have the same
+        weight (Reed et al. 2016, algorithm 1). Otherwise all logits would fall under losses that
+        depend only on differences, such as the relativistic one.
         """
-        n = len(step.real)
-        if n < 2:
-            return torch.zeros((), device=step.real.device)  # there is no other row
-        turn = int(torch.randint(1, n, (), generator=step.rng, device=step.real.device))
-        (right,) = step.labels_of(step.real)
-        wrong = right.roll(turn, 0)
-        if channels := getattr(self.conditioning, "turned", 0):
-            start = step.labels.shape[1]
-            end = start + channels * step.real[0, 0].numel()
-            wrong = torch.cat([right[:, :start], wrong[:, start:end], right[:, end:]], 1)
-        labels, turned = step.labels, step.labels.roll(turn, 0)
-        known = (labels.sum(1) > 0.5) & (turned.sum(1) > 0.5)
-        other = known & ((turned * labels).sum(1) < 0.5) | bool(step.given.numel())
+        num_samples = len(step.real)
+        if num_samples < 2:
+            return torch.zeros((), device=step.real.device)  # There is no other row.
+        # A cyclic shift by 1 to N - 1 rows leaves no row its own condition.
+        shift = int(torch.randint(1, num_samples, (), generator=step.rng, device=step.real.device))
+        condition, is_mismatch = conditioning.mismatched_condition(step, shift)
         total = torch.zeros((), device=step.real.device)
         for images in (step.real, step.fake):
-            # Also where no row is left: of several processes' D each must take part in its norms.
-            logits = step.discriminator(step.augment(images.detach()), wrong)[other]
+            # Call D even if no row is left: its synchronized norms wait for every process.
+            logits = step.discriminator(step.augment(images.detach()), condition)[is_mismatch]
             if len(logits):
-                real = step.real_logits[other]
-                total = total + self.loss.discriminator(real, logits, dict(step.memory))
+                real_logits = step.real_logits[is_mismatch]
+                total = total + self.loss.discriminator_loss(
+                    real_logits, logits, dict(step.objective_state)
+                )
         return total / 2
 
-    def generator(self, step: Step) -> dict[str, Tensor]:
-        """Return G's terms; their sum is its loss."""
+    def generator_terms(self, step: StepContext) -> dict[str, Tensor]:
+        """Return the terms of G's loss by name; their sum is the loss."""
         logits = step.fake_logits
-        for each in self.regularisers.values():
-            logits = each.kept(step, logits)
-        real = step.real_logits if self.loss.paired else None
-        if real is not None and len(real) != len(logits):
-            real = real[: len(logits)]
-        terms = {"loss_generator": self.loss.generator(real, logits, step.memory)}
-        terms |= self.conditioning.generator(step)
-        for name, each, strength in self._due(step, step.index // self.critic_steps):
-            value = each.generator(step)
+        for regularizer in self.regularizers.values():
+            logits = regularizer.select_logits(step, logits)
+        real_logits = step.real_logits[: len(logits)] if self.loss.needs_real_logits else None
+        loss = self.loss.generator_loss(real_logits, logits, step.objective_state)
+        terms = {"loss_generator": loss, **self.conditioning.generator_terms(step)}
+        update_index = step.index // self.critic_steps
+        for name, penalty, weight in self._due_penalties(step, update_index):
+            value = penalty.generator_term(step)
             if value is not None:
-                terms[f"{name}_generator" if each.both else name] = value * strength
+                terms[f"{name}_generator" if penalty.has_both_terms else name] = value * weight
         return terms
 
-    def after(self, player: nn.Module, step: Step) -> None:
-        """Let everything act on ``player``, which has just moved."""
-        if player is step.discriminator:
-            logits = step.real_logits.detach(), step.fake_logits.detach()
-            images = len(step.real) * step.place[1]
-            step.curves |= self.loss.curves(*logits, step.memory, images)
-            if isinstance(self.augmentation, Adaptive):
-                step.sure = self.loss.sure(*logits).mean()
-        for each in self._hands():
-            each.after(player, step)
+    def after_update(self, network: nn.Module, step: StepContext) -> None:
+        """Run everything that follows the update of ``network``."""
+        if network is step.discriminator:
+            real_logits, fake_logits = step.real_logits.detach(), step.fake_logits.detach()
+            num_images = len(step.real) * step.shard.count
+            step.log_scalars |= self.loss.update_state(
+                real_logits, fake_logits, step.objective_state, num_images
+            )
+        for regularizer in self.regularizers.values():
+            regularizer.after_update(network, step)
+        if network is step.discriminator and isinstance(self.augmentation, AdaptiveProbability):
+            real_sign = self.loss.real_sign(real_logits, fake_logits).mean()
+            self.augmentation.adapt_probability(step, real_sign)
 
-    def _hands(self) -> Iterator[Regulariser]:
-        yield from self.regularisers.values()
-        yield self.augmentation
+    def _due_penalties(
+        self, step: StepContext, update_index: int
+    ) -> Iterator[tuple[str, Penalty, float]]:
+        """Yield name, penalty and weight of the penalties that act in this update of a network.
 
-    def _due(self, step: Step, turn: int) -> Iterator[tuple[str, Penalty, float]]:
-        """Yield what acts at a player's ``turn``; a lazy term acts every k-th, k times as strong.
-
-        Karras et al. 2020, section 4.
+        A lazy penalty acts in every k-th update with k times its weight (Karras et al. 2020,
+        1912.04958, section 3.1).
         """
-        size = (step.real.shape[2], step.real.shape[3])
-        for name, each in self.regularisers.items():
-            if isinstance(each, Penalty) and each.weight and turn % each.every == 0:
-                yield name, each, each.strength(size) * each.every
+        resolution = (step.real.shape[2], step.real.shape[3])
+        for name, regularizer in self.regularizers.items():
+            if not isinstance(regularizer, Penalty) or update_index % regularizer.interval:
+                continue
+            if weight := regularizer.weight_at(resolution):
+                yield name, regularizer, weight * regularizer.interval
 
 
 def make_objective(settings: Settings) -> Objective:
-    """Return the objective that ``settings`` name.
+    """Return the objective that the settings describe.
 
     Raises:
-        UserError: an unknown name or option, or a combination that has no meaning.
+        UserError: A name or an option is unknown, a value is not valid, or parts cannot be
+            combined.
     """
     loss = make_loss(settings.loss, settings.loss_options)
-    regularisers = {
-        name: make_regulariser(name, options) for name, options in settings.regularisers.items()
+    regularizers = {
+        name: make_regularizer(name, options) for name, options in settings.regularizers.items()
     }
-    _check_regularisers(settings, loss, regularisers)
-    augmentation = make_augmentation(settings.augment, settings.augment_options)
+    _check_regularizers(settings, regularizers)
+    augmentation = make_augmentation(settings.augmentation, settings.augmentation_options)
     conditioning = make_conditioning(settings.conditioning, settings.conditioning_options)
-    if settings.conditioning != "none" and loss.energies:
+    if settings.conditioning != "none" and loss.uses_energy:
         raise UserError(
-            f"conditioning '{settings.conditioning}' has no meaning for the loss "
-            f"'{settings.loss}', whose D gives errors and no logits"
+            f"conditioning '{settings.conditioning}' cannot be combined with loss"
+            f" '{settings.loss}', whose discriminator outputs reconstruction errors and no logits"
         )
-    return Objective(loss, regularisers, augmentation, conditioning, settings.critic_steps)
+    return Objective(
+        loss=loss,
+        regularizers=regularizers,
+        augmentation=augmentation,
+        conditioning=conditioning,
+        critic_steps=settings.critic_steps,
+    )
 
 
-def _check_regularisers(
-    settings: Settings, loss: Loss, regularisers: Mapping[str, Regulariser]
-) -> None:
-    """Raise a :class:`UserError` where one of them has no meaning beside the other settings."""
-    for name, each in regularisers.items():
-        if each.requires is not None and not getattr(loss, each.requires):
-            fit = [e.name for e in LOSSES if getattr(e.value, each.requires)]
+def _check_regularizers(settings: Settings, regularizers: Mapping[str, Regularizer]) -> None:
+    """Raise a :class:`UserError` if a regularizer cannot be combined with the other settings."""
+    for name, regularizer in regularizers.items():
+        if not regularizer.supports_loss(LOSSES[settings.loss]):
+            compatible = [entry.name for entry in LOSSES if regularizer.supports_loss(entry.value)]
             raise UserError(
-                f"regulariser '{name}' has no meaning for the loss '{settings.loss}'; "
-                f"it is for: {', '.join(fit)}"
+                f"regularizer '{name}' cannot be combined with loss '{settings.loss}';"
+                f" compatible losses: {', '.join(compatible)}"
             )
-    if (
-        settings.conditioning in ("image", "image-projection", "infogan")
-        and "replay" in regularisers
+    if "replay" in regularizers and settings.conditioning in (
+        "source-concat",
+        "source-projection",
+        "infogan",
     ):
         raise UserError(
-            f"regulariser 'replay' has no meaning for the conditioning '{settings.conditioning}': "
-            "old fakes were made for something else"
+            "regularizer 'replay' cannot be combined with conditioning"
+            f" '{settings.conditioning}': replayed fakes have another condition"
         )
-    rate = settings.stack.of("discriminator").rate
-    if "clip" in regularisers and rate in SPECTRAL:
+    parametrization = settings.network.for_role("discriminator").parametrization
+    if "clip" in regularizers and parametrization == "spectral_norm":
         raise UserError(
-            f"regulariser 'clip' has no meaning for D's rate '{rate}', which divides each weight "
-            "by its largest singular value however small it is; set stack.discriminator_rate"
+            f"regularizer 'clip' has no effect with parametrization '{parametrization}' of the"
+            " discriminator, which divides each weight by its largest singular value; set"
+            " network.discriminator_parametrization"
         )

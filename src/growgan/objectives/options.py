@@ -1,65 +1,65 @@
-"""What users may set of a loss, a regulariser, an augmentation or a conditioning.
-
-Options are the fields of a dataclass that are numbers, and their annotations say what they may be:
-a plain ``float`` or ``int`` is 0 or more, the names below are narrower.
-"""
+"""Options of losses, regularizers, augmentations and conditionings, validated by pydantic."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, fields, replace
-from math import inf, isfinite
-from typing import Annotated, Any, TypeVar, get_type_hints
+from typing import Annotated, Any, TypeVar
 
-from growgan.errors import UserError, unknown
+from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
+from pydantic import ValidationError as PydanticValidationError
 
-Options = TypeVar("Options")
+from growgan.config import SettingsGroup
+from growgan.errors import UserError, unknown_name_error
 
+__all__ = [
+    "Fraction",
+    "NonNegativeFloat",
+    "NonNegativeInt",
+    "OptionGroup",
+    "PositiveFloat",
+    "PositiveInt",
+    "option_defaults",
+    "with_options",
+]
 
-@dataclass(frozen=True)
-class Range:
-    """From ``least`` to ``most``; without ``least`` itself where it is ``above`` that."""
-
-    least: float = 0.0
-    most: float = inf
-    above: bool = False
-
-    def __contains__(self, value: float) -> bool:
-        over = value > self.least if self.above else value >= self.least
-        return over and value <= self.most and isfinite(value)
-
-    def words(self) -> str:
-        """Return the range as it stands in a sentence."""
-        if self.most < inf:
-            return f"from {self.least:g} to {self.most:g}"
-        return f"{'above' if self.above else 'of at least'} {self.least:g}"
+Fraction = Annotated[float, Field(ge=0, le=1)]
 
 
-Share = Annotated[float, Range(0, 1)]
-Positive = Annotated[float, Range(above=True)]
-Count = Annotated[int, Range(1)]
-Switch = Annotated[int, Range(0, 1)]
+class OptionGroup(SettingsGroup):
+    """A component whose fields are its options.
+
+    Fields with ``exclude=True`` are part of the component, but users cannot set them.
+    """
 
 
-def with_options(usual: Options, options: Mapping[str, float], key: str) -> Options:
-    """Return the dataclass ``usual`` with some of its numbers changed; ``key`` names it.
+OptionsT = TypeVar("OptionsT", bound=OptionGroup)
+
+
+def option_defaults(component: OptionGroup) -> dict[str, Any]:
+    """Return the options that users may set, with their values in ``component``."""
+    fields = type(component).model_fields
+    return {name: getattr(component, name) for name in fields if not fields[name].exclude}
+
+
+def with_options(defaults: OptionsT, options: Mapping[str, Any], setting_path: str) -> OptionsT:
+    """Return a copy of ``defaults`` with some options changed.
+
+    Args:
+        defaults: The component with its default options.
+        options: New values by name.
+        setting_path: Where the options are in the settings, for error messages.
 
     Raises:
-        UserError: an unknown option, or a value that is not finite or out of its range.
+        UserError: An option is unknown, or a value has the wrong type or is out of range.
     """
-    hints = get_type_hints(type(usual), include_extras=True)
-    kinds: dict[str, Any] = {
-        field.name: type(getattr(usual, field.name))
-        for field in fields(usual)  # type: ignore[arg-type]
-        if type(getattr(usual, field.name)) in (int, float)
-    }
-    for name, value in options.items():
-        if name not in kinds:
-            raise unknown(f"{key} setting", name, kinds)
-        whole = kinds[name] is int
-        (legal,) = getattr(hints[name], "__metadata__", [Range()])
-        if value not in legal or (whole and value != int(value)):
-            words = f"a whole number {legal.words()}" if whole else f"a number {legal.words()}"
-            raise UserError(f"setting '{key}.{name}' must be {words}, but got {value:g}")
-    given = {name: kinds[name](value) for name, value in options.items()}
-    return replace(usual, **given)  # type: ignore[type-var]
+    names = option_defaults(defaults)
+    for name in options:
+        if name not in names:
+            raise unknown_name_error(f"{setting_path} setting", name, names)
+    try:
+        return type(defaults).model_validate({**dict(defaults), **options})
+    except PydanticValidationError as error:
+        first = error.errors()[0]
+        setting = ".".join([setting_path, *map(str, first["loc"])])
+        rule = first["msg"].replace("Input should", "must", 1)
+        raise UserError(f"setting '{setting}' {rule}, but got {first['input']!r}") from error

@@ -1,18 +1,24 @@
-"""A run as a person sees it: its record, sheets of samples, and the page."""
+"""Reads the record of a run, and writes image grids and the HTML report."""
 
+from growgan.report.image_files import make_grid, save_contact_sheet, save_image_grid, write_images
 from growgan.report.page import write_report
-from growgan.report.run import CandidateRecord, RunRecord, SelectRecord, StatPoint, read_run
-from growgan.report.sheet import contact_sheet, grid, save_sheet, write_images
+from growgan.report.run_record import (
+    CandidateRecord,
+    RunRecord,
+    SelectionRecord,
+    StatPoint,
+    read_run,
+)
 
 __all__ = [
     "CandidateRecord",
     "RunRecord",
-    "SelectRecord",
+    "SelectionRecord",
     "StatPoint",
-    "contact_sheet",
-    "grid",
+    "make_grid",
     "read_run",
-    "save_sheet",
+    "save_contact_sheet",
+    "save_image_grid",
     "write_images",
     "write_report",
 ]

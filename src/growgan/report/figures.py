@@ -1,4 +1,4 @@
-"""The page's charts, each one from a run's record to an SVG."""
+"""The charts of a report: each function draws one or more of them from a run's record."""
 
 from __future__ import annotations
 
@@ -8,26 +8,45 @@ from html import escape
 from itertools import pairwise
 from pathlib import Path
 
-from growgan.plain import parse
-from growgan.report.chart import Axis, Mark, Point, Series, line_chart, time_axis
-from growgan.report.pictures import evenly
-from growgan.report.run import CandidateRecord, RunRecord, StatPoint
-from growgan.report.text import clock, count, number, scored, size
+from growgan.jsonl import parse_json
+from growgan.report.chart import (
+    ChartAxis,
+    ChartMarker,
+    ChartSeries,
+    Point,
+    line_chart_svg,
+    time_axis,
+)
+from growgan.report.formatting import (
+    format_clock,
+    format_count,
+    format_number,
+    format_resolution,
+    format_score,
+)
+from growgan.report.inline_images import evenly_spaced
+from growgan.report.run_record import CandidateRecord, RunRecord, StatPoint
 
-TimedPoint = tuple[float, StatPoint]
+TimedStat = tuple[float, StatPoint]
 
-MOST_POINTS = 500
-MOST_TERMS = 6
-LOSSES = (
-    ("loss_generator", "G", "g"),
-    ("loss_discriminator", "D", "d"),
+MAX_POINTS_PER_CURVE = 500
+MAX_TERM_FIGURES = 6
+LOSS_CURVES = (("loss_generator", "G", "g"), ("loss_discriminator", "D", "d"))
+# (title, curves), a curve being (health metric, label, CSS class)
+HEALTH_FIGURES: tuple[tuple[str, tuple[tuple[str, str, str], ...]], ...] = (
+    ("Diversity of fakes relative to reals", (("diversity_ratio", "", "best"),)),
+    (
+        "Reals that D scores above fakes",
+        (("train_win_rate", "training images", "d"), ("held_out_win_rate", "held-out images", "g")),
+    ),
+    ("Fakes that copy training images", (("copy_fraction", "", "best"),)),
 )
 
 
-def figure(title: str, svg: str, series: Sequence[Series] = (), note: str = "") -> str:
-    """Return one chart with its heading, legend and note."""
+def figure_html(title: str, svg: str, series: Sequence[ChartSeries] = (), note: str = "") -> str:
+    """Return a chart as HTML, with its heading, legend and note."""
     legend = "".join(
-        f'<span class="key {s.css}"><i></i>{escape(s.label)}</span>'
+        f'<span class="key {s.css_class}"><i></i>{escape(s.label)}</span>'
         for s in series
         if s.points and s.label
     )
@@ -37,269 +56,350 @@ def figure(title: str, svg: str, series: Sequence[Series] = (), note: str = "") 
 
 
 def score_figure(run: RunRecord) -> str:
-    """Score over time: every candidate a dot, the best lineage a line with standard errors."""
-    line = [c for c in run.best_lineage if c.score is not None]
-    ids = {c.id for c in line}
-    others = [c for c in run.candidates if c.score is not None and c.id not in ids]
+    """Score over time: a dot per candidate, and the best lineage as a line with standard errors."""
+    lineage = [c for c in run.best_lineage if c.score is not None]
+    lineage_ids = {c.id for c in lineage}
+    others = [c for c in run.candidates if c.score is not None and c.id not in lineage_ids]
     series = (
-        Series("other candidates", "faint", marks=tuple(_mark(c) for c in others)),
-        Series(
+        ChartSeries(
+            "other candidates", "other", markers=tuple(_candidate_marker(c) for c in others)
+        ),
+        ChartSeries(
             "best lineage",
             "best",
-            (tuple((c.elapsed, c.score or 0.0) for c in line),),
-            tuple(_mark(c, error=True) for c in line),
+            (tuple((c.elapsed, c.score or 0.0) for c in lineage),),
+            tuple(_candidate_marker(c, with_stderr=True) for c in lineage),
         ),
     )
-    scores = [c.score for c in (*line, *others) if c.score is not None]
-    wide = bool(scores) and min(scores) > 0 and max(scores) > 8 * min(scores)
-    y = Axis("score, lower is better", _tick, "log" if wide else "linear", not wide)
-    words = "No score yet."
-    if line:
-        words = f"Along the best lineage from {number(line[0].score)} to {number(line[-1].score)}."
-    svg = line_chart("score", "Score over time", words, series, time_axis(run.elapsed), y)
-    return figure("Score", svg, series)
+    scores = [c.score for c in (*lineage, *others) if c.score is not None]
+    use_log = bool(scores) and min(scores) > 0 and max(scores) > 8 * min(scores)
+    y_axis = ChartAxis(
+        "score (lower is better)", _format_tick, "log" if use_log else "linear", not use_log
+    )
+    description = "No score yet."
+    if lineage:
+        first, last = format_number(lineage[0].score), format_number(lineage[-1].score)
+        description = f"Along the best lineage, the score goes from {first} to {last}."
+    svg = line_chart_svg(
+        "score", "Score over time", description, series, time_axis(run.elapsed), y_axis
+    )
+    return figure_html("Score", svg, series)
 
 
 def resolution_figure(run: RunRecord) -> str:
     """Image height over time."""
-    values = {c.resolution[0]: c.resolution for c in run.candidates}
+    resolutions = {c.resolution for c in run.candidates}
     series = _lineage_series(run, lambda c: float(c.resolution[0]), "best lineage", "best")
-    square = all(h == w for h, w in values.values())
-    label = "resolution (pixels a side)" if square else "image height (pixels)"
-    y = Axis(label, lambda v: f"{v:.0f}", "log2")
-    words = "The resolution of the best lineage over time."
+    is_square = all(height == width for height, width in resolutions)
+    label = "resolution (pixels per side)" if is_square else "image height (pixels)"
+    y_axis = ChartAxis(label, lambda v: f"{v:.0f}", "log2")
+    description = "The resolution of the best lineage over time."
     if run.best_lineage:
-        first, last = run.best_lineage[0].resolution, run.best_lineage[-1].resolution
-        words = f"The best lineage went from {size(first)} to {size(last)} pixels."
-    svg = line_chart("res", "Resolution over time", words, series, time_axis(run.elapsed), y)
-    return figure("Resolution", svg, series)
+        first, last = (format_resolution(run.best_lineage[k].resolution) for k in (0, -1))
+        description = f"The best lineage goes from {first} to {last} pixels."
+    svg = line_chart_svg(
+        "resolution", "Resolution over time", description, series, time_axis(run.elapsed), y_axis
+    )
+    return figure_html("Resolution", svg, series)
 
 
 def depth_figure(run: RunRecord) -> str:
-    """Layers of G and of D over time."""
-    y = Axis("layers", lambda v: f"{v:g}", from_zero=True)
-    return _players_figure(
+    """Number of layers of G and D over time."""
+    return _networks_figure(
         run,
-        ("depth", "Depth of G and D"),
-        y,
-        lambda c: float(c.generator_layers),
-        lambda c: float(c.discriminator_layers),
+        element_id="depth",
+        title="Depth of G and D",
+        y_axis=ChartAxis("layers", lambda v: f"{v:g}", include_zero=True),
+        generator_value=lambda c: float(c.generator_layers),
+        discriminator_value=lambda c: float(c.discriminator_layers),
     )
 
 
 def parameters_figure(run: RunRecord) -> str:
-    """Parameters of G and of D over time."""
-    y = Axis("parameters", count, from_zero=True)
-    return _players_figure(
+    """Number of parameters of G and D over time."""
+    return _networks_figure(
         run,
-        ("parameters", "Size of G and D"),
-        y,
-        lambda c: float(c.generator_parameters),
-        lambda c: float(c.discriminator_parameters),
+        element_id="parameters",
+        title="Size of G and D",
+        y_axis=ChartAxis("parameters", format_count, include_zero=True),
+        generator_value=lambda c: float(c.generator_parameters),
+        discriminator_value=lambda c: float(c.discriminator_parameters),
     )
 
 
-def _players_figure(
+def _networks_figure(
     run: RunRecord,
-    names: tuple[str, str],
-    y: Axis,
-    g: Callable[[CandidateRecord], float],
-    d: Callable[[CandidateRecord], float],
+    *,
+    element_id: str,
+    title: str,
+    y_axis: ChartAxis,
+    generator_value: Callable[[CandidateRecord], float],
+    discriminator_value: Callable[[CandidateRecord], float],
 ) -> str:
-    name, title = names
-    g_series = _lineage_series(run, g, "G, the generator", "g", "G of other candidates")
-    d_series = _lineage_series(run, d, "D, the discriminator", "d", "D of other candidates")
-    series = (g_series[0], d_series[0], g_series[1], d_series[1])
-    words = "No candidate yet."
+    """Return a chart of one value of G and D over time."""
+    g_others, g_lineage = _lineage_series(
+        run, generator_value, "G, the generator", "g", "G of other candidates"
+    )
+    d_others, d_lineage = _lineage_series(
+        run, discriminator_value, "D, the discriminator", "d", "D of other candidates"
+    )
+    series = (g_others, d_others, g_lineage, d_lineage)
+    description = "No candidate yet."
     if run.best_lineage:
-        a, b = run.best_lineage[0], run.best_lineage[-1]
-        words = (
-            f"{y.label.capitalize()} along the best lineage: G from {count(g(a))} to"
-            f" {count(g(b))}, D from {count(d(a))} to {count(d(b))}."
+        first, last = run.best_lineage[0], run.best_lineage[-1]
+        description = (
+            f"{y_axis.label.capitalize()} along the best lineage:"
+            f" G from {format_count(generator_value(first))}"
+            f" to {format_count(generator_value(last))},"
+            f" D from {format_count(discriminator_value(first))}"
+            f" to {format_count(discriminator_value(last))}."
         )
-    svg = line_chart(name, title, words, series, time_axis(run.elapsed), y)
-    return figure(title, svg, series)
+    svg = line_chart_svg(element_id, title, description, series, time_axis(run.elapsed), y_axis)
+    return figure_html(title, svg, series)
 
 
 def _lineage_series(
     run: RunRecord,
-    value: Callable[[CandidateRecord], float],
+    value_of: Callable[[CandidateRecord], float],
     label: str,
-    css: str,
-    others: str = "other candidates",
-) -> tuple[Series, Series]:
-    """Return the faint slices of all other candidates, and the best lineage as a step line."""
-    line = [p for c in run.best_lineage for p in _slice(c, value(c))]
+    css_class: str,
+    others_label: str = "other candidates",
+) -> tuple[ChartSeries, ChartSeries]:
+    """Return the segments of all other candidates, and the best lineage as a step line."""
     steps: list[Point] = []
-    for t, v in line:
-        # Hold the value until the next slice begins, then step.
-        steps += [(t, steps[-1][1]), (t, v)] if steps and steps[-1][1] != v else [(t, v)]
-    ids = {c.id for c in run.best_lineage}
-    rest = tuple(_slice(c, value(c)) for c in run.candidates if c.id not in ids)
-    return Series(others, f"{css} faint", rest), Series(label, css, (tuple(steps),))
+    for candidate in run.best_lineage:
+        for time, value in _segment_line(candidate, value_of(candidate)):
+            # Hold the previous value until the next segment begins.
+            steps += [(time, steps[-1][1])] if steps and steps[-1][1] != value else []
+            steps.append((time, value))
+    lineage_ids = {c.id for c in run.best_lineage}
+    others = tuple(_segment_line(c, value_of(c)) for c in run.candidates if c.id not in lineage_ids)
+    return (
+        ChartSeries(others_label, f"{css_class} other", others),
+        ChartSeries(label, css_class, (tuple(steps),)),
+    )
 
 
-def _slice(c: CandidateRecord, value: float) -> tuple[Point, Point]:
-    return (max(0.0, c.elapsed - c.seconds), value), (c.elapsed, value)
+def _segment_line(candidate: CandidateRecord, value: float) -> tuple[Point, Point]:
+    return (max(0.0, candidate.elapsed - candidate.seconds), value), (candidate.elapsed, value)
 
 
-def _mark(c: CandidateRecord, *, error: bool = False) -> Mark:
-    words = f"{c.id} · {size(c.resolution, '×')} · score {scored(c.score, c.score_stderr, '±')}"
-    title = f"{words} · at {clock(c.elapsed)}\n{c.origin}"
-    return Mark((c.elapsed, c.score or 0.0), title, c.score_stderr if error else None)
+def _candidate_marker(candidate: CandidateRecord, *, with_stderr: bool = False) -> ChartMarker:
+    parts = [
+        candidate.id,
+        format_resolution(candidate.resolution, "×"),
+        f"score {format_score(candidate.score, candidate.score_stderr, '±')}",
+        f"at {format_clock(candidate.elapsed)}",
+    ]
+    return ChartMarker(
+        point=(candidate.elapsed, candidate.score or 0.0),
+        tooltip=f"{' · '.join(parts)}\n{candidate.growth_label}",
+        stderr=candidate.score_stderr if with_stderr else None,
+    )
 
 
 def training_figures(run: RunRecord) -> list[str]:
-    """Losses, speed and every further term of the objective along the best lineage."""
-    points = evenly(_own_time(run), MOST_POINTS)
+    """Losses, training speed and all other logged scalars along the best lineage."""
+    points = evenly_spaced(_lineage_timeline(run), MAX_POINTS_PER_CURVE)
     if not points:
         return []
-    y = Axis("", _tick)
-    losses = [(label, css, _curve(points, key)) for key, label, css in LOSSES]
-    note = "Thin: as logged; thick: running mean. The time of other candidates is cut out."
-    figures = [_training_figure("loss", "Losses", losses, points, replace(y, label="loss"), note)]
-    speed = [("images a second", "best", [(t, p.images_per_second) for t, p in points])]
-    y_speed = Axis("images a second", count, from_zero=True)
-    figures.append(_training_figure("speed", "Training speed", speed, points, y_speed))
-    known = {key for key, *_ in LOSSES}
-    terms = sorted({key for _, p in points for key in p.terms} - known)[:MOST_TERMS]
-    for index, key in enumerate(terms):
-        curve = [(key, "best", _curve(points, key))]
-        figures.append(_training_figure(f"term{index}", key.replace("_", " "), curve, points, y))
+    losses = [(label, css, _scalar_points(points, name)) for name, label, css in LOSS_CURVES]
+    speed = [("", "best", [(time, p.images_per_second) for time, p in points])]
+    figures = [
+        _training_figure(
+            "loss",
+            "Losses",
+            losses,
+            points,
+            ChartAxis("loss", _format_tick),
+            note="Thin: logged values; thick: running mean. Time spent on other candidates is left"
+            " out.",
+        ),
+        _training_figure(
+            "speed",
+            "Training speed",
+            speed,
+            points,
+            ChartAxis("images per second", format_count, include_zero=True),
+        ),
+    ]
+    loss_names = {name for name, *_ in LOSS_CURVES}
+    other_names = sorted({name for _, p in points for name in p.scalars} - loss_names)
+    for index, name in enumerate(other_names[:MAX_TERM_FIGURES]):
+        curves = [("", "best", _scalar_points(points, name))]
+        title = name.replace("_", " ")
+        figures.append(
+            _training_figure(f"term{index}", title, curves, points, ChartAxis("", _format_tick))
+        )
     return figures
 
 
 def health_figures(run: RunRecord) -> list[str]:
-    """What the doctor watched along the best lineage: how varied fakes are, and what D knows."""
-    share = Axis("share", lambda v: f"{v:.0%}", from_zero=True)
-    shown: tuple[tuple[str, Axis, Sequence[tuple[str, str, str]]], ...] = (
-        ("How varied the fakes are, beside the reals", share, (("diversity", "", "best"),)),
-        (
-            "Reals that D puts above fakes",
-            share,
-            (("wins_seen", "seen in training", "d"), ("wins_unseen", "held out", "g")),
-        ),
-        ("Fakes that are copies of training images", share, (("copies", "", "best"),)),
-    )
+    """Measurements of the health checks along the best lineage: diversity, overfitting, copies."""
+    y_axis = ChartAxis("percent", lambda v: f"{v:.0%}", include_zero=True)
     figures = []
-    for index, (title, y, curves) in enumerate(shown):
+    for index, (title, curves) in enumerate(HEALTH_FIGURES):
         series = [
-            Series(label, css, (tuple(_vitals(run, key)),))
-            for key, label, css in curves
-            if _vitals(run, key)
+            ChartSeries(label, css, (tuple(points),))
+            for name, label, css in curves
+            if (points := _health_points(run, name))
         ]
         if series:
-            x, words = time_axis(run.elapsed), f"{title}, along the best lineage."
-            svg = line_chart(f"vital{index}", title, words, series, x, y)
-            figures.append(figure(title, svg, series if len(series) > 1 else ()))
+            svg = line_chart_svg(
+                f"health{index}",
+                title,
+                f"{title}, along the best lineage.",
+                series,
+                time_axis(run.elapsed),
+                y_axis,
+            )
+            figures.append(figure_html(title, svg, series if len(series) > 1 else ()))
     return figures + [
-        _spectra(run, player, css)
-        for player, css in (("generator", "g"), ("discriminator", "d"))
-        if any(c.spectra.get(player) for c in run.best_lineage)
+        _singular_value_figure(run, network, css)
+        for network, css in (("generator", "g"), ("discriminator", "d"))
+        if any(c.singular_values.get(network) for c in run.best_lineage)
     ]
 
 
-def _spectra(run: RunRecord, player: str, css: str) -> str:
-    """Return the chart of the singular values of a player's weights along the best lineage."""
+def _singular_value_figure(run: RunRecord, network: str, css_class: str) -> str:
+    """Return a chart of the largest singular values of a network's weights (best lineage)."""
     curves: dict[tuple[str, int], list[Point]] = {}
-    marks = {}
-    for c in run.best_lineage:
-        for name, values in c.spectra.get(player, {}).items():
+    markers = {}  # one per layer, at the last candidate
+    for candidate in run.best_lineage:
+        for layer, values in candidate.singular_values.get(network, {}).items():
             for rank, value in enumerate(values):
-                curves.setdefault((name, rank), []).append((c.elapsed, value))
+                curves.setdefault((layer, rank), []).append((candidate.elapsed, value))
             if values:
-                words = f"{name}: {', '.join(map(number, values))}"
-                marks[name] = Mark((c.elapsed, values[0]), words)
-    lines = [[tuple(v) for (_, rank), v in curves.items() if bool(rank) == k] for k in (0, 1)]
+                tooltip = f"{layer}: {', '.join(map(format_number, values))}"
+                markers[layer] = ChartMarker((candidate.elapsed, values[0]), tooltip)
+    largest = tuple(tuple(points) for (_, rank), points in curves.items() if rank == 0)
+    smaller = tuple(tuple(points) for (_, rank), points in curves.items() if rank > 0)
     series = (
-        Series("second and third", f"{css} faint", tuple(lines[1])),
-        Series("largest", css, tuple(lines[0]), tuple(marks.values())),
+        ChartSeries("second and third", f"{css_class} other", smaller),
+        ChartSeries("largest", css_class, largest, tuple(markers.values())),
     )
-    title = f"Singular values of each of {player[0].upper()}'s weights"
-    words = f"{title}, the three largest, along the best lineage."
-    x, y = time_axis(run.elapsed), Axis("", _tick, from_zero=True)
-    svg = line_chart(f"spectra-{css}", title, words, series, x, y)
-    return figure(title, svg, series, "One that runs away foretells a collapse. Dots name weights.")
+    title = f"Singular values of the weights of {network[0].upper()}"
+    svg = line_chart_svg(
+        f"singular-values-{css_class}",
+        title,
+        f"The three largest singular values of each weight of the {network}, best lineage.",
+        series,
+        time_axis(run.elapsed),
+        ChartAxis("", _format_tick, include_zero=True),
+    )
+    note = (
+        "A singular value that keeps rising can precede a collapse. Hover over a dot for its layer."
+    )
+    return figure_html(title, svg, series, note)
 
 
 def truncation_figures(path: Path) -> list[str]:
-    """Precision against recall over truncation, if ``path`` holds such a curve."""
+    """Precision against recall at several truncations, if ``path`` holds such a curve."""
     try:
-        curve = parse(path.read_bytes())
-        points = [(float(p["recall"]), float(p["precision"]), p["truncation"]) for p in curve]
+        curve = [
+            (float(point["recall"]), float(point["precision"]), point["truncation"])
+            for point in parse_json(path.read_bytes())
+        ]
     except (OSError, ValueError, TypeError, KeyError):
         return []
-    title = "Fidelity against variety"
-    marks = tuple(
-        Mark((recall, precision), f"truncation {'none' if cut is None else f'{cut:g}'}")
-        for recall, precision, cut in points
+    title = "Fidelity against diversity"
+    markers = tuple(
+        ChartMarker(
+            (recall, precision),
+            "no truncation" if truncation is None else f"truncation {truncation:g}",
+        )
+        for recall, precision, truncation in curve
     )
-    line = tuple((recall, precision) for recall, precision, _ in points)
-    series = [Series("samples", "best", (line,), marks)]
-    x, y = (Axis(name, lambda v: f"{v:.0%}", from_zero=True) for name in ("recall", "precision"))
-    svg = line_chart("truncation", title, "Precision against recall.", series, x, y)
-    note = "Each point is a truncation of the latents, the strongest one first from the left."
-    return [figure(title, svg, (), note)]
+    line = tuple((recall, precision) for recall, precision, _ in curve)
+    x_axis, y_axis = (
+        ChartAxis(name, lambda v: f"{v:.0%}", include_zero=True) for name in ("recall", "precision")
+    )
+    svg = line_chart_svg(
+        "truncation",
+        title,
+        "Precision against recall of samples at several truncations.",
+        [ChartSeries("samples", "best", (line,), markers)],
+        x_axis,
+        y_axis,
+    )
+    note = "Each dot is a truncation of the latents, starting with the strongest."
+    return [figure_html(title, svg, (), note)]
 
 
-def _vitals(run: RunRecord, key: str) -> list[Point]:
-    return [(c.elapsed, c.vitals[key]) for c in run.best_lineage if key in c.vitals]
+def _health_points(run: RunRecord, name: str) -> list[Point]:
+    return [
+        (c.elapsed, c.health_metrics[name]) for c in run.best_lineage if name in c.health_metrics
+    ]
 
 
 def _training_figure(
-    name: str,
+    element_id: str,
     title: str,
     curves: Sequence[tuple[str, str, list[Point]]],
-    points: Sequence[TimedPoint],
-    y: Axis,
+    timeline: Sequence[TimedStat],
+    y_axis: ChartAxis,
+    *,
     note: str = "",
 ) -> str:
-    """Return one chart of curves, each thin as it was logged and thick as its running mean."""
-    raw = [Series("", f"{css} raw", (tuple(curve),)) for _, css, curve in curves]
+    """Return a chart of curves (label, CSS class, points) with their running means.
+
+    Dotted lines mark changes of the resolution.
+    """
+    raw = [ChartSeries("", f"{css} raw", (tuple(points),)) for _, css, points in curves]
     means = [
-        Series(label, css, (tuple(running_mean(curve, min(15, len(curve) // 8))),))
-        for label, css, curve in curves
+        ChartSeries(label, css, (tuple(running_mean(points, min(15, len(points) // 8))),))
+        for label, css, points in curves
     ]
-    x = time_axis(points[-1][0])
-    x = replace(x, label=x.label.replace("run time", "training time of the best lineage"))
+    x_axis = time_axis(timeline[-1][0])
+    label = x_axis.label.replace("run time", "training time of the best lineage")
     events = [
-        (b[0], size(b[1].resolution, "×"))
-        for a, b in pairwise(points)
-        if a[1].resolution != b[1].resolution
+        (time, format_resolution(stat.resolution, "×"))
+        for (_, previous), (time, stat) in pairwise(timeline)
+        if previous.resolution != stat.resolution
     ]
-    words = f"{title} over the training time of the best lineage."
-    svg = line_chart(name, title, words, [*raw, *means], x, y, events)
-    return figure(title, svg, means if len(means) > 1 else (), note)
+    svg = line_chart_svg(
+        element_id,
+        title,
+        f"{title} over the training time of the best lineage.",
+        [*raw, *means],
+        replace(x_axis, label=label),
+        y_axis,
+        events,
+    )
+    return figure_html(title, svg, means if len(means) > 1 else (), note)
 
 
-def _own_time(run: RunRecord) -> list[TimedPoint]:
-    """Return the best lineage's points, each at the training time that the lineage then had."""
-    before: dict[str, float] = {}
-    own = 0.0
+def _lineage_timeline(run: RunRecord) -> list[TimedStat]:
+    """Return the curve points of the best lineage, by its training time in seconds."""
+    offsets: dict[str, float] = {}  # from the run's clock to the training time of the lineage
+    trained_seconds = 0.0
     for c in run.best_lineage:
-        before[c.id] = own - (c.elapsed - c.seconds)
-        own += c.seconds
-    mine = (p for p in run.stats if p.candidate in before)
-    return [(max(0.0, before[p.candidate] + p.elapsed), p) for p in mine]
+        offsets[c.id] = trained_seconds - (c.elapsed - c.seconds)
+        trained_seconds += c.seconds
+    return [
+        (max(0.0, offsets[p.candidate_id] + p.elapsed), p)
+        for p in run.stats
+        if p.candidate_id in offsets
+    ]
 
 
-def _curve(points: Sequence[TimedPoint], key: str) -> list[Point]:
-    return [(t, p.terms[key]) for t, p in points if key in p.terms]
+def _scalar_points(timeline: Sequence[TimedStat], name: str) -> list[Point]:
+    return [(time, p.scalars[name]) for time, p in timeline if name in p.scalars]
 
 
-def running_mean(curve: Sequence[Point], width: int) -> list[Point]:
-    """Return each point's mean with its neighbours, up to ``width`` in all, fewer at the ends.
+def running_mean(points: Sequence[Point], window: int) -> list[Point]:
+    """Return the mean over up to ``window`` points around each point, fewer at the ends.
 
-    >>> running_mean([(0, 1), (1, 4), (2, 1), (3, 4)], width=3)
+    >>> running_mean([(0, 1), (1, 4), (2, 1), (3, 4)], window=3)
     [(0, 2.5), (1, 2.0), (2, 3.0), (3, 2.5)]
     """
-    half = width // 2
+    half = window // 2
     means = []
-    for index, (t, _) in enumerate(curve):
-        near = curve[max(0, index - half) : index + half + 1]
-        means.append((t, sum(value for _, value in near) / len(near)))
+    for index, (x, _) in enumerate(points):
+        neighbors = points[max(0, index - half) : index + half + 1]
+        means.append((x, sum(y for _, y in neighbors) / len(neighbors)))
     return means
 
 
-def _tick(value: float) -> str:
+def _format_tick(value: float) -> str:
     return f"{value:g}"

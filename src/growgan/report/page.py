@@ -1,4 +1,4 @@
-"""One self-contained page that tells a run: no script, no network, under 5 MB."""
+"""Writes the report of a run: one self-contained HTML page below 5 MB, without scripts."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from html import escape
 from pathlib import Path
 
 from growgan.errors import UserError
-from growgan.report.branches import branches
+from growgan.files import atomic_write
 from growgan.report.figures import (
     depth_figure,
     health_figures,
@@ -19,42 +19,67 @@ from growgan.report.figures import (
     training_figures,
     truncation_figures,
 )
-from growgan.report.files import replacing
-from growgan.report.pictures import evenly, fitted, img, picture
-from growgan.report.run import CandidateRecord, RunRecord, read_run
-from growgan.report.style import STYLE
-from growgan.report.tables import box, class_by_class, said_of, task_figures
-from growgan.report.text import (
-    clock,
-    count,
-    duration,
-    number,
-    plural,
-    purpose,
-    scored,
-    size,
+from growgan.report.formatting import (
+    format_clock,
+    format_count,
+    format_duration,
+    format_number,
+    format_resolution,
+    format_score,
+    phase_label,
+    pluralize,
 )
-from growgan.report.tree import tree_svg
+from growgan.report.growth_tree import build_growth_tree
+from growgan.report.growth_tree_svg import tree_svg
+from growgan.report.html_tables import (
+    per_class_tables,
+    read_caption,
+    scrollable_section,
+    task_metrics_section,
+)
+from growgan.report.inline_images import (
+    evenly_spaced,
+    file_img_tag,
+    samples_img_tag,
+    shrink_images_to_fit,
+)
+from growgan.report.run_record import CandidateRecord, RunRecord, read_run
+from growgan.report.stylesheet import PAGE_CSS
 
-STAGES = 12
-LARGEST = 5_000_000  # bytes
-KINDS = {1: "grayscale", 3: "RGB", 4: "RGBA"}
-LOOKS = (
-    ("walk", "From one sample to the next", "Each row a way between two latents."),
+MAX_LINEAGE_IMAGES = 12
+MAX_PAGE_BYTES = 5_000_000
+CHANNEL_ADJECTIVES = {1: "grayscale", 3: "RGB", 4: "RGBA"}
+# (name of the file in the gallery, title, caption)
+GALLERY_IMAGES = (
     (
-        "neighbours",
-        "Samples and their nearest training images",
-        "Above: samples, not picked; below: the nearest image, by features learnt from the data.",
+        "interpolation",
+        "Interpolation between samples",
+        "Each row interpolates between the latents of two samples.",
     ),
-    ("task", "What the task makes of new images", "None of these was trained on."),
-    ("classes", "Each class", "A row a class, the same latents in each."),
-    ("codes", "Each continuous code", "From -2 to 2; three rows a code, each of one latent."),
-    ("morph", "From one class to the next", "Each row one latent, its label a mixture on the way."),
+    (
+        "nearest",
+        "Samples and their nearest training images",
+        "Above: samples, not hand-picked. Below: the nearest training image of each, by features"
+        " learned from the data.",
+    ),
+    ("task", "Results on held-out images", "No image in this sheet was used for training."),
+    ("classes", "Samples of each class", "One row per class, with the same latents in each row."),
+    (
+        "codes",
+        "Continuous codes",
+        "Each row varies one code from -2 to 2 for a fixed latent; three rows per code.",
+    ),
+    (
+        "class_interpolation",
+        "Interpolation between classes",
+        "Each row interpolates between labels for a fixed latent.",
+    ),
 )
-TREE_KEYS = (
-    ("best", "way to the best"),
-    ("lives", "alive"),
-    ("lost", "pruned"),
+# (CSS class, label)
+TREE_LEGEND = (
+    ("best", "best lineage"),
+    ("alive", "alive"),
+    ("pruned", "pruned"),
     ("failed", "failed"),
 )
 
@@ -63,40 +88,40 @@ def write_report(run_dir: str | Path) -> Path:
     """Write ``report.html`` into a run directory, atomically; return its path.
 
     Raises:
-        UserError: ``run_dir`` is no run directory or cannot be written.
+        UserError: ``run_dir`` is not a run directory or cannot be written.
     """
     run = read_run(run_dir)
     path = run.path / "report.html"
     try:
-        with replacing(path) as part:
-            part.write_text(fitted(page(run), LARGEST), "utf-8")
+        with atomic_write(path) as part:
+            part.write_text(shrink_images_to_fit(page_html(run), MAX_PAGE_BYTES), "utf-8")
     except OSError as error:
         raise UserError(f"report '{path}' cannot be written: {error.strerror or error}") from error
     return path
 
 
-def page(run: RunRecord) -> str:
-    """Return the whole page as HTML text."""
+def page_html(run: RunRecord) -> str:
+    """Return the page as HTML text."""
     title = escape(run.data_name or run.path.name)
     return "\n".join(
         [
             '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">',
             '<meta name="viewport" content="width=device-width, initial-scale=1">',
-            f"<title>{title}: a growgan run</title><style>{STYLE}</style></head><body>",
+            f"<title>{title}: a growgan run</title><style>{PAGE_CSS}</style></head><body>",
             _header(run, title),
             "<main>",
-            _hero(run),
-            _stages(run),
-            _tree(run),
-            _charts("Score and resolution", [score_figure(run), resolution_figure(run)]),
-            _charts("How G and D grew", [depth_figure(run), parameters_figure(run)]),
-            _charts("Training", training_figures(run)),
-            _looks(run),
-            _health(run),
-            _cost(run),
-            _decisions(run),
-            _candidates(run),
-            _settings(run),
+            _overview_section(run),
+            _lineage_section(run),
+            _growth_tree_section(run),
+            _charts_section("Score and resolution", [score_figure(run), resolution_figure(run)]),
+            _charts_section("How G and D grew", [depth_figure(run), parameters_figure(run)]),
+            _charts_section("Training", training_figures(run)),
+            _gallery_section(run),
+            _health_section(run),
+            _cost_section(run),
+            _selections_section(run),
+            _candidates_section(run),
+            _settings_section(run),
             "</main>",
             _footer(run),
             "</body></html>\n",
@@ -105,261 +130,298 @@ def page(run: RunRecord) -> str:
 
 
 def _header(run: RunRecord, title: str) -> str:
-    kind = KINDS.get(run.data_channels, f"{run.data_channels}-channel")
-    words = f"A GAN grown on {run.data_count:,} {kind} images by the {run.policy} policy"
-    words += f", starting from {run.preset}" if run.preset else ""
-    words += f", in {duration(run.elapsed)}{_budget(run)}."
+    color = CHANNEL_ADJECTIVES.get(run.data_channels, f"{run.data_channels}-channel")
+    lead = f"A GAN grown on {run.num_training_images:,} {color} images by the {run.policy} policy"
+    lead += f", starting from {run.preset}" if run.preset else ""
+    lead += f", in {format_duration(run.elapsed)}{budget_text(run)}."
     banner = ""
     if not run.finished:
         banner = (
-            '<p class="banner">This run has not ended: it is still going on, or it was stopped and'
-            " can be resumed. The page shows it as it stands.</p>"
+            '<p class="banner">This run has not finished: it is still training, or it was stopped'
+            " and can be resumed. The page shows its current state.</p>"
         )
-    return f'<header><h1>{title}</h1><p class="lead">{escape(words)}</p>{banner}</header>'
+    return f'<header><h1>{title}</h1><p class="lead">{escape(lead)}</p>{banner}</header>'
 
 
-def _budget(run: RunRecord) -> str:
+def budget_text(run: RunRecord) -> str:
+    """Return the budget as an addition to the elapsed time, like " of a budget of 10 min"."""
     if run.budget_seconds:
-        return f" of a budget of {duration(run.budget_seconds)}"
+        return f" of a budget of {format_duration(run.budget_seconds)}"
     return f" on a budget of {run.budget_images:,} images" if run.budget_images else ""
 
 
-def _hero(run: RunRecord) -> str:
+def _overview_section(run: RunRecord) -> str:
     if not run.best_lineage:
         return '<p class="none">No candidate has been trained yet.</p>'
     best = run.best_lineage[-1]
-    sheet = img(best, None, 640, f"Samples of the best candidate, {best.id}")
+    samples = samples_img_tag(best, None, 640, f"Samples of the best candidate, {best.id}")
+    num_images = format_count(total_images_trained(run))
     tiles = [
-        ("score", number(best.score), _score_note(best), "main"),
-        ("resolution", size(best.resolution, " × "), _goal(run, best), ""),
-        ("cost", duration(run.elapsed), f"{count(images_trained(run))} images in all", ""),
-        ("generator G", count(best.generator_parameters), _layers(best.generator_layers), ""),
+        ("score", format_number(best.score), _score_note(best), "main"),
+        ("resolution", format_resolution(best.resolution, " × "), _resolution_note(run, best), ""),
+        ("cost", format_duration(run.elapsed), f"{num_images} training images in total", ""),
         (
-            "discriminator D",
-            count(best.discriminator_parameters),
-            _layers(best.discriminator_layers),
+            "generator G",
+            format_count(best.generator_parameters),
+            _layers_note(best.generator_layers),
             "",
         ),
-        ("best candidate", best.id, f"{count(best.images)} images seen", ""),
-        ("candidates tried", f"{len(run.candidates)}", _fates(run), ""),
+        (
+            "discriminator D",
+            format_count(best.discriminator_parameters),
+            _layers_note(best.discriminator_layers),
+            "",
+        ),
+        ("best candidate", best.id, f"{format_count(best.images_seen)} training images", ""),
+        ("candidates", f"{len(run.candidates)}", _outcome_counts(run), ""),
     ]
     cells = "".join(
         f'<div class="{css}"><dt>{name}</dt><dd>{escape(value)}<small>{escape(note)}</small></dd>'
         "</div>"
         for name, value, note, css in tiles
     )
-    story = "".join(f"<li>{escape(line)}</li>" for line in tell(run))
+    summary = "".join(f"<li>{escape(sentence)}</li>" for sentence in summary_sentences(run))
     return (
-        f'<div class="hero"><figure style="margin:0">{sheet}<figcaption class="note">'
-        f"Samples of the best candidate, not picked by hand.</figcaption></figure>"
-        f'<div><dl class="tiles">{cells}</dl><ul class="story">{story}</ul></div></div>'
+        f'<div class="overview"><figure style="margin:0">{samples}<figcaption class="note">'
+        f"Samples of the best candidate, not hand-picked.</figcaption></figure>"
+        f'<div><dl class="tiles">{cells}</dl><ul class="summary">{summary}</ul></div></div>'
     )
 
 
 def _score_note(best: CandidateRecord) -> str:
-    error = "" if best.score_stderr is None else f"± {best.score_stderr:.2g}, "
-    return f"{error}how far samples are from the training images: lower is better"
+    stderr = "" if best.score_stderr is None else f"± {best.score_stderr:.2g}, "
+    return f"{stderr}distance of the samples from the training images; lower is better"
 
 
-def _goal(run: RunRecord, best: CandidateRecord) -> str:
+def _resolution_note(run: RunRecord, best: CandidateRecord) -> str:
     if best.resolution == run.resolution:
-        return "pixels, as asked"
-    return f"pixels, {size(run.resolution, ' × ')} asked"
+        return "pixels, the target resolution"
+    return f"pixels; the target is {format_resolution(run.resolution, ' × ')}"
 
 
-def _layers(layers: int) -> str:
-    return f"parameters in {plural(layers, 'layer')}"
+def _layers_note(num_layers: int) -> str:
+    return f"parameters in {pluralize(num_layers, 'layer')}"
 
 
-def _fates(run: RunRecord) -> str:
-    fates = Counter(c.status for c in run.candidates)
-    off = {c.id for c in run.best_lineage}
-    pruned = sum(c.status == "pruned" and c.id not in off for c in run.candidates)
-    words = [f"{len(off)} lead to the best", f"{pruned} pruned"]
-    return ", ".join(words + ([f"{fates['failed']} failed"] if fates["failed"] else []))
+def _outcome_counts(run: RunRecord) -> str:
+    best_lineage_ids = {c.id for c in run.best_lineage}
+    others = Counter(c.status for c in run.candidates if c.id not in best_lineage_ids)
+    parts = [f"{len(best_lineage_ids)} on the best lineage", f"{others['pruned']} pruned"]
+    return ", ".join(parts + ([f"{others['failed']} failed"] if others["failed"] else []))
 
 
-def images_trained(run: RunRecord) -> int:
-    """Return the images seen by all candidates together, each slice counted once."""
+def total_images_trained(run: RunRecord) -> int:
+    """Return how many images all candidates trained on, each segment counted once."""
     total = 0
     for c in run.candidates:
-        parent = run.by_id.get(c.parent or "")
-        total += max(0, c.images - (parent.images if parent else 0))
+        parent = run.candidates_by_id.get(c.parent_id or "")
+        total += max(0, c.images_seen - (parent.images_seen if parent else 0))
     return total
 
 
-def tell(run: RunRecord) -> list[str]:
-    """Return the run in a few sentences."""
-    line = run.best_lineage
-    first, best = line[0], line[-1]
-    top = next(c for c in line if c.resolution == best.resolution)
-    start = (
-        f"It began at {size(first.resolution, ' × ')} with"
-        f" {plural(first.generator_layers, 'layer')} in G and {first.discriminator_layers} in D"
+def summary_sentences(run: RunRecord) -> list[str]:
+    """Return a summary of a run with at least one candidate, in a few sentences."""
+    lineage = run.best_lineage
+    first, best = lineage[0], lineage[-1]
+    # The first candidate at the final resolution.
+    reached = next(c for c in lineage if c.resolution == best.resolution)
+    sentence = (
+        f"The run started at {format_resolution(first.resolution, ' × ')} with"
+        f" {pluralize(first.generator_layers, 'layer')} in G and {first.discriminator_layers} in D"
     )
-    if top is not first:
-        reached = clock(max(0.0, top.elapsed - top.seconds))
-        start += f" and reached {size(top.resolution, ' × ')} at {reached}"
-    lines = [start + "."]
+    if reached is not first:
+        reached_at = format_clock(max(0.0, reached.elapsed - reached.seconds))
+        sentence += f" and reached {format_resolution(reached.resolution, ' × ')} at {reached_at}"
+    sentences = [sentence + "."]
     depths = [(c.generator_layers, c.discriminator_layers) for c in (first, best)]
     if depths[0] != depths[1]:
-        (g, d), (deeper_g, deeper_d) = depths
-        lines.append(f"G went from {plural(g, 'layer')} to {deeper_g}, D from {d} to {deeper_d}.")
-    scores = [c.score for c in line if c.score is not None]
-    if len(scores) > 1:
-        lines.append(f"The score went from {number(scores[0])} to {number(scores[-1])}.")
-    total = sum(c.seconds for c in run.candidates)
-    if len(run.candidates) > len(line) and total > 0:
-        share = sum(c.seconds for c in line) / total
-        lines.append(
-            f"{share:.0%} of the time spent on candidates went into the lineage of the best one,"
-            " the rest into candidates that did not lead to it."
+        (first_g, first_d), (best_g, best_d) = depths
+        sentences.append(
+            f"G grew from {pluralize(first_g, 'layer')} to {best_g}, D from {first_d} to {best_d}."
         )
-    if run.resumed:
-        lines.append(f"It was stopped and resumed {plural(run.resumed, 'time')}.")
-    return lines
+    scores = [c.score for c in lineage if c.score is not None]
+    if len(scores) > 1:
+        sentences.append(
+            f"The score went from {format_number(scores[0])} to {format_number(scores[-1])}."
+        )
+    total_seconds = sum(c.seconds for c in run.candidates)
+    if len(run.candidates) > len(lineage) and total_seconds > 0:
+        fraction = sum(c.seconds for c in lineage) / total_seconds
+        sentences.append(
+            f"{fraction:.0%} of the time spent on candidates went into the best lineage, the rest"
+            " into candidates that did not lead to it."
+        )
+    if run.num_resumes:
+        sentences.append(f"It was interrupted and resumed {pluralize(run.num_resumes, 'time')}.")
+    return sentences
 
 
-def _stages(run: RunRecord) -> str:
-    shown = evenly(run.best_lineage, STAGES)
-    if not shown:
+def _lineage_section(run: RunRecord) -> str:
+    candidates = evenly_spaced(run.best_lineage, MAX_LINEAGE_IMAGES)
+    if not candidates:
         return ""
     figures = []
-    for c in shown:
-        alt = f"Samples of candidate {c.id} at {size(c.resolution)} pixels"
-        last = ' class="last"' if c is shown[-1] else ""
+    for c in candidates:
+        alt_text = f"Samples of candidate {c.id} at {format_resolution(c.resolution)} pixels"
+        css = ' class="last"' if c is candidates[-1] else ""
         figures.append(
-            f"<figure{last}>{img(c, 4, 192, alt)}<figcaption><b>{size(c.resolution, ' × ')}</b>"
-            f" at {clock(c.elapsed)}<br>score {number(c.score)}<br>{escape(c.id)},"
-            f" {count(c.images)} images</figcaption></figure>"
+            f"<figure{css}>{samples_img_tag(c, 4, 192, alt_text)}<figcaption>"
+            f"<b>{format_resolution(c.resolution, ' × ')}</b> at {format_clock(c.elapsed)}"
+            f"<br>score {format_number(c.score)}<br>{escape(c.id)},"
+            f" {format_count(c.images_seen)} images</figcaption></figure>"
         )
     return (
-        "<section><h2>From the first stage to the last</h2>"
-        '<p class="lead">The best lineage on the same 16 latents, each at its own resolution.'
-        f'</p><div class="stages">{"".join(figures)}</div></section>'
+        "<section><h2>Samples over time</h2>"
+        '<p class="lead">Samples of the best lineage from the same 16 latents, each at its own'
+        f' resolution.</p><div class="lineage">{"".join(figures)}</div></section>'
     )
 
 
-def _tree(run: RunRecord) -> str:
-    keys = "".join(f'<span class="key {css}"><i></i>{text}</span>' for css, text in TREE_KEYS)
+def _growth_tree_section(run: RunRecord) -> str:
+    legend = "".join(f'<span class="key {css}"><i></i>{label}</span>' for css, label in TREE_LEGEND)
     return (
-        '<section><h2>Growth tree</h2><p class="lead">One card a pair of networks, each grown from'
-        " the one above; slices that only train on are counted on the card.</p>"
-        f'<p class="legend">{keys}</p>'
+        '<section><h2>Growth tree</h2><p class="lead">Each card is a pair of networks that grew'
+        " from the pair above it. A number like 3 × counts the training segments of a pair.</p>"
+        f'<p class="legend">{legend}</p>'
         '<div class="scroll" tabindex="0" role="region" aria-label="growth tree, scrollable">'
-        f"{tree_svg(branches(run))}</div></section>"
+        f"{tree_svg(build_growth_tree(run))}</div></section>"
     )
 
 
-def _charts(title: str, figures: Sequence[str]) -> str:
+def _charts_section(title: str, figures: Sequence[str]) -> str:
     if not figures:
         return ""
     return f'<section><h2>{title}</h2><div class="charts">{"".join(figures)}</div></section>'
 
 
-def _looks(run: RunRecord) -> str:
-    """Show what ``growgan report`` found by looking into G."""
+def _gallery_section(run: RunRecord) -> str:
+    """Return the sheets and tables of the run's gallery."""
     folder, figures = run.path / "gallery", []
-    for name, title, words in LOOKS:
-        shown = picture(folder / f"{name}.png", 1024, title)
-        if shown:
-            note = f"{said_of(folder / f'{name}.txt')} {words}".strip()
+    for name, title, caption in GALLERY_IMAGES:
+        image = file_img_tag(folder / f"{name}.png", 1024, title)
+        if image:
+            note = f"{read_caption(folder / f'{name}.txt')} {caption}".strip()
             figures.append(
-                f"<figure><figcaption><h3>{title}</h3></figcaption>{shown}"
+                f"<figure><figcaption><h3>{title}</h3></figcaption>{image}"
                 f'<p class="note">{note}</p></figure>'
             )
     figures += truncation_figures(folder / "truncation.json")
-    looks = _charts("Looking into G", figures) + class_by_class(folder / "classes.json")
-    return looks + task_figures(folder / "task.json")
+    return (
+        _charts_section("Gallery", figures)
+        + per_class_tables(folder / "classes.json")
+        + task_metrics_section(folder / "task.json")
+    )
 
 
-def _health(run: RunRecord) -> str:
-    figures, notes = health_figures(run), "".join(f"<li>{escape(n)}</li>" for n in run.notes)
-    if not figures and not notes:
+def _health_section(run: RunRecord) -> str:
+    figures = health_figures(run)
+    if not figures and not run.incidents:
         return ""
-    words = "What the doctor said:" if notes else "The doctor found nothing wrong."
-    said = f'<p class="lead">{words}</p>' + (f'<ul class="story">{notes}</ul>' if notes else "")
-    return f'<section><h2>Health</h2>{said}<div class="charts">{"".join(figures)}</div></section>'
+    lead = "Training problems and how they were handled:"
+    if not run.incidents:
+        lead = "The health checks found no problem."
+    incidents = "".join(f"<li>{escape(incident)}</li>" for incident in run.incidents)
+    incident_list = f'<ul class="summary">{incidents}</ul>' if incidents else ""
+    return (
+        f'<section><h2>Health checks</h2><p class="lead">{lead}</p>{incident_list}'
+        f'<div class="charts">{"".join(figures)}</div></section>'
+    )
 
 
-def _cost(run: RunRecord) -> str:
-    costs = {name: max(0.0, seconds) for name, seconds in run.cost.items()}
+def _cost_section(run: RunRecord) -> str:
+    costs = {name: max(0.0, seconds) for name, seconds in run.seconds_by_phase.items()}
     total = sum(costs.values())
     if total <= 0:
         return ""
     bar, rows = [], []
-    for index, (name, seconds) in enumerate(costs.items()):
-        css, words = "rest" if name == "other" else f"c{index % 5}", purpose(name)
+    for index, (phase, seconds) in enumerate(costs.items()):
+        css, label = "rest" if phase == "other" else f"c{index % 5}", phase_label(phase)
         bar.append(f'<span class="{css}" style="width:{100 * seconds / total:.2f}%"></span>')
         rows.append(
-            f'<tr><td><i class="dot {css}"></i>{escape(words)}</td>'
-            f'<td class="n">{duration(seconds)}</td><td class="n">{seconds / total:.1%}</td></tr>'
+            f'<tr><td><i class="dot {css}"></i>{escape(label)}</td>'
+            f'<td class="n">{format_duration(seconds)}</td>'
+            f'<td class="n">{seconds / total:.1%}</td></tr>'
         )
     rows.append(
-        f'<tr><th scope="row">all</th><td class="n">{duration(total)}</td>'
+        f'<tr><th scope="row">total</th><td class="n">{format_duration(total)}</td>'
         '<td class="n">100.0%</td></tr>'
     )
-    words = (
-        f"{count(images_trained(run))} images trained on,"
-        f" {plural(len(run.candidates), 'candidate')} tried; on {run.machine}."
+    head = '<tr><th>phase</th><th class="n">time</th><th class="n">share of the run</th></tr>'
+    lead = (
+        f"{format_count(total_images_trained(run))} training images,"
+        f" {pluralize(len(run.candidates), 'candidate')}, on {run.machine}."
     )
     return (
-        f'<section><h2>Cost</h2><p class="lead">{escape(words)}</p><div class="bar"'
-        f' aria-hidden="true">{"".join(bar)}</div><table class="cost">{"".join(rows)}</table>'
-        "</section>"
+        f'<section><h2>Cost</h2><p class="lead">{escape(lead)}</p><div class="bar"'
+        f' aria-hidden="true">{"".join(bar)}</div><table class="cost"><thead>{head}</thead>'
+        f"{''.join(rows)}</table></section>"
     )
 
 
-def _decisions(run: RunRecord) -> str:
+def _selections_section(run: RunRecord) -> str:
     rows = "".join(
-        f'<tr><td class="n">{s.round}</td><td class="id">{escape(s.best or "-")}</td>'
-        f"<td>{escape(', '.join(s.alive))}</td><td>{escape(s.reason)}</td></tr>"
-        for s in run.selects
+        f'<tr><td class="n">{s.round}</td><td class="id">{escape(s.best_id or "-")}</td>'
+        f"<td>{escape(', '.join(s.survivors))}</td><td>{escape(s.reason)}</td></tr>"
+        for s in run.selections
     )
     if not rows:
         return ""
-    head = '<th class="n">round</th><th>best</th><th>go on</th><th>why</th>'
-    return box("Decisions", f"<table><thead><tr>{head}</tr></thead>{rows}</table>")
+    head = '<th class="n">round</th><th>best candidate</th><th>survivors</th><th>reason</th>'
+    return scrollable_section("Selections", f"<table><thead><tr>{head}</tr></thead>{rows}</table>")
 
 
-def _candidates(run: RunRecord) -> str:
-    head = "".join(
-        f'<th{" class=n" if right else ""}>{name}</th>'
-        for name, right in (
-            ("id", False), ("from", False), ("growth", False), ("resolution", False),
-            ("layers G / D", True), ("images", True), ("cost", True), ("score", True),
-            ("status", False),
-        )
-    )  # fmt: skip
-    leading = {c.id for c in run.best_lineage}
-    rows = "".join(_row(c, leads=c.id in leading) for c in run.candidates)
-    if not rows:
+def _candidates_section(run: RunRecord) -> str:
+    if not run.candidates:
         return ""
-    return box("All candidates", f"<table><thead><tr>{head}</tr></thead>{rows}</table>")
+    columns = (  # (header, whether it is aligned to the right)
+        ("candidate", False),
+        ("parent", False),
+        ("growth", False),
+        ("resolution", False),
+        ("layers of G / D", True),
+        ("training images", True),
+        ("time", True),
+        ("score (lower is better)", True),
+        ("status", False),
+    )
+    head = "".join(f"<th{' class=n' if right else ''}>{name}</th>" for name, right in columns)
+    best_lineage_ids = {c.id for c in run.best_lineage}
+    rows = "".join(
+        _candidate_row(c, on_best_lineage=c.id in best_lineage_ids) for c in run.candidates
+    )
+    return scrollable_section(
+        "All candidates", f"<table><thead><tr>{head}</tr></thead>{rows}</table>"
+    )
 
 
-def _row(c: CandidateRecord, *, leads: bool) -> str:
-    status = "leads to the best" if leads and c.status != "best" else c.status
-    status += f": {c.error}" if c.error else ""
-    css = "alive" if leads and c.status == "pruned" else c.status
+def _candidate_row(candidate: CandidateRecord, *, on_best_lineage: bool) -> str:
+    status = css = candidate.status
+    if on_best_lineage and candidate.status != "best":
+        status, css = "best lineage", "alive"
+    if candidate.error:
+        status += f": {candidate.error}"
+    score = format_score(candidate.score, candidate.score_stderr, "±")
     return (
-        f'<tr class="{css}"><td class="id">{escape(c.id)}</td>'
-        f'<td class="id">{escape(c.parent or "")}</td><td class="growth">{escape(c.origin)}</td>'
-        f"<td>{size(c.resolution, '×')}</td>"
-        f'<td class="n">{c.generator_layers} / {c.discriminator_layers}</td>'
-        f'<td class="n">{count(c.images)}</td><td class="n">{duration(c.seconds)}</td>'
-        f'<td class="n">{scored(c.score, c.score_stderr, "±")}</td>'
-        f'<td class="status">{escape(status)}</td></tr>'
+        f'<tr class="{css}"><td class="id">{escape(candidate.id)}</td>'
+        f'<td class="id">{escape(candidate.parent_id or "")}</td>'
+        f'<td class="growth">{escape(candidate.growth_label)}</td>'
+        f"<td>{format_resolution(candidate.resolution, '×')}</td>"
+        f'<td class="n">{candidate.generator_layers} / {candidate.discriminator_layers}</td>'
+        f'<td class="n">{format_count(candidate.images_seen)}</td>'
+        f'<td class="n">{format_duration(candidate.seconds)}</td>'
+        f'<td class="n">{score}</td><td class="status">{escape(status)}</td></tr>'
     )
 
 
-def _settings(run: RunRecord) -> str:
-    return box("Settings", f"<pre>{escape(run.config)}</pre>") if run.config else ""
+def _settings_section(run: RunRecord) -> str:
+    if not run.config_yaml:
+        return ""
+    return scrollable_section("Settings", f"<pre>{escape(run.config_yaml)}</pre>")
 
 
 def _footer(run: RunRecord) -> str:
-    begun = time.strftime("%d %B %Y, %H:%M UTC", time.gmtime(run.started))
-    words = [f"growgan {run.version}", f"seed {run.seed}", f"begun {begun}"]
+    started = time.strftime("%d %B %Y, %H:%M UTC", time.gmtime(run.started_at))
+    parts = [f"growgan {run.version}", f"seed {run.seed}", f"started {started}"]
     if run.data_fingerprint:
-        words.append(f"data fingerprint {run.data_fingerprint[:16]}")
-    return f"<footer>{escape(' · '.join(words))}</footer>"
+        parts.append(f"data fingerprint {run.data_fingerprint[:16]}")
+    return f"<footer>{escape(' · '.join(parts))}</footer>"

@@ -1,22 +1,34 @@
-"""What GANs are used for: each task is one file of data pairing, settings and measures."""
+"""Applications of GANs. Each task is one file with its data preparation, settings and metrics."""
 
-from growgan.tasks import anogan, augment, cyclegan, frames, pix2pix, semi, srgan, style, text2image
-from growgan.tasks.base import TASKS, Pairing, Task, named, prepare, train_task
+from growgan.tasks import (
+    anogan,
+    cyclegan,
+    data_augmentation,
+    next_frame,
+    pix2pix,
+    semi_supervised,
+    srgan,
+    style_mixing,
+    text2image,
+)
+from growgan.tasks.base import TASKS, Task, parse_task, prepare_task_data, train_task
+from growgan.tasks.paired import PairedTranslationTask, PairFunction
 
 __all__ = [
     "TASKS",
-    "Pairing",
+    "PairFunction",
+    "PairedTranslationTask",
     "Task",
     "anogan",
-    "augment",
     "cyclegan",
-    "frames",
-    "named",
+    "data_augmentation",
+    "next_frame",
+    "parse_task",
     "pix2pix",
-    "prepare",
-    "semi",
+    "prepare_task_data",
+    "semi_supervised",
     "srgan",
-    "style",
+    "style_mixing",
     "text2image",
     "train_task",
 ]

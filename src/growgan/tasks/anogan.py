@@ -1,13 +1,14 @@
-"""Anomalies (AnoGAN: Schlegl et al. 2017, 1703.05921): what a generator of the usual cannot draw.
+"""Anomaly detection (AnoGAN: Schlegl et al. 2017, 1703.05921).
 
-For a new image the latent is sought whose image is nearest to it, step by step, or by an encoder
-that has learnt to find it (f-AnoGAN: Schlegl et al. 2019). What remains is the score.
+G is trained on normal images. The anomaly score of a new image is its distance from the nearest
+image that G can generate. The latent of that image is found by gradient descent (AnoGAN), or by an
+encoder trained for it (f-AnoGAN: Schlegl et al. 2019).
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
 import numpy as np
@@ -18,189 +19,270 @@ from torch import Tensor
 
 from growgan.data import ImageSet
 from growgan.data.batches import Batches
-from growgan.data.files import combine
 from growgan.errors import UserError
-from growgan.growth.run import Run
-from growgan.nets.players import Discriminator, Generator, build
-from growgan.tasks.base import TASKS, TEST, Task, draw, labels_of, some
+from growgan.files import hash_json
+from growgan.nets.networks import Discriminator, Generator, build_network
+from growgan.run.run import Run
+from growgan.tasks.base import TASKS, TEST_FRACTION, Task
+from growgan.tasks.evaluation import random_subset, require_labels, save_task_sheet, split_indices
 from growgan.training.checkpoint import load_gan
 from growgan.training.runtime import make_runtime
 
-MEASURED = 200  # images of the left-out class, and as many of the others, at most
-SHOWN = 12
-FEATURES = 0.1  # λ: weight of D's features in the search (1703.05921, equation 5)
-KAPPA = 1.0  # κ: of the encoder (f-AnoGAN, section 3.2)
-STEPS, RATE = 200, 0.05  # of the search for a latent
-ENCODER_STEPS, ENCODER_RATE, ENCODER_BATCH = 1_500, 1e-3, 64
-COMPONENTS, USUAL = 32, 5_000  # of the baseline, and from how many usual images
+MAX_TEST_IMAGES_PER_SIDE = 200  # anomalous images, and as many normal ones
+NUM_SHEET_IMAGES = 12
+FEATURE_LOSS_WEIGHT = 0.1  # lambda, weight of D's features in the search (AnoGAN, equation 5)
+ENCODER_FEATURE_WEIGHT = 1.0  # kappa, weight of D's features (f-AnoGAN, section 3.2)
+LATENT_SEARCH_STEPS = 200
+LATENT_SEARCH_LR = 0.05
+ENCODER_STEPS = 1_500
+ENCODER_LR = 1e-3
+ENCODER_BATCH_SIZE = 64
+ENCODER_HEAD = "latent"  # name of the encoder's output head
+NUM_PCA_COMPONENTS = 32  # of the baseline
+MAX_PCA_IMAGES = 5_000  # normal images to fit the baseline
 
-Rows = Float[Tensor, "n c h w"]
-Scores = Float[Tensor, " n"]
+FloatImages = Float[Tensor, "n c h w"]
+AnomalyScores = Float[Tensor, " n"]
 
 
-class Anomalies(Task):
-    """``anogan:K``: all classes but K, by number or name, are usual."""
+@dataclass(frozen=True)
+class Reconstructions:
+    """The generated images nearest to a batch of images, float [N, C, H, W] in [-1, 1], by method.
 
-    quick = True
-    sheet: ClassVar[str] = (
-        "Left half: unusual images, right half: usual ones. Rows: new images, and what comes"
-        " nearest to them by search, by an encoder, and by principal components."
+    Attributes:
+        search: By gradient descent in the latent space.
+        encoder: By an encoder.
+        pca: By projection on principal components, the baseline.
+    """
+
+    search: FloatImages
+    encoder: FloatImages
+    pca: FloatImages
+
+
+@dataclass(frozen=True)
+class AnomalyDetectionTask(Task):
+    """``anogan:K``: class K, given by name or index, is anomalous and all others are normal."""
+
+    needs_only_labels: ClassVar[bool] = True
+    sheet_caption: ClassVar[str] = (
+        "Left half: anomalous images. Right half: normal images. Rows: test images, and their"
+        " reconstructions by latent search, by the encoder, and by principal components."
     )
 
-    def split(self, data: ImageSet, kind: str = "") -> tuple[ImageSet, ImageSet]:
-        """Return most usual images, and the others with all unusual ones; without a label none.
+    def split(self, data: ImageSet, variant: str = "") -> tuple[ImageSet, ImageSet]:
+        """Hold out all anomalous images and a random part of the normal ones; drop unlabeled ones.
 
         Raises:
-            UserError: there are no labels, no such class, or not enough images of either kind.
+            UserError: There are no labels, no such class, or too few images on either side.
         """
-        label = left_out(data, kind)
+        label = anomalous_class(data, variant)
         assert data.labels is not None
-        odd = np.flatnonzero(data.labels == label)
-        usual = np.flatnonzero((data.labels != label) & (data.labels >= 0))
-        held = round(TEST * len(usual))
-        if not len(odd) or not held:
+        anomalous_rows = np.flatnonzero(data.labels == label)
+        normal_rows = np.flatnonzero((data.labels != label) & (data.labels >= 0))
+        if not len(anomalous_rows) or not round(TEST_FRACTION * len(normal_rows)):
             raise UserError(
-                f"task 'anogan' compares unusual images with a tenth of the usual ones, and "
-                f"'{data.name}' has {len(odd):,} and {len(usual):,} of them"
+                f"task 'anogan:{variant}' needs at least 1 anomalous and {round(1 / TEST_FRACTION)}"
+                f" normal images, but '{data.name}' has {len(anomalous_rows):,} and"
+                f" {len(normal_rows):,}"
             )
-        order = np.random.default_rng((len(usual), 0)).permutation(usual)
-        new = np.concatenate([odd, order[:held]])
-        return data.subset(np.sort(order[held:])), data.subset(np.sort(new))
+        train_indices, test_indices = split_indices(len(normal_rows), TEST_FRACTION)
+        test_rows = np.concatenate([anomalous_rows, normal_rows[test_indices]])
+        return data.subset(normal_rows[train_indices]), data.subset(np.sort(test_rows))
 
-    def taught(self, seen: ImageSet, kind: str, seed: int) -> ImageSet:
-        """Return the images of all classes but one, which then need no labels."""
-        fingerprint = combine(seen.fingerprint, f"anogan:{left_out(seen, kind)}")
-        return replace(seen, labels=None, classes=(), fingerprint=fingerprint)
+    def make_training_set(self, train_split: ImageSet, variant: str, seed: int) -> ImageSet:
+        """Return the normal images without labels."""
+        label = anomalous_class(train_split, variant)
+        fingerprint = hash_json(train_split.fingerprint, f"anogan:{label}")
+        return replace(train_split, labels=None, classes=(), fingerprint=fingerprint)
 
-    def show(self, run: Run, kind: str, seen: ImageSet, new: ImageSet) -> dict[str, float]:
-        """Return how often an unusual image scores above a usual one (AUROC), by three ways.
+    def evaluate(
+        self, run: Run, variant: str, train_set: ImageSet, test_set: ImageSet
+    ) -> dict[str, float]:
+        """Return the area under the ROC curve (AUROC) of each reconstruction method and score.
 
-        Each by the score of its paper, and all by their pixels alone; that of the principal
-        components also with D's features, as an encoder has.
+        Each method is scored as in its paper, and by the squared error of the pixels only.
         """
-        label = left_out(new, kind)
-        assert new.labels is not None
-        odd = new.labels == label
-        sides = [some(new.subset(np.flatnonzero(part)), MEASURED) for part in (odd, ~odd)]
-        gan, runtime = load_gan(run.best.folder), make_runtime("cpu", "float32")
-        g, d = gan.average.eval(), gan.discriminator.eval()
+        label = anomalous_class(test_set, variant)
+        assert test_set.labels is not None
+        is_anomalous = test_set.labels == label
+        anomalous_set, normal_set = (
+            random_subset(test_set.subset(np.flatnonzero(is_side)), MAX_TEST_IMAGES_PER_SIDE)
+            for is_side in (is_anomalous, ~is_anomalous)
+        )
+        gan, runtime = load_gan(run.best.checkpoint_dir), make_runtime("cpu", "float32")
+        generator, discriminator = gan.ema.eval(), gan.discriminator.eval()
 
-        def shown(pixels: Tensor) -> Tensor:
-            return gan.shown(runtime.images(pixels))
+        def to_network_input(pixels: Tensor) -> Tensor:
+            return gan.downsample_images(runtime.to_float_images(pixels))
 
-        x = shown(torch.from_numpy(np.concatenate([side.images for side in sides])))
-        ways: dict[str, Tensor] = {
-            "by search": sought(g, d, x),
-            "by an encoder": encoded(g, d, x, shown, seen),
-            "by PCA": rebuilt(x, shown(torch.from_numpy(np.array(some(seen, USUAL).images)))),
+        pixels = np.concatenate([anomalous_set.images, normal_set.images])
+        images = to_network_input(torch.from_numpy(pixels))
+        pca_pixels = torch.from_numpy(np.array(random_subset(train_set, MAX_PCA_IMAGES).images))
+        reconstructions = Reconstructions(
+            search=reconstruct_by_search(generator, discriminator, images),
+            encoder=reconstruct_by_encoder(
+                generator,
+                discriminator,
+                images,
+                to_network_input=to_network_input,
+                normal_set=train_set,
+            ),
+            pca=reconstruct_by_pca(images, to_network_input(pca_pixels)),
+        )
+        num_anomalous = len(anomalous_set)
+        metrics = {
+            f"auroc, {name}": auroc(scores[:num_anomalous], scores[num_anomalous:])
+            for name, scores in anomaly_scores(reconstructions, images, discriminator).items()
         }
-        unusual, half = len(sides[0]), min(SHOWN // 2, *map(len, sides))
-        figures: dict[str, float] = {}
-        for name, score in scores(ways, x, d).items():
-            figures[f"AUROC {name}"] = auroc(score[:unusual], score[unusual:])
-        order = [*range(half), *range(unusual, unusual + half)]
-        sheet = [x, *ways.values()]
-        draw(run, [(each[order] * 127.5 + 128).clamp(0, 255).byte().numpy() for each in sheet])
-        return figures
+        half = min(NUM_SHEET_IMAGES // 2, len(anomalous_set), len(normal_set))
+        columns = [*range(half), *range(num_anomalous, num_anomalous + half)]
+        rows = [images, reconstructions.search, reconstructions.encoder, reconstructions.pca]
+        save_task_sheet(
+            run, [(row[columns] * 127.5 + 128).clamp(0, 255).byte().numpy() for row in rows]
+        )
+        return metrics
 
 
-def left_out(data: ImageSet, kind: str) -> int:
-    """Return a class by number or name; raise a UserError if there is none."""
-    labels_of("anogan", data)
-    if kind in data.classes:
-        return data.classes.index(kind)
-    if kind.isdecimal() and int(kind) < len(data.classes):
-        return int(kind)
+def anomalous_class(data: ImageSet, variant: str) -> int:
+    """Return the index of a class, given by name or index.
+
+    Raises:
+        UserError: There is no such class.
+    """
+    require_labels("anogan", data)
+    if variant in data.classes:
+        return data.classes.index(variant)
+    if variant.isdecimal() and int(variant) < len(data.classes):
+        return int(variant)
     raise UserError(
-        f"task 'anogan' needs the class that is unusual, as in anogan:0; there are: "
-        f"{', '.join(data.classes)}"
+        f"task 'anogan' needs the anomalous class, as in anogan:0, but got '{variant}'; it must be"
+        f" an index or one of: {', '.join(data.classes)}"
     )
 
 
-def scores(ways: dict[str, Rows], x: Rows, d: Discriminator) -> dict[str, NDArray[np.float32]]:
-    """Return how far each image is from what each way made of it, by all measures in use."""
+def anomaly_scores(
+    reconstructions: Reconstructions, images: FloatImages, discriminator: Discriminator
+) -> dict[str, NDArray[np.float32]]:
+    """Return the anomaly scores of images, float [N], by method and score."""
+    search, encoder, pca = reconstructions.search, reconstructions.encoder, reconstructions.pca
     with torch.no_grad():
-        found = {
-            "by search": distance(ways["by search"], x, d),
-            "by an encoder": residual(ways["by an encoder"], x, d),
-            "by PCA, with features": residual(ways["by PCA"], x, d),
+        scores = {
+            "latent search": anogan_score(search, images, discriminator),
+            "encoder": f_anogan_score(encoder, images, discriminator),
+            "pca with D features": f_anogan_score(pca, images, discriminator),
+            "latent search, pixels only": f_anogan_score(search, images, None),
+            "encoder, pixels only": f_anogan_score(encoder, images, None),
+            "pca, pixels only": f_anogan_score(pca, images, None),
         }
-        for name, made in ways.items():
-            found[f"{name}, pixels alone"] = residual(made, x, None)
-    return {name: score.numpy() for name, score in found.items()}
+    return {name: score.numpy() for name, score in scores.items()}
 
 
-def distance(made: Rows, x: Rows, d: Discriminator) -> Scores:
-    """Return (1 - λ) Σ |made - x| + λ Σ |f(made) - f(x)|, f D's features (AnoGAN, equation 5)."""
-    features = (d.features(made) - d.features(x)).abs().sum(1)
-    return (1 - FEATURES) * (made - x).abs().sum((1, 2, 3)) + FEATURES * features
+def anogan_score(
+    reconstructed: FloatImages, images: FloatImages, discriminator: Discriminator
+) -> AnomalyScores:
+    """Return (1 - λ) Σ |x' - x| + λ Σ |f(x') - f(x)|, where f are D's features (AnoGAN, eq. 5)."""
+    pixel_loss = (reconstructed - images).abs().sum((1, 2, 3))
+    feature_difference = discriminator.features(reconstructed) - discriminator.features(images)
+    feature_loss = feature_difference.abs().sum(1)
+    return (1 - FEATURE_LOSS_WEIGHT) * pixel_loss + FEATURE_LOSS_WEIGHT * feature_loss
 
 
-def residual(made: Rows, x: Rows, d: Discriminator | None) -> Scores:
-    """Return E (made - x)² + κ E (f(made) - f(x))², f D's features ("izi_f"), 0 without D."""
-    pixels = (made - x).square().mean((1, 2, 3))
-    if d is None:
-        return pixels
-    return pixels + KAPPA * (d.features(made) - d.features(x)).square().mean(1)
+def f_anogan_score(
+    reconstructed: FloatImages, images: FloatImages, discriminator: Discriminator | None
+) -> AnomalyScores:
+    """Return E (x' - x)² + κ E (f(x') - f(x))², where f are D's features (f-AnoGAN, "izi_f").
 
-
-def sought(g: Generator, d: Discriminator, x: Rows) -> Rows:
-    """Return the images nearest to ``x`` that gradient descent in the latents finds.
-
-    It begins with a random latent, the same for all: no image's score depends on its neighbours.
+    Without D, return only the first term.
     """
-    start = torch.randn(1, g.spec.latent, generator=torch.Generator().manual_seed(0))
-    z = start.repeat(len(x), 1).requires_grad_()
-    optimiser = torch.optim.Adam([z], lr=RATE)
-    for _ in range(STEPS):
-        optimiser.zero_grad()
-        distance(g(z), x, d).sum().backward(inputs=[z])
-        optimiser.step()
+    pixel_loss = (reconstructed - images).square().mean((1, 2, 3))
+    if discriminator is None:
+        return pixel_loss
+    feature_difference = discriminator.features(reconstructed) - discriminator.features(images)
+    return pixel_loss + ENCODER_FEATURE_WEIGHT * feature_difference.square().mean(1)
+
+
+def reconstruct_by_search(
+    generator: Generator, discriminator: Discriminator, images: FloatImages
+) -> FloatImages:
+    """Return the images nearest to ``images`` that gradient descent on the latents finds.
+
+    All searches start from the same random latent, so the score of an image does not depend on the
+    other images.
+    """
+    rng = torch.Generator().manual_seed(0)
+    start = torch.randn(1, generator.spec.latent_dim, generator=rng)
+    z = start.repeat(len(images), 1).requires_grad_()
+    optimizer = torch.optim.Adam([z], lr=LATENT_SEARCH_LR)
+    for _ in range(LATENT_SEARCH_STEPS):
+        optimizer.zero_grad()
+        anogan_score(generator(z), images, discriminator).sum().backward(inputs=[z])
+        optimizer.step()
     with torch.no_grad():
-        return g(z)
+        return generator(z)
 
 
-def encoded(
-    g: Generator, d: Discriminator, x: Rows, shown: Callable[[Tensor], Tensor], usual: ImageSet
-) -> Rows:
-    """Return G's images for the latents that an encoder of D's form finds ("izi_f").
+def reconstruct_by_encoder(
+    generator: Generator,
+    discriminator: Discriminator,
+    images: FloatImages,
+    to_network_input: Callable[[Tensor], Tensor],
+    normal_set: ImageSet,
+) -> FloatImages:
+    """Return the images that G generates from the latents of an encoder ("izi_f").
 
-    It learns from usual images: that G's image is near to them, by pixels and by D's features.
+    The encoder has D's architecture. It is trained on normal images to minimize the f-AnoGAN score
+    of its reconstructions.
     """
-    spec = replace(d.spec, readouts=(("z", g.spec.latent),), classes=0, judging="plain", proxies=0)
-    encoder = build(replace(spec, deviation_group=0, kernels=0), 0)
+    spec = replace(
+        discriminator.spec,
+        linear_heads=((ENCODER_HEAD, generator.spec.latent_dim),),
+        label_dim=0,
+        logit_conditioning="none",
+        class_embedding_dim=0,
+        mbstd_group_size=0,
+        minibatch_discrimination_kernels=0,
+    )
+    encoder = build_network(spec, 0)
     assert isinstance(encoder, Discriminator)
-    batches = Batches(usual, min(ENCODER_BATCH, len(usual)), 0)
-    optimiser = torch.optim.Adam(encoder.parameters(), lr=ENCODER_RATE)
+    batches = Batches(normal_set, min(ENCODER_BATCH_SIZE, len(normal_set)), 0)
+    optimizer = torch.optim.Adam(encoder.parameters(), lr=ENCODER_LR)
     for k in range(ENCODER_STEPS):
-        real = shown(batches.batch_at(k * batches.batch)[0])
-        z: Any = encoder.readouts["z"](encoder.features(real))
-        optimiser.zero_grad()
-        residual(g(z), real, d).mean().backward(inputs=list(encoder.parameters()))
-        optimiser.step()
+        normal_images = to_network_input(batches.batch_at(k * batches.batch_size)[0])
+        z: Any = encoder.linear_heads[ENCODER_HEAD](encoder.features(normal_images))
+        optimizer.zero_grad()
+        loss = f_anogan_score(generator(z), normal_images, discriminator).mean()
+        loss.backward(inputs=list(encoder.parameters()))
+        optimizer.step()
     encoder.eval()
     with torch.no_grad():
-        return g(encoder.readouts["z"](encoder.features(x)))
+        return generator(encoder.linear_heads[ENCODER_HEAD](encoder.features(images)))
 
 
-def rebuilt(x: Rows, usual: Rows) -> Rows:
-    """Return ``x`` from the principal components of usual images: the baseline."""
-    rows = usual.flatten(1)
+def reconstruct_by_pca(images: FloatImages, normal_images: FloatImages) -> FloatImages:
+    """Return the projection of ``images`` on the principal components of normal images."""
+    rows = normal_images.flatten(1)
     mean = rows.mean(0)
     with torch.random.fork_rng([]):
         torch.manual_seed(0)
-        _, _, axes = torch.pca_lowrank(rows, q=min(COMPONENTS, *rows.shape), niter=4)
-    return (mean + (x.flatten(1) - mean) @ axes @ axes.T).view_as(x)
+        _, _, axes = torch.pca_lowrank(rows, q=min(NUM_PCA_COMPONENTS, *rows.shape), niter=4)
+    return (mean + (images.flatten(1) - mean) @ axes @ axes.T).view_as(images)
 
 
-def auroc(unusual: np.ndarray[Any, Any], usual: np.ndarray[Any, Any]) -> float:
-    """Return how often an unusual score is above a usual one, ties half (Mann and Whitney)."""
-    above, same = unusual[:, None] > usual, unusual[:, None] == usual
-    return float((above + same / 2).mean())
+def auroc(anomalous_scores: NDArray[Any], normal_scores: NDArray[Any]) -> float:
+    """Return the probability that an anomalous score exceeds a normal one; ties count half."""
+    is_above = anomalous_scores[:, None] > normal_scores
+    is_tie = anomalous_scores[:, None] == normal_scores
+    return float((is_above + is_tie / 2).mean())
 
 
-# Minibatch deviation would let an image's score depend on those that are scored beside it.
-SMALL: dict[str, Any] = {"stack": {"deviation_group": 0}}
-TASKS.register("anogan", "what does not belong", "Schlegl et al. 2017, 1703.05921")(
-    Anomalies({"preset": "dcgan", "policy": "fixed"}, SMALL, {"0": None})
+# With minibatch standard deviation, the score of an image would depend on the rest of its batch.
+ANOGAN_SMALL: dict[str, Any] = {"network": {"mbstd_group_size": 0}}
+
+TASKS.register("anogan", "Detect anomalies.", "Schlegl et al. 2017, 1703.05921")(
+    AnomalyDetectionTask(
+        published_overrides={"preset": "dcgan", "policy": "fixed"},
+        small_overrides=ANOGAN_SMALL,
+        example_variants=("0",),
+    )
 )

@@ -1,9 +1,11 @@
-"""pix2pix (Isola et al. 2017, 1611.07004): images from images, learnt from pairs.
+"""pix2pix: image-to-image translation from pairs (Isola et al. 2017, 1611.07004).
 
-G is a U-Net whose given image enters at every resolution, D has a logit for each place of its base
-grid, and G's loss has 100 times the mean absolute error beside D's verdict. That grid is an eighth
-as fine as the images, and each of its places sees 54 pixels, where the paper's see 70 of 256: of a
-small image that is all of it, and a larger ``stack.base`` makes the patches smaller.
+G is a U-Net that reads the source image at every resolution. D is a patch discriminator. The loss
+of G adds the mean absolute error to the adversarial loss, with a weight of 100.
+
+D outputs a logit for each cell of its base grid, which is 8 times coarser than the images. A logit
+sees 54x54 pixels; in the paper it sees 70x70 of 256x256. In small images that is the whole image. A
+larger ``network.base_grid`` makes the patches smaller.
 """
 
 from __future__ import annotations
@@ -14,127 +16,143 @@ import torch
 import torch.nn.functional as F
 
 from growgan.errors import UserError
-from growgan.tasks.base import TASKS, Images, Pairs, gray
+from growgan.tasks.base import TASKS
+from growgan.tasks.evaluation import ImagesNCHW, to_grayscale
+from growgan.tasks.paired import PairedTranslationTask
 
-EDGE = 0.25  # of the largest gradient there can be, from which on a pixel is an edge
-INK = 0.5  # of the way between an image's darkest and lightest
-MOST = 20  # colours that a map of classes may have
+EDGE_THRESHOLD_FRACTION = 0.25  # of the largest possible gradient; edges are above
+FOREGROUND_THRESHOLD_FRACTION = 0.5  # of an image's largest difference from its border
+MAX_SEGMENTATION_CLASSES = 20  # distinct colors in the target images
 
 
-def colourise(images: Images) -> tuple[Images, Images]:
-    """Return the lumas of images, and the images."""
+def gray_to_color_pair(images: ImagesNCHW) -> tuple[ImagesNCHW, ImagesNCHW]:
+    """Return the luma of the images, and the images."""
     if images.shape[1] < 3:
-        raise UserError("images without colours cannot teach how to colour")
-    return gray(images), images
+        raise UserError(
+            f"task 'pix2pix:color' needs color images, but these have {images.shape[1]} channel(s)"
+        )
+    return to_grayscale(images), images
 
 
-def from_edges(images: Images) -> tuple[Images, Images]:
-    """Return where images change (Sobel's filters), black on white, and the images."""
-    luma = gray(images).float() / 255
-    across = torch.tensor([[-1.0, 0, 1], [-2, 0, 2], [-1, 0, 1]]).view(1, 1, 3, 3) / 4
+def edges_to_image_pair(images: ImagesNCHW) -> tuple[ImagesNCHW, ImagesNCHW]:
+    """Return the edges (Sobel filter), black on white, and the images."""
+    luma = to_grayscale(images).float() / 255
+    sobel = torch.tensor([[-1.0, 0, 1], [-2, 0, 2], [-1, 0, 1]]).view(1, 1, 3, 3) / 4
     padded = F.pad(luma, (1, 1, 1, 1), mode="replicate")
-    x, y = F.conv2d(padded, across), F.conv2d(padded, across.transpose(2, 3))
-    drawn = torch.hypot(x, y) > EDGE
-    return (~drawn).to(torch.uint8) * 255, images
+    dx, dy = F.conv2d(padded, sobel), F.conv2d(padded, sobel.transpose(2, 3))
+    is_edge = torch.hypot(dx, dy) > EDGE_THRESHOLD_FRACTION
+    return (~is_edge).to(torch.uint8) * 255, images
 
 
-def mask(images: Images) -> Images:
-    """Return what is drawn, white on black: a threshold of the image, and no truth beside it.
+def foreground_mask(images: ImagesNCHW) -> ImagesNCHW:
+    """Return the foreground of each image, white on black, found by a threshold.
 
-    The rim is the mean of the outermost pixels; what differs from it by more than half of the
-    largest difference is drawn.
+    A pixel is foreground if its difference from the mean of the border pixels exceeds half of the
+    image's largest difference.
     """
-    luma = gray(images).float()
-    inside = torch.ones_like(luma[:1], dtype=torch.bool)
-    inside[..., 1:-1, 1:-1] = False
-    rim = luma[:, inside[0]].mean(1).view(-1, 1, 1, 1)
-    away = (luma - rim).abs()
-    most = away.amax((1, 2, 3), keepdim=True).clamp(min=1)
-    return (away > INK * most).to(torch.uint8) * 255
+    luma = to_grayscale(images).float()
+    is_border = torch.ones_like(luma[:1], dtype=torch.bool)
+    is_border[..., 1:-1, 1:-1] = False
+    border_mean = luma[:, is_border[0]].mean(1).view(-1, 1, 1, 1)
+    difference = (luma - border_mean).abs()
+    largest = difference.amax((1, 2, 3), keepdim=True).clamp(min=1)
+    return (difference > FOREGROUND_THRESHOLD_FRACTION * largest).to(torch.uint8) * 255
 
 
-def from_mask(images: Images) -> tuple[Images, Images]:
-    """Return where something is drawn, and the images."""
-    return mask(images), images
+def mask_to_image_pair(images: ImagesNCHW) -> tuple[ImagesNCHW, ImagesNCHW]:
+    """Return the foreground masks, and the images."""
+    return foreground_mask(images), images
 
 
-def to_mask(images: Images) -> tuple[Images, Images]:
-    """Return the images, and where something is drawn in them."""
-    return images, mask(images)
+def image_to_mask_pair(images: ImagesNCHW) -> tuple[ImagesNCHW, ImagesNCHW]:
+    """Return the images, and their foreground masks."""
+    return images, foreground_mask(images)
 
 
-def overlap(given: Images, made: Images, truth: Images) -> dict[str, float]:
-    """Return the mean over classes of intersection over union, where the truth is a map of classes.
+def mean_iou(source: ImagesNCHW, generated: ImagesNCHW, target: ImagesNCHW) -> dict[str, float]:
+    """Return the mean intersection over union over classes, or nothing if there are no classes.
 
-    Each of its colours is a class, up to ``MOST``; a pixel that is made is of the nearest one.
+    Each color of the target images is a class. Generated pixels belong to the nearest color. More
+    than ``MAX_SEGMENTATION_CLASSES`` colors are not taken for classes.
     """
-    base = 256 ** torch.arange(truth.shape[1]).view(1, -1, 1, 1)
-    flat, wanted = torch.unique((truth.long() * base).sum(1), return_inverse=True)
-    if len(flat) > MOST:
+    base = 256 ** torch.arange(target.shape[1]).view(1, -1, 1, 1)
+    color_codes, target_classes = torch.unique((target.long() * base).sum(1), return_inverse=True)
+    num_classes = len(color_codes)
+    if num_classes > MAX_SEGMENTATION_CLASSES:
         return {}
-    colours = (flat[:, None] // base.flatten()) % 256  # [K, C]
-    least, found = None, torch.zeros_like(wanted)
-    for k, colour in enumerate(colours):
-        away = (made.int() - colour.int().view(1, -1, 1, 1)).square().sum(1)
-        nearer = torch.ones_like(found, dtype=torch.bool) if least is None else away < least
-        least = away if least is None else torch.minimum(least, away)
-        found[nearer] = k
-    count = len(flat)
-    shared = torch.bincount(wanted[wanted == found], minlength=count)
-    union = torch.bincount(wanted.flatten(), minlength=count)
-    union = union + torch.bincount(found.flatten(), minlength=count) - shared
-    return {"miou": float((shared / union).mean())}
+    colors = (color_codes[:, None] // base.flatten()) % 256  # [K, C]
+    nearest_distance, generated_classes = None, torch.zeros_like(target_classes)
+    for k, color in enumerate(colors):
+        distance = (generated.int() - color.int().view(1, -1, 1, 1)).square().sum(1)
+        if nearest_distance is None:
+            nearest_distance = distance
+            continue
+        generated_classes[distance < nearest_distance] = k
+        nearest_distance = torch.minimum(nearest_distance, distance)
+    hits = target_classes[target_classes == generated_classes]
+    intersection = torch.bincount(hits, minlength=num_classes)
+    union = torch.bincount(target_classes.flatten(), minlength=num_classes)
+    union += torch.bincount(generated_classes.flatten(), minlength=num_classes) - intersection
+    return {"miou": float((intersection / union).mean())}
 
 
-# As published, but for batches of one and dropout in place of latents: here z is given to the
-# innermost features, and batch norm sees several images.
-PUBLISHED: dict[str, Any] = {
-    "conditioning": "image",
-    "score": {"kind": "pairs"},
+# Two differences from the paper: batches hold 16 images instead of 1, so that batch norm sees
+# several images, and a latent enters the innermost features instead of dropout.
+PIX2PIX_PUBLISHED: dict[str, Any] = {
+    "conditioning": "source-concat",
+    "score": {"kind": "energy-score"},
     "policy": "fixed",
     "loss": "non-saturating",
-    "regularisers": {"l1": {"weight": 100.0}},
-    "batch": 16,
-    "anneal": 0.5,
-    "optimiser": {"lr": 2e-4, "beta1": 0.5, "beta2": 0.999, "epsilon": 1e-8, "decay": None},
-    "stack": {
-        "patches": True,
-        "kind": "strided",
+    "regularizers": {"l1": {"weight": 100.0}},
+    "batch_size": 16,
+    "lr_cooldown": 0.5,
+    "optimizer": {"lr": 2e-4, "beta1": 0.5, "beta2": 0.999, "eps": 1e-8, "lr_decay_images": None},
+    "network": {
+        "patch_discriminator": True,
+        "block": "strided",
         "norm": "batch",
         "discriminator_norm": "batch",
-        "latent": 64,
+        "latent_dim": 64,
         "width": 512,
-        "taper": 1,
-        "discriminator_taper": 1,
-        "deviation_group": 0,
-        "rate": "normal",
+        "full_width_scale": 1,
+        "discriminator_full_width_scale": 1,
+        "mbstd_group_size": 0,
+        "init": "normal",
+        "parametrization": "none",
+        "lr_scaling": "none",
     },
 }
-# Two layers a resolution, since what is given is added behind the first, and as wide at the image
-# end as anywhere: details are copied there. Small batches, since steps count more than images. A D
-# that R1 holds as firmly as without pairs has no say beside L1.
-SMALL: dict[str, Any] = {
-    "conditioning": "image",
-    "score": {"kind": "pairs"},
-    "regularisers": {"r1": {"weight": 2e-4}, "l1": {"weight": 10.0}},
-    "batch": 16,
-    "stack": {
-        "patches": True,
-        "latent": 16,
-        "deviation_group": 0,
-        "convolutions": 2,
+# Two layers per resolution, because the source image is added after the first one. The full width
+# up to the image resolution, because details are copied there. Small batches, because the number of
+# steps matters more than the number of images. A small weight of R1, because with the usual weight
+# D has almost no effect next to the L1 loss.
+PIX2PIX_SMALL: dict[str, Any] = {
+    "conditioning": "source-concat",
+    "score": {"kind": "energy-score"},
+    "regularizers": {"r1": {"gamma": 2e-4}, "l1": {"weight": 10.0}},
+    "batch_size": 16,
+    "network": {
+        "patch_discriminator": True,
+        "latent_dim": 16,
+        "mbstd_group_size": 0,
+        "layers_per_resolution": 2,
         "width": 16,
         "discriminator_width": 16,
-        "taper": 8,
+        "full_width_scale": 8,
     },
 }
 
-TASKS.register("pix2pix", "images from images, from pairs", "Isola et al. 2017, 1611.07004")(
-    Pairs(
-        PUBLISHED,
-        SMALL,
-        {"colour": colourise, "edges": from_edges, "mask": from_mask, "segment": to_mask},
-        {"overlap": overlap},
-        folders=True,
+TASKS.register("pix2pix", "Translate images, trained on pairs.", "Isola et al. 2017, 1611.07004")(
+    PairedTranslationTask(
+        published_overrides=PIX2PIX_PUBLISHED,
+        small_overrides=PIX2PIX_SMALL,
+        pair_functions={
+            "color": gray_to_color_pair,
+            "edges": edges_to_image_pair,
+            "mask": mask_to_image_pair,
+            "segment": image_to_mask_pair,
+        },
+        metrics=(mean_iou,),
+        accepts_target_set=True,
     )
 )

@@ -1,13 +1,16 @@
-"""Super-resolution (SRGAN: Ledig et al. 2017, 1609.04802): fine images from coarse ones.
+"""Super-resolution (SRGAN: Ledig et al. 2017, 1609.04802).
 
-The coarse image is given at the fine one's size, by bicubic interpolation. Latents stand for what
-it does not say, so that several fine images can be drawn from one. It is trained as pix2pix is, and
-not as in the paper, whose G is given small images and no latents, whose content loss is of VGG's
-features with an adversarial weight of 1e-3, and whose D does not see the coarse image.
+The low-resolution image enters G at the full resolution, upscaled by bicubic interpolation. The
+latent represents the detail that is missing, so G can generate several images from one source.
+
+The training is that of pix2pix and differs from the paper. In the paper G reads the small image and
+no latent, the content loss compares VGG features with an adversarial weight of 1e-3, and D does not
+see the source image.
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
 from typing import ClassVar
@@ -15,108 +18,132 @@ from typing import ClassVar
 import numpy as np
 import torch
 import torch.nn.functional as F
-from torch import Tensor
 
 from growgan.data import ImageSet, default_cache
 from growgan.errors import UserError
-from growgan.growth.run import Run
-from growgan.metrics.distances import frechet_of_samples
-from growgan.metrics.domain import LEAST_IMAGES
-from growgan.metrics.features import domain_extractor
-from growgan.tasks.base import (
-    MEASURED,
-    SHOWN,
-    TASKS,
-    Images,
-    Pairs,
-    draw,
-    labels_for,
-    likeness,
-    made_of,
-    recognised,
-    some,
-    visible,
+from growgan.metrics.features.own import load_or_train_own_extractor
+from growgan.metrics.features.own_network import MIN_TRAINING_IMAGES
+from growgan.metrics.functional.frechet_distance import frechet_distance_of_features
+from growgan.run.run import Run
+from growgan.tasks.base import TASKS
+from growgan.tasks.evaluation import (
+    ImagesNCHW,
+    generate_from_source,
+    image_similarity,
+    labels_to_generate,
+    random_subset,
+    recognition_accuracy,
+    save_task_sheet,
+    to_num_channels,
 )
-from growgan.tasks.pix2pix import PUBLISHED, SMALL
+from growgan.tasks.paired import MAX_TEST_PAIRS, NUM_SHEET_COLUMNS, PairedTranslationTask
+from growgan.tasks.pix2pix import PIX2PIX_PUBLISHED, PIX2PIX_SMALL
 
-LEAST = 8  # pixels of the coarse image's smaller side
-TRIES = 4  # fine images of one coarse image, on the sheet and for their deviation
+MIN_LOW_RES_SIDE_PIXELS = 8  # shorter side of the low-resolution image
+SAMPLES_PER_SOURCE = 4  # samples from each source image, on the sheet and for their std
+UPSCALING_FACTORS = (2, 4, 8)
 
 
 @dataclass(frozen=True)
-class Finer(Pairs):
-    """``srgan:FACTOR``; more figures than of other pairs, for several fine images are right."""
+class SuperResolutionTask(PairedTranslationTask):
+    """``srgan:FACTOR``. The evaluation adds set metrics and several samples per source image."""
 
-    sheet: ClassVar[str] = (
-        "Rows: what is given, what is made of it by four latents, and what it should be."
+    sheet_caption: ClassVar[str] = (
+        "Rows: source images, images generated from four different latents, target images."
     )
 
-    def show(self, run: Run, kind: str, seen: ImageSet, new: ImageSet) -> dict[str, float]:
-        """Return how near fine images are to the true ones, one by one and as a set (FD).
+    def evaluate(
+        self, run: Run, variant: str, train_set: ImageSet, test_set: ImageSet
+    ) -> dict[str, float]:
+        """Return the metrics of generated images and of bicubic interpolation.
 
-        And, where there are labels, how many a classifier knows; the same of the bicubic ones. Of
-        several images of one coarse image, the mean deviation of a pixel, in 1/255.
+        They are the similarity to the target images, the Fréchet distance and, with labels, the
+        recognition accuracy. "std of samples" is the standard deviation of a pixel over several
+        samples from one source image, in 1/255, averaged over pixels and images.
         """
-        rows = some(new, MEASURED)
-        assert rows.given is not None
-        given = torch.from_numpy(np.array(rows.given))
-        figures, made = self.compared(run.best, rows)
-        figures |= recognised(seen, rows, {"": made, "bicubic ": given})
-        figures |= distances(seen, rows, {"": made, "bicubic ": given})
-        first, labels = given[:SHOWN].repeat(TRIES, 1, 1, 1), labels_for(run.best, rows)
-        again = None if labels is None else labels[:SHOWN] * TRIES
-        tries = made_of(run.best, first, again).view(TRIES, -1, *made.shape[1:])
-        figures["deviation of samples"] = float(tries.float().std(0).mean())
-        lines = [given[:SHOWN].numpy(), *tries.numpy(), np.array(rows.images[:SHOWN])]
-        draw(run, [visible(line, rows.channels) for line in lines])
-        return figures
+        test_pairs = random_subset(test_set, MAX_TEST_PAIRS)
+        assert test_pairs.source_images is not None
+        source = torch.from_numpy(np.array(test_pairs.source_images))
+        metrics, generated = self.compare_to_targets(run.best, test_pairs)
+        image_sets = {"generated": generated, "bicubic": source}
+        metrics |= recognition_accuracy(train_set, test_pairs, image_sets)
+        metrics |= frechet_distances(train_set, test_pairs, {"": generated, "bicubic ": source})
+        repeated_source = source[:NUM_SHEET_COLUMNS].repeat(SAMPLES_PER_SOURCE, 1, 1, 1)
+        labels = labels_to_generate(run.best, test_pairs)
+        if labels is not None:
+            labels = labels[:NUM_SHEET_COLUMNS] * SAMPLES_PER_SOURCE
+        samples = generate_from_source(run.best, repeated_source, labels).view(
+            SAMPLES_PER_SOURCE, -1, *generated.shape[1:]
+        )
+        metrics["std of samples"] = float(samples.float().std(0).mean())
+        rows = [
+            source[:NUM_SHEET_COLUMNS].numpy(),
+            *samples.numpy(),
+            np.array(test_pairs.images[:NUM_SHEET_COLUMNS]),
+        ]
+        save_task_sheet(run, [to_num_channels(row, test_pairs.channels) for row in rows])
+        return metrics
 
 
-def distances(seen: ImageSet, rows: ImageSet, sets: dict[str, Images]) -> dict[str, float]:
-    """Return the Fréchet distance of each set from true images, by features learnt from others.
+def frechet_distances(
+    train_set: ImageSet, test_set: ImageSet, image_sets: Mapping[str, ImagesNCHW]
+) -> dict[str, float]:
+    """Return the Fréchet distance of each set of images from the test images.
 
-    Nothing is said of sets too small for it.
+    The features are learned from the training set. The result is empty if the test set is too
+    small. The keys are the names of the sets, which end in a space or are empty, and ``"fd"``.
     """
-    if len(rows) < LEAST_IMAGES:
+    if len(test_set) < MIN_TRAINING_IMAGES:
         return {}
-    extractor = domain_extractor(
-        np.array(seen.images), seen.labels, fingerprint=seen.fingerprint, cache=default_cache()
+    extractor = load_or_train_own_extractor(
+        np.array(train_set.images),
+        train_set.labels,
+        fingerprint=train_set.fingerprint,
+        cache_dir=default_cache(),
     )
+    real_features = extractor(torch.from_numpy(np.array(test_set.images)))
+    return {
+        f"{name}fd": frechet_distance_of_features(extractor(images), real_features)
+        for name, images in image_sets.items()
+    }
 
-    def features(images: Images) -> Tensor:
-        return extractor(images)
 
-    true = features(torch.from_numpy(np.array(rows.images)))
-    return {f"{name}fd": frechet_of_samples(features(each), true) for name, each in sets.items()}
-
-
-def coarse(images: Images, factor: int) -> tuple[Images, Images]:
-    """Return images averaged over ``factor`` pixels and brought back by bicubics, and the images.
+def low_to_high_res_pair(images: ImagesNCHW, factor: int) -> tuple[ImagesNCHW, ImagesNCHW]:
+    """Return the images after area downscaling and bicubic upscaling, and the images.
 
     Raises:
-        UserError: the sides are no multiples of ``factor``, or too small.
+        UserError: The sides are not multiples of ``factor``, or too small.
     """
     height, width = images.shape[2:]
-    if height % factor or width % factor or min(height, width) < LEAST * factor:
+    min_side = MIN_LOW_RES_SIDE_PIXELS * factor
+    if height % factor or width % factor or min(height, width) < min_side:
         raise UserError(
-            f"images of {height}x{width} cannot be made {factor} times as coarse: their sides must "
-            f"be multiples of {factor}, {LEAST * factor} pixels at least"
+            f"task 'srgan:{factor}' needs images whose sides are multiples of {factor} pixels and"
+            f" at least {min_side}, but these are {height}x{width}"
         )
     small = F.avg_pool2d(images.float(), factor)
-    back = F.interpolate(small, scale_factor=factor, mode="bicubic", align_corners=False)
-    return back.round().clamp(0, 255).to(torch.uint8), images
+    upscaled = F.interpolate(small, scale_factor=factor, mode="bicubic", align_corners=False)
+    return upscaled.round().clamp(0, 255).to(torch.uint8), images
 
 
-def bicubic(given: Images, made: Images, truth: Images) -> dict[str, float]:
-    """Return how near the given image itself is: what is gained must be seen against it."""
-    return {f"bicubic {name}": value for name, value in likeness(given, truth).items()}
+def bicubic_baseline(
+    source: ImagesNCHW, generated: ImagesNCHW, target: ImagesNCHW
+) -> dict[str, float]:
+    """Return the similarity of the bicubically upscaled source images to the target images."""
+    return {f"bicubic {name}": value for name, value in image_similarity(source, target).items()}
 
 
-TASKS.register("srgan", "fine images from coarse ones", "Ledig et al. 2017, 1609.04802")(
-    Finer(
-        {**PUBLISHED, "stack": {**PUBLISHED["stack"], "kind": "residual"}},
-        SMALL,
-        {f"{factor}": partial(coarse, factor=factor) for factor in (2, 4, 8)},
-        {"bicubic": bicubic},
+TASKS.register("srgan", "Upscale images.", "Ledig et al. 2017, 1609.04802")(
+    SuperResolutionTask(
+        published_overrides={
+            **PIX2PIX_PUBLISHED,
+            "network": {**PIX2PIX_PUBLISHED["network"], "block": "residual"},
+        },
+        small_overrides=PIX2PIX_SMALL,
+        pair_functions={
+            f"{factor}": partial(low_to_high_res_pair, factor=factor)
+            for factor in UPSCALING_FACTORS
+        },
+        metrics=(bicubic_baseline,),
     )
 )

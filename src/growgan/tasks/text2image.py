@@ -1,234 +1,328 @@
-"""Text to image in two stages: a sketch by a conditional VAE, which a conditional GAN refines.
+"""Text-to-image in two stages: a conditional VAE decodes a coarse image, and a GAN refines it.
 
-The classes' names are the captions. G and D see the sketch and the caption's code beside it, and D
-learns that images with the code of another image's caption are fakes (GAN-CLS: Reed et al. 2016,
-1605.05396); of few captions another image's is now and then the same. Each image's code is drawn
-once (conditioning augmentation draws one a step). As StackGAN's first stage (Zhang et al. 2017,
-1612.03242), ``text2image:direct`` leaves the sketch out.
+The class names are the captions. G and D see the coarse image and the caption's code as source
+image. D also learns that real images with the code of another image's caption are fake (GAN-CLS:
+Reed et al. 2016, 1605.05396). With few captions, the other image sometimes has the same one.
+
+The code of each image is drawn once; conditioning augmentation would redraw it at each step.
+``text2image:direct`` omits the coarse image, as the first stage of StackGAN does (Zhang et al.
+2017, 1612.03242).
 """
 
 from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from growgan.config import merged
+from growgan.config import merge_settings
 from growgan.data import ImageSet, default_cache
-from growgan.data.captioned import slots
-from growgan.data.files import combine
-from growgan.growth.model import Model
-from growgan.growth.run import Run
-from growgan.metrics.accuracy import classifier
-from growgan.tasks.base import TASKS, TEST, Task, draw, labels_of, made_of, some
-from growgan.tasks.pix2pix import PUBLISHED as PAIRED
-from growgan.tasks.pix2pix import SMALL as SMALL_PAIRED
-from growgan.tasks.sketch import CODE, ORDER, Sketcher, given_for, learn, words_of
+from growgan.data.glyphs import parse_caption
+from growgan.files import hash_json
+from growgan.metrics.functional.classification_accuracy_score import fit_classifier
+from growgan.run.run import Run
+from growgan.sampling.trained_generator import TrainedGenerator
+from growgan.tasks.base import TASKS, TEST_FRACTION, Task
+from growgan.tasks.caption_vae import (
+    CODE_DIM,
+    SOURCE_CHANNEL_ORDER,
+    CaptionVAE,
+    caption_source_images,
+    split_words,
+    train_caption_vae,
+)
+from growgan.tasks.evaluation import (
+    generate_from_source,
+    random_subset,
+    require_labels,
+    save_task_sheet,
+)
+from growgan.tasks.pix2pix import PIX2PIX_PUBLISHED, PIX2PIX_SMALL
 
-SKETCHER = "sketcher.safetensors"  # in the run's folder
-DIRECT = "direct"
-COMMON = 5  # captions that have each word of one that may be held out
-MEASURED = 1_000  # images for captions that were never seen, at most
-SHOWN, TRIES = 12, 3  # captions on the sheet, and images of each
-WORDS = 12  # that images are asked for, at most
+CAPTION_VAE_FILE = "caption_vae.safetensors"  # in the run directory
+CAPTION_VAE_VERSION = 5  # raised whenever a cached caption VAE can no longer be used
+DIRECT_VARIANT = "direct"
+MIN_CAPTIONS_PER_WORD = 5  # training captions with each word of a caption that is held out
+MAX_TEST_CAPTION_IMAGES = 1_000
+NUM_SHEET_CAPTIONS = 12
+SAMPLES_PER_CAPTION = 3  # on the sheet
+MAX_TESTED_WORDS = 12
 
 
-class TextToImage(Task):
-    """``text2image[:direct][:ENCODER]``; the encoder is a text model's name on the hub."""
+@dataclass(frozen=True)
+class TextToImageTask(Task):
+    """``text2image[:direct][:ENCODER]``, where ENCODER is a text model on the Hugging Face Hub."""
 
-    sheet: ClassVar[str] = (
-        "A column a caption. Rows: the sketch, where there is one, what is made of three more, and"
-        " a true image."
+    sheet_caption: ClassVar[str] = (
+        "Each column shows one caption that was not trained on. Rows: the coarse image (unless"
+        " :direct), three generated images, and a real image."
     )
 
     def prepare(
-        self, name: str, kind: str, data: ImageSet, truth: ImageSet | None = None
+        self, task_name: str, variant: str, data: ImageSet, target: ImageSet | None = None
     ) -> ImageSet:
-        labels_of(name, data)
-        data = super().prepare(name, kind, data, truth)
-        return replace(data, fingerprint=combine(data.fingerprint, f"{name}:{kind}:{ORDER}"))
+        require_labels(task_name, data)
+        data = super().prepare(task_name, variant, data, target)
+        fingerprint = hash_json(data.fingerprint, f"{task_name}:{variant}:{SOURCE_CHANNEL_ORDER}")
+        return replace(data, fingerprint=fingerprint)
 
-    def split(self, data: ImageSet, kind: str = "") -> tuple[ImageSet, ImageSet]:
-        """Return images of most captions, and of others, all of whose words are known.
+    def split(self, data: ImageSet, variant: str = "") -> tuple[ImageSet, ImageSet]:
+        """Hold out all images of some captions, whose words all occur in other captions.
 
-        Where captions have no words in common images are held out, and no captions.
+        If the captions have too few words in common, hold out random images instead.
         """
         assert data.labels is not None
-        said = [set(words_of(caption)) for caption in data.classes]
-        common = Counter(word for words in said for word in words)
-        free = [k for k, words in enumerate(said) if all(common[w] > COMMON for w in words)]
-        if len(free) < 2 / TEST:
-            return data.held_out(TEST)
-        held = np.random.default_rng(len(free)).permutation(free)[: round(TEST * len(free))]
-        new = np.isin(data.labels, held)
-        return data.subset(np.flatnonzero(~new)), data.subset(np.flatnonzero(new))
+        words_by_caption = [set(split_words(caption)) for caption in data.classes]
+        counts = Counter(word for words in words_by_caption for word in words)
+        candidates = [
+            k
+            for k, words in enumerate(words_by_caption)
+            if all(counts[word] > MIN_CAPTIONS_PER_WORD for word in words)
+        ]
+        if len(candidates) < 2 / TEST_FRACTION:
+            return data.split_held_out(TEST_FRACTION)
+        order = np.random.default_rng(len(candidates)).permutation(candidates)
+        is_test = np.isin(data.labels, order[: round(TEST_FRACTION * len(candidates))])
+        return data.subset(np.flatnonzero(~is_test)), data.subset(np.flatnonzero(is_test))
 
-    def outline(self, data: ImageSet, kind: str) -> ImageSet:
-        """Return the images with blank sketches and codes, which are yet to be learnt."""
-        channels = CODE + data.channels * _kind(kind)[0]
-        form = (len(data), channels, *data.resolution)
-        return replace(data, given=np.broadcast_to(np.uint8(0), form))
+    def shape_placeholder(self, data: ImageSet, variant: str) -> ImageSet:
+        """Return the images with blank source images, since the caption VAE is not trained yet."""
+        with_coarse_image, _ = _parse_variant(variant)
+        channels = CODE_DIM + data.channels * with_coarse_image
+        blank = np.broadcast_to(np.uint8(0), (len(data), channels, *data.resolution))
+        return replace(data, source_images=blank)
 
-    def beginning(self, kind: str) -> Mapping[str, Any]:
-        """Return the small form's settings; without a sketch there is nothing to add to."""
-        return self.small if _kind(kind)[0] else merged(self.small, WHOLE)
+    def small_settings(self, variant: str) -> Mapping[str, Any]:
+        """Return the small settings. Without a coarse image, G cannot add its output to it."""
+        with_coarse_image, _ = _parse_variant(variant)
+        if with_coarse_image:
+            return self.small_overrides
+        return merge_settings(self.small_overrides, DIRECT_OVERRIDES)
 
-    def taught(self, seen: ImageSet, kind: str, seed: int) -> ImageSet:
-        """Return the images, each with a sketch of it and its caption's code."""
-        assert seen.labels is not None
-        seen = seen.subset(np.flatnonzero(seen.labels >= 0))
-        sketched, text = _kind(kind)
-        made = sketcher(seen, text, seed)
-        given = given_for(made, said(seen), seen.resolution, seed, seen.images, sketched=sketched)
-        return replace(seen, given=given)
+    def make_training_set(self, train_split: ImageSet, variant: str, seed: int) -> ImageSet:
+        """Return the images; the source of each is its caption's code and its coarse version."""
+        train_split = train_split.labeled_subset()
+        with_coarse_image, text_encoder_name = _parse_variant(variant)
+        sources = caption_source_images(
+            load_or_train_caption_vae(train_split, text_encoder_name, seed),
+            image_captions(train_split),
+            train_split.resolution,
+            seed,
+            images=train_split.images,
+            with_coarse_image=with_coarse_image,
+        )
+        return replace(train_split, source_images=sources)
 
-    def show(self, run: Run, kind: str, seen: ImageSet, new: ImageSet) -> dict[str, float]:
-        """Return how often images for new captions show what these say.
+    def evaluate(
+        self, run: Run, variant: str, train_set: ImageSet, test_set: ImageSet
+    ) -> dict[str, float]:
+        """Return how often generated images show what their new captions say.
 
-        A classifier for each thing that a caption says has learnt from the images that were
-        trained on; "true" is its share of right answers for true images.
+        Classifiers, trained on real training images, decide; see :func:`caption_accuracy`. Names
+        that start with "real" are for real images, names with "coarse" for coarse images.
         """
-        sketched, text = _kind(kind)
-        made = sketcher(seen, text, run.best.settings.seed)
-        made.write_to(run.path / SKETCHER, text)
-        rows = some(new, MEASURED)
-        captions = said(rows)
-        given = given_for(made, captions, seen.resolution, 1, sketched=sketched)
-        images = made_of(run.best, torch.from_numpy(given)).numpy()
-        sets = {"": images, "true ": np.array(rows.images)}
-        if sketched:
-            sets["sketched "] = given[:, CODE:]
-        figures = agreement(seen, rows, sets)
-        lines = [given[:SHOWN, CODE:]] if sketched else []
-        for k in range(TRIES):
-            again = given_for(made, captions[:SHOWN], seen.resolution, 2 + k, sketched=sketched)
-            lines.append(made_of(run.best, torch.from_numpy(again)).numpy())
-        draw(run, [*lines, np.array(rows.images[:SHOWN])])
-        return figures
+        with_coarse_image, text_encoder_name = _parse_variant(variant)
+        vae = load_or_train_caption_vae(train_set, text_encoder_name, run.best.settings.seed)
+        vae.save(run.path / CAPTION_VAE_FILE, text_encoder_name)
+        test_images = random_subset(test_set, MAX_TEST_CAPTION_IMAGES)
+        captions, resolution = image_captions(test_images), train_set.resolution
+        sources = caption_source_images(
+            vae, captions, resolution, 1, with_coarse_image=with_coarse_image
+        )
+        generated = generate_from_source(run.best, torch.from_numpy(sources)).numpy()
+        image_sets = {"": generated, "real ": np.array(test_images.images)}
+        rows = []
+        if with_coarse_image:
+            coarse_images = sources[:, CODE_DIM:]
+            image_sets["coarse "] = coarse_images
+            rows.append(coarse_images[:NUM_SHEET_CAPTIONS])
+        metrics = caption_accuracy(train_set, test_images, image_sets)
+        for k in range(SAMPLES_PER_CAPTION):
+            sheet_sources = caption_source_images(
+                vae,
+                captions[:NUM_SHEET_CAPTIONS],
+                resolution,
+                2 + k,
+                with_coarse_image=with_coarse_image,
+            )
+            rows.append(generate_from_source(run.best, torch.from_numpy(sheet_sources)).numpy())
+        rows.append(np.array(test_images.images[:NUM_SHEET_CAPTIONS]))
+        save_task_sheet(run, rows)
+        return metrics
 
 
-def _kind(kind: str) -> tuple[bool, str]:
-    """Return whether there are sketches, and the name of the text encoder."""
-    first, _, rest = kind.partition(":")
-    return (False, rest) if first == DIRECT else (True, kind)
+def _parse_variant(variant: str) -> tuple[bool, str]:
+    """Return whether there are coarse images, and the name of the pretrained text encoder or ""."""
+    first, _, text_encoder_name = variant.partition(":")
+    if first == DIRECT_VARIANT:
+        return False, text_encoder_name
+    return True, variant
 
 
-def said(data: ImageSet) -> list[str]:
+def image_captions(data: ImageSet) -> list[str]:
     """Return each image's caption."""
     assert data.labels is not None
     return [data.classes[label] for label in data.labels]
 
 
-def sketcher(seen: ImageSet, text: str, seed: int) -> Sketcher:
-    """Return what draws sketches of images like ``seen``, learnt now or kept in the cache."""
-    key = combine(seen.fingerprint, f"sketcher:4:{text}:{seed}")[:24]
-    path = default_cache() / "sketchers" / f"{key}.safetensors"
+def load_or_train_caption_vae(train_set: ImageSet, text_encoder_name: str, seed: int) -> CaptionVAE:
+    """Return the caption VAE of a training set from the cache; train it first if needed."""
+    version = f"caption_vae:{CAPTION_VAE_VERSION}:{text_encoder_name}:{seed}"
+    key = hash_json(train_set.fingerprint, version)[:24]
+    path = default_cache() / "caption_vaes" / f"{key}.safetensors"
     if not path.exists():
         path.parent.mkdir(parents=True, exist_ok=True)
-        learn(seen, text, seed).write_to(path, text)
-    return Sketcher.read_from(path)
+        train_caption_vae(train_set, text_encoder_name, seed).save(path, text_encoder_name)
+    return CaptionVAE.load(path)
 
 
-def given_by(model: Model, captions: Sequence[str], count: int, seed: int) -> NDArray[np.uint8]:
-    """Return what a model makes ``count`` images of captions from, which take turns.
+def sources_for_captions(
+    model: TrainedGenerator, captions: Sequence[str], num_images: int, seed: int
+) -> NDArray[np.uint8]:
+    """Return source images for a model of this task, uint8 [N, H, W, channels].
+
+    Args:
+        model: A generator of a text2image run.
+        captions: Captions, repeated in turn.
+        num_images: Number of source images.
+        seed: Random seed.
 
     Raises:
-        UserError: it is of no run of this task, or does not know a word.
+        UserError: The run is not one of this task, or a caption has an unknown word.
     """
-    made = Sketcher.read_from(model.folder.parent.parent / SKETCHER)
-    told = [captions[k % len(captions)] for k in range(count)]
-    spec = model.network().spec
-    sketched = spec.given == spec.channels + CODE
-    given = given_for(made, told, spec.resolution, seed, sketched=sketched)
-    return np.ascontiguousarray(np.moveaxis(given, 1, 3))
+    vae = CaptionVAE.load(model.run_dir / CAPTION_VAE_FILE)
+    spec = model.load_network().spec
+    sources = caption_source_images(
+        vae,
+        [captions[k % len(captions)] for k in range(num_images)],
+        spec.resolution,
+        seed,
+        with_coarse_image=spec.source_channels == spec.image_channels + CODE_DIM,
+    )
+    return np.ascontiguousarray(np.moveaxis(sources, 1, 3))
 
 
-def agreement(
-    seen: ImageSet, new: ImageSet, sets: dict[str, NDArray[np.uint8]]
+def caption_accuracy(
+    train_set: ImageSet, test_set: ImageSet, image_sets: Mapping[str, NDArray[np.uint8]]
 ) -> dict[str, float]:
-    """Return the share of images in which classifiers see what their captions say.
+    """Return the fraction of images that classifiers find consistent with their captions.
 
-    Captions like those of ``glyphs:captions`` are taken apart. Others are one thing each, where all
-    of them were trained on; captions that nobody saw as a whole are judged by :func:`worded`.
+    Captions in the form of ``glyphs:captions`` are split into slots, such as the letter; there is
+    a classifier for each slot, and "all slots" counts the images for which all are right. Other
+    captions are classes of one classifier if all of them are in the training set; otherwise
+    :func:`word_accuracy` is used.
+
+    Args:
+        train_set: Images that the classifiers are trained on.
+        test_set: Images whose captions were used.
+        image_sets: Images uint8 [N, C, H, W] for the captions of ``test_set``, row by row, by the
+            prefix of the metrics' names.
     """
-    if not all(slots(caption) for x in (seen, new) for caption in set(said(x))):
-        if set(said(new)) - set(said(seen)):
-            return worded(seen, new, sets)
-        parts = [[{"caption": caption} for caption in said(x)] for x in (seen, new)]
+    captions_by_set = [image_captions(image_set) for image_set in (train_set, test_set)]
+    distinct = [set(captions) for captions in captions_by_set]
+    slots_by_set: list[list[dict[str, str]]]
+    if all(parse_caption(caption) for captions in distinct for caption in captions):
+        slots_by_set = [[parse_caption(caption) or {} for caption in c] for c in captions_by_set]
+    elif distinct[1] - distinct[0]:
+        return word_accuracy(train_set, test_set, image_sets)
     else:
-        parts = [[slots(caption) or {} for caption in said(x)] for x in (seen, new)]
-    figures: dict[str, float] = {}
-    right = {name: np.ones(len(new), dtype=bool) for name in sets}
-    for slot in parts[0][0]:
-        values = sorted({each.get(slot, "") for part in parts for each in part})
-        known, wanted = (
-            np.array([values.index(each.get(slot, "")) for each in part]) for part in parts
+        slots_by_set = [[{"caption": caption} for caption in c] for c in captions_by_set]
+    metrics: dict[str, float] = {}
+    all_correct = {prefix: np.ones(len(test_set), dtype=bool) for prefix in image_sets}
+    for slot in slots_by_set[0][0]:
+        values = sorted({s.get(slot, "") for image_slots in slots_by_set for s in image_slots})
+        train_labels, test_labels = (
+            np.array([values.index(s.get(slot, "")) for s in image_slots])
+            for image_slots in slots_by_set
         )
-        classify = classifier((np.array(seen.images), known), len(values))
-        for name, images in sets.items():
-            hit = classify(images) == wanted
-            right[name] &= hit
-            figures[f"{name}{slot}"] = float(hit.mean())
-    return figures | {f"{name}everything": float(hit.mean()) for name, hit in right.items()}
+        classify = fit_classifier((np.array(train_set.images), train_labels), len(values))
+        for prefix, images in image_sets.items():
+            is_correct = classify(images) == test_labels
+            all_correct[prefix] &= is_correct
+            metrics[f"{prefix}{slot}"] = float(is_correct.mean())
+    for prefix, is_correct in all_correct.items():
+        metrics[f"{prefix}all slots"] = float(is_correct.mean())
+    return metrics
 
 
-def worded(seen: ImageSet, new: ImageSet, sets: dict[str, NDArray[np.uint8]]) -> dict[str, float]:
-    """Return the mean share of images of which classifiers rightly say whether a word was said.
+def word_accuracy(
+    train_set: ImageSet, test_set: ImageSet, image_sets: Mapping[str, NDArray[np.uint8]]
+) -> dict[str, float]:
+    """Return the balanced accuracy of classifiers that decide whether a caption has a word.
 
-    One for each word that about half of the captions have, or as near to that as there are. Images
-    with and without it weigh as much, so that chance is a half. Nothing is said where no word is in
-    some of the captions, old and new, but not in all.
+    There is a classifier for each of up to ``MAX_TESTED_WORDS`` words, those nearest to occurring
+    in half of the training captions, and "words" is the mean over them. Images with and without
+    the word count equally, so that chance is 0.5. The result is empty if no word occurs in some but
+    not all captions of both sets.
     """
-    texts = [[set(words_of(caption)) for caption in said(x)] for x in (seen, new)]
-    shares: dict[str, list[float]] = {
-        word: [sum(word in text for text in each) / len(each) for each in texts]
-        for word in sorted(set().union(*texts[1]))
+    words_by_set = [
+        [set(split_words(caption)) for caption in image_captions(image_set)]
+        for image_set in (train_set, test_set)
+    ]
+    frequencies: dict[str, list[float]] = {
+        word: [
+            sum(word in words for words in captions) / len(captions) for captions in words_by_set
+        ]
+        for word in sorted(set().union(*words_by_set[1]))
     }
-    fit = [word for word, both in shares.items() if all(0 < share < 1 for share in both)]
-    fit = sorted(fit, key=lambda word: abs(shares[word][0] - 0.5))[:WORDS]
-    found: dict[str, list[float]] = {name: [] for name in sets}
-    for word in fit:
-        known, wanted = (np.array([int(word in text) for text in each]) for each in texts)
-        # As many with the word as without it, or a classifier of a rare one would always say no.
-        rows = [np.flatnonzero(known == k) for k in (0, 1)]
-        even = np.concatenate([np.resize(part, max(map(len, rows))) for part in rows])
-        classify = classifier((np.array(seen.images[np.sort(even)]), known[np.sort(even)]), 2)
-        for name, images in sets.items():
-            right = classify(images) == wanted
-            found[name].append(float(np.mean([right[wanted == k].mean() for k in (0, 1)])))
-    return {f"{name}words": float(np.mean(each)) for name, each in found.items() if each}
+    varying = [word for word, pair in frequencies.items() if all(0 < f < 1 for f in pair)]
+    tested = sorted(varying, key=lambda word: abs(frequencies[word][0] - 0.5))[:MAX_TESTED_WORDS]
+    accuracies: dict[str, list[float]] = {prefix: [] for prefix in image_sets}
+    for word in tested:
+        train_labels, test_labels = (
+            np.array([int(word in words) for words in captions]) for captions in words_by_set
+        )
+        # Balance the classes. Otherwise the classifier of a rare word would always say no.
+        class_rows = [np.flatnonzero(train_labels == k) for k in (0, 1)]
+        larger = max(map(len, class_rows))
+        rows = np.sort(np.concatenate([np.resize(part, larger) for part in class_rows]))
+        classify = fit_classifier((np.array(train_set.images[rows]), train_labels[rows]), 2)
+        for prefix, images in image_sets.items():
+            is_correct = classify(images) == test_labels
+            recalls = [is_correct[test_labels == k].mean() for k in (0, 1)]
+            accuracies[prefix].append(float(np.mean(recalls)))
+    return {f"{prefix}words": float(np.mean(a)) for prefix, a in accuracies.items() if a}
 
 
-WHOLE: dict[str, Any] = {"stack": {"difference": False}}
-OWN: dict[str, Any] = {
-    "conditioning_options": {"contrary": 1.0, "turned": CODE},
+DIRECT_OVERRIDES: dict[str, Any] = {"network": {"residual_output": False}}
+MISMATCH_OVERRIDES: dict[str, Any] = {
+    "conditioning_options": {"mismatch_weight": 1.0, "mismatch_channels": CODE_DIM},
 }
-PUBLISHED: dict[str, Any] = {
-    **PAIRED,
-    **OWN,
-    "regularisers": {},
-    "stack": {**PAIRED["stack"], "patches": False, "latent": 100, "kind": "residual"},
+TEXT2IMAGE_PUBLISHED: dict[str, Any] = {
+    **PIX2PIX_PUBLISHED,
+    **MISMATCH_OVERRIDES,
+    "regularizers": {},
+    "network": {
+        **PIX2PIX_PUBLISHED["network"],
+        "patch_discriminator": False,
+        "latent_dim": 100,
+        "block": "residual",
+    },
 }
-SMALL: dict[str, Any] = {
-    **SMALL_PAIRED,
-    **OWN,
-    "regularisers": {"r1": SMALL_PAIRED["regularisers"]["r1"]},
-    "optimiser": {"lr": 1e-2, "beta1": 0.5},
-    "stack": {
-        **SMALL_PAIRED["stack"],
-        "patches": False,
-        "latent": 32,
+TEXT2IMAGE_SMALL: dict[str, Any] = {
+    **PIX2PIX_SMALL,
+    **MISMATCH_OVERRIDES,
+    "regularizers": {"r1": PIX2PIX_SMALL["regularizers"]["r1"]},
+    "optimizer": {"lr": 1e-2, "beta1": 0.5},
+    "network": {
+        **PIX2PIX_SMALL["network"],
+        "patch_discriminator": False,
+        "latent_dim": 32,
         "discriminator_width": 32,
         "norm": "none",
-        "difference": True,
+        "residual_output": True,
     },
 }
 
-TASKS.register("text2image", "images from captions", "Zhang et al. 2017, 1612.03242")(
-    TextToImage(PUBLISHED, SMALL, {DIRECT: None})
+TASKS.register("text2image", "Generate images from captions.", "Zhang et al. 2017, 1612.03242")(
+    TextToImageTask(
+        published_overrides=TEXT2IMAGE_PUBLISHED,
+        small_overrides=TEXT2IMAGE_SMALL,
+        example_variants=(DIRECT_VARIANT,),
+    )
 )

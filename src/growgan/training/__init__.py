@@ -1,1 +1,1 @@
-"""One pair of players and the one loop that trains it."""
+"""Training of one GAN: step, loop, checkpoints, health checks, distributed training."""

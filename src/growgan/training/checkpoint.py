@@ -1,46 +1,44 @@
-"""A pair of players on disk: specs as JSON, tensors as safetensors, never pickle.
+"""Checkpoints of a GAN: specs as JSON and tensors as safetensors, without pickle.
 
-spec.json              both specs
-weights.safetensors    G, D and the running average, by player and parameter name
-state.safetensors      optimiser step counts and moments; what the objective remembers
-state.json             images and steps seen, optimiser settings; the mark of a slice in training
-manifest.json          SHA-256 of each of these, so that nothing damaged is ever loaded
+=====================  =========================================================================
+spec.json              specs of G and D
+weights.safetensors    G, D and the moving average, as "generator.", "discriminator.", "ema."
+state.safetensors      optimizer step counts and moments; the objective's state
+state.json             images and steps, optimizer settings; the position in an unfinished segment
+manifest.json          SHA-256 of each of these, so that damaged files are never loaded
+=====================  =========================================================================
 """
 
 from __future__ import annotations
 
-import hashlib
 import json
-import os
-import shutil
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
-from growgan.config import OptimiserSettings
+from growgan.config import OptimizerSettings
 from growgan.errors import UserError
-from growgan.nets.edits import under
-from growgan.nets.players import Discriminator, Generator
-from growgan.nets.pretrained import restored, save_tensors
-from growgan.nets.spec import StackSpec
-from growgan.plain import parse
+from growgan.files import file_sha256, replace_folder
+from growgan.jsonl import parse_json
+from growgan.nets.growth_ops import select_prefix
+from growgan.nets.hub import save_safetensors
+from growgan.nets.networks import Generator, build_from_weights
+from growgan.nets.spec import DiscriminatorSpec, GeneratorSpec
 from growgan.training.gan import Gan
-from growgan.training.stage import Mark
+from growgan.training.loop import ResumePoint
 
-PLAYERS = ("generator", "discriminator", "average")
-FILES = ("spec.json", "weights.safetensors", "state.safetensors", "state.json")
-MANIFEST = "manifest.json"  # written last
-Files = Mapping[str, bytes]
-# What reading a stranger's files raises.
-BAD = (
+CHECKPOINT_FILES = ("spec.json", "weights.safetensors", "state.safetensors", "state.json")
+MANIFEST_FILE = "manifest.json"  # written last
+CheckpointFiles = Mapping[str, bytes]
+# Exceptions that reading a damaged or malicious checkpoint may raise.
+READ_ERRORS = (
     OSError,
     ValueError,
     KeyError,
@@ -52,180 +50,188 @@ BAD = (
 )
 
 
-def save_gan(gan: Gan, folder: Path, mark: Mark | None = None) -> None:
+def save_gan(gan: Gan, folder: Path, resume_point: ResumePoint | None = None) -> None:
     """Write ``gan`` to ``folder``, which appears complete or not at all.
 
-    A pair in the middle of a slice is saved with its ``mark``.
+    ``resume_point`` is its position in an unfinished segment.
     """
-    with _appearing(folder) as partial:
-        _write(gan, mark, partial)
+    with replace_folder(folder) as partial:
+        _write_gan(gan, resume_point, partial)
 
 
-def save_files(files: Files, folder: Path) -> None:
-    """Write what was :func:`packed` to ``folder``, which appears complete or not at all."""
-    with _appearing(folder) as partial:
+def save_files(files: CheckpointFiles, folder: Path) -> None:
+    """Write the files of :func:`gan_to_files`; ``folder`` appears complete or not at all."""
+    with replace_folder(folder) as partial:
         for name, content in files.items():
             (partial / name).write_bytes(content)
 
 
-@contextmanager
-def _appearing(folder: Path) -> Iterator[Path]:
-    """Yield an empty folder, which becomes ``folder`` once all that is in it is on the disk."""
-    partial = folder.with_name(f".{folder.name}.partial")
-    shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir(parents=True)
-    yield partial
-    for path in (*partial.iterdir(), partial):
-        _flush(path)
-    shutil.rmtree(folder, ignore_errors=True)
-    partial.rename(folder)
-    _flush(folder.parent)
-
-
-def _write(gan: Gan, mark: Mark | None, partial: Path) -> None:
-    """Write a pair into an empty folder."""
-    specs = {player: getattr(gan, player).spec.to_json() for player in PLAYERS[:2]}
+def _write_gan(gan: Gan, resume_point: ResumePoint | None, folder: Path) -> None:
+    """Write the files of a checkpoint into an empty folder."""
+    specs = {
+        "generator": gan.generator.spec.to_json(),
+        "discriminator": gan.discriminator.spec.to_json(),
+    }
+    networks = {"generator": gan.generator, "discriminator": gan.discriminator, "ema": gan.ema}
     weights = {
-        f"{player}.{name}": tensor.detach().cpu().contiguous()
-        for player in PLAYERS
-        for name, tensor in getattr(gan, player).state_dict().items()
+        f"{network_name}.{name}": tensor
+        for network_name, network in networks.items()
+        for name, tensor in network.state_dict().items()
     }
+    generator_moments, discriminator_moments = gan.optimizer_moments()
+    tensors = {f"objective_state.{name}": value for name, value in gan.objective_state.items()}
+    for network_name, moments in (
+        ("generator", generator_moments),
+        ("discriminator", discriminator_moments),
+    ):
+        for key, by_name in moments.items():
+            tensors |= {f"{network_name}.{key}.{name}": value for name, value in by_name.items()}
     state = {
-        f"{player}.{key}.{name}": tensor.detach().cpu().contiguous()
-        for player, moments in zip(PLAYERS[:2], gan.moments(), strict=True)
-        for key, tensors in moments.items()
-        for name, tensor in tensors.items()
-    }
-    state |= {f"memory.{name}": t.detach().cpu().contiguous() for name, t in gan.memory.items()}
-    counts = {
-        "images": gan.images,
+        "images_seen": gan.images_seen,
         "steps": gan.steps,
-        "optimiser": gan.optimiser_settings.model_dump(),
-        "mark": asdict(mark) if mark else None,
+        "optimizer": gan.optimizer_settings.model_dump(),
+        "resume_point": asdict(resume_point) if resume_point else None,
     }
-    (partial / "spec.json").write_text(json.dumps(specs, indent=1))
-    (partial / "state.json").write_text(json.dumps(counts))
-    save_tensors(weights, partial / "weights.safetensors")
-    save_tensors(state, partial / "state.safetensors")
-    sums = {path.name: _digest(path) for path in sorted(partial.iterdir())}
-    (partial / MANIFEST).write_text(json.dumps(sums, indent=1))
+    (folder / "spec.json").write_text(json.dumps(specs, indent=1))
+    (folder / "state.json").write_text(json.dumps(state))
+    save_safetensors(_contiguous_on_cpu(weights), folder / "weights.safetensors")
+    save_safetensors(_contiguous_on_cpu(tensors), folder / "state.safetensors")
+    digests = {path.name: file_sha256(path) for path in sorted(folder.iterdir())}
+    (folder / MANIFEST_FILE).write_text(json.dumps(digests, indent=1))
 
 
-def _flush(path: Path) -> None:
-    """Wait until ``path`` is on the disk."""
-    handle = os.open(path, os.O_RDONLY)
+def _contiguous_on_cpu(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    return {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+
+
+def verify_files(folder: Path, file_names: Sequence[str] = CHECKPOINT_FILES) -> None:
+    """Compare files with the manifest.
+
+    Raises:
+        UserError: A file is missing or differs from what was saved; the error names it.
+    """
     try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
-
-
-def check_files(folder: Path, names: Sequence[str] = FILES) -> None:
-    """Raise a :class:`UserError` that names the first file of ``folder`` that is not as written."""
-    try:
-        sums: dict[str, Any] = dict(parse((folder / MANIFEST).read_bytes()))
+        digests: dict[str, Any] = dict(parse_json((folder / MANIFEST_FILE).read_bytes()))
     except (OSError, ValueError, TypeError) as error:
-        raise UserError(f"'{folder / MANIFEST}' cannot be read: {error}") from error
-    for name in names:
+        raise UserError(f"'{folder / MANIFEST_FILE}' cannot be read: {error}") from error
+    for name in file_names:
         try:
-            found = _digest(folder / name)
+            digest = file_sha256(folder / name)
         except OSError as error:
             raise UserError(f"'{folder / name}' cannot be read: {error.strerror}") from error
-        if found != sums.get(name):
-            raise UserError(f"'{folder / name}' is damaged: it is not what was saved")
+        if digest != digests.get(name):
+            raise UserError(f"'{folder / name}' is damaged: its checksum differs from the manifest")
 
 
-def _digest(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+def load_specs(folder: Path) -> tuple[GeneratorSpec, DiscriminatorSpec]:
+    """Read the specs of G and D.
 
-
-def load_specs(folder: Path) -> tuple[StackSpec, StackSpec]:
-    """Read G's and D's specs; raise a :class:`UserError` if they cannot be read."""
+    Raises:
+        UserError: They are missing or not valid.
+    """
     try:
-        specs = parse((folder / "spec.json").read_bytes())
-        g, d = (StackSpec.from_json(specs[player]) for player in PLAYERS[:2])
-        return g, d
+        specs = parse_json((folder / "spec.json").read_bytes())
+        generator_spec = GeneratorSpec.from_json(specs["generator"])
+        discriminator_spec = DiscriminatorSpec.from_json(specs["discriminator"])
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise UserError(f"no readable spec in '{folder}': {error}") from error
+        raise UserError(f"'{folder / 'spec.json'}' cannot be read: {error}") from error
+    return generator_spec, discriminator_spec
 
 
 def load_gan(folder: Path, device: str = "cpu") -> Gan:
     """Read back what :func:`save_gan` wrote, bit for bit.
 
     Raises:
-        UserError: something is missing or damaged; the file is named.
+        UserError: A file is missing, damaged or not valid.
     """
-    check_files(folder)
-    specs = load_specs(folder)
+    verify_files(folder)
+    generator_spec, discriminator_spec = load_specs(folder)
     try:
-        counts = parse((folder / "state.json").read_bytes())
+        state = parse_json((folder / "state.json").read_bytes())
         weights = load_file(folder / "weights.safetensors")
-        state = load_file(folder / "state.safetensors")
-        players = zip(PLAYERS, (*specs, specs[0]), strict=True)
-        stacks = [restored(spec, under(weights, player)) for player, spec in players]
-        g, d, average = (stack.to(device) for stack in stacks)
-        optimiser = OptimiserSettings(**counts["optimiser"])
-        gan = Gan(cast(Generator, g), cast(Discriminator, d), optimiser, cast(Generator, average))
-        gan.images, gan.steps = int(counts["images"]), int(counts["steps"])
-        gan.memory = {name: value.to(device) for name, value in under(state, "memory").items()}
-        gan.restore_moments(*(_by_key(under(state, player)) for player in PLAYERS[:2]))
-    except BAD as error:
-        raise UserError(f"candidate '{folder}' cannot be loaded: {error}") from error
+        tensors = load_file(folder / "state.safetensors")
+        generator, ema = (
+            build_from_weights(generator_spec, select_prefix(weights, network_name)).to(device)
+            for network_name in ("generator", "ema")
+        )
+        discriminator = build_from_weights(
+            discriminator_spec, select_prefix(weights, "discriminator")
+        ).to(device)
+        gan = Gan(generator, discriminator, OptimizerSettings(**state["optimizer"]), ema)
+        gan.images_seen, gan.steps = int(state["images_seen"]), int(state["steps"])
+        gan.objective_state = {
+            name: value.to(device)
+            for name, value in select_prefix(tensors, "objective_state").items()
+        }
+        gan.restore_moments(
+            _moments_by_key(select_prefix(tensors, "generator")),
+            _moments_by_key(select_prefix(tensors, "discriminator")),
+        )
+    except READ_ERRORS as error:
+        raise UserError(f"checkpoint '{folder}' cannot be loaded: {error}") from error
     return gan
 
 
-def packed(gan: Gan) -> Files:
-    """Return the files of :func:`save_gan` by name, for another process."""
+def gan_to_files(gan: Gan) -> CheckpointFiles:
+    """Return the files of :func:`save_gan` by name, to send them to another process."""
     with tempfile.TemporaryDirectory() as folder:
-        _write(gan, None, Path(folder))
+        _write_gan(gan, None, Path(folder))
         return read_files(Path(folder))
 
 
-def read_files(folder: Path) -> Files:
-    """Return the files of a saved pair by name, as :func:`packed` does.
+def read_files(folder: Path) -> CheckpointFiles:
+    """Return the files of a checkpoint by name.
 
     Raises:
-        UserError: something is missing or damaged; the file is named.
+        UserError: A file is missing or damaged; the error names it.
     """
-    check_files(folder)
-    return {name: (folder / name).read_bytes() for name in (*FILES, MANIFEST)}
+    verify_files(folder)
+    return {name: (folder / name).read_bytes() for name in (*CHECKPOINT_FILES, MANIFEST_FILE)}
 
 
-def unpacked(files: Files, device: torch.device | str = "cpu") -> Gan:
-    """Return the pair that was :func:`packed`, bit for bit."""
+def gan_from_files(files: CheckpointFiles, device: torch.device | str = "cpu") -> Gan:
+    """Return the GAN of :func:`gan_to_files`, bit for bit."""
     with tempfile.TemporaryDirectory() as folder:
         for name, content in files.items():
             (Path(folder) / name).write_bytes(content)
         return load_gan(Path(folder), str(device))
 
 
-def load_mark(folder: Path) -> Mark | None:
-    """Return where in its slice the pair in ``folder`` was saved, None for a finished one.
+def load_resume_point(folder: Path) -> ResumePoint | None:
+    """Return the GAN's position in its segment, or None if the segment was finished.
 
     Raises:
-        UserError: the file that says so is damaged; it is named.
+        UserError: ``state.json`` is missing or not valid.
     """
     try:
-        mark = parse((folder / "state.json").read_bytes())["mark"]
-        if not mark:
+        values = parse_json((folder / "state.json").read_bytes())["resume_point"]
+        if not values:
             return None
-        return Mark(int(mark["images"]), float(mark["alpha"]), float(mark["seconds"]))
-    except BAD as error:
+        return ResumePoint(
+            segment_start_images=int(values["segment_start_images"]),
+            segment_start_alpha=float(values["segment_start_alpha"]),
+            seconds_trained=float(values["seconds_trained"]),
+        )
+    except READ_ERRORS as error:
         raise UserError(f"'{folder / 'state.json'}' cannot be read: {error}") from error
 
 
 def load_generator(folder: Path, device: str = "cpu") -> Generator:
-    """Read the running average of G alone."""
-    check_files(folder, FILES[:2])
+    """Read only the moving average of G, in evaluation mode.
+
+    Raises:
+        UserError: A file is missing, damaged or not valid.
+    """
+    verify_files(folder, CHECKPOINT_FILES[:2])
     try:
         weights = load_file(folder / "weights.safetensors")
-        generator = restored(load_specs(folder)[0], under(weights, "average"))
-    except BAD as error:
-        raise UserError(f"candidate '{folder}' cannot be loaded: {error}") from error
-    return cast(Generator, generator.to(device).eval())
+        generator = build_from_weights(load_specs(folder)[0], select_prefix(weights, "ema"))
+    except READ_ERRORS as error:
+        raise UserError(f"checkpoint '{folder}' cannot be loaded: {error}") from error
+    return generator.to(device).eval()
 
 
-def _by_key(state: dict[str, Tensor]) -> dict[str, dict[str, Tensor]]:
-    keys = {name.partition(".")[0] for name in state}
-    return {key: under(state, key) for key in keys}
+def _moments_by_key(tensors: Mapping[str, Tensor]) -> dict[str, dict[str, Tensor]]:
+    """Group moments named "exp_avg.NAME" by the part before the first dot."""
+    keys = {name.partition(".")[0] for name in tensors}
+    return {key: select_prefix(tensors, key) for key in keys}

@@ -1,185 +1,183 @@
-"""A pair of players with all that training has given them: the unit that grows."""
+"""G and D with everything training has given them: the unit that is trained, saved and grown."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from copy import deepcopy
-from typing import cast
 
 import torch
 from jaxtyping import Float, UInt8
 from torch import Tensor
+from torch.optim.swa_utils import get_ema_multi_avg_fn
 from torch.quasirandom import SobolEngine
 
-from growgan.config import OptimiserSettings
-from growgan.nets.edits import Edit, apply, inherit, renamed
-from growgan.nets.layers import downsample
-from growgan.nets.players import Discriminator, Generator, build
-from growgan.nets.spec import StackSpec
-from growgan.nets.wishes import labelled
-from growgan.objectives.step import Memory
-from growgan.training.optimisers import MOMENTS, make_optimiser, moments, restore_moments
+from growgan.config import OptimizerSettings
+from growgan.nets.conditioning import append_condition
+from growgan.nets.growth_ops import Edit, Moments, grow_network
+from growgan.nets.networks import Discriminator, Generator, build_network
+from growgan.nets.resampling import downsample_average
+from growgan.nets.spec import DiscriminatorSpec, GeneratorSpec
+from growgan.objectives.step_context import ObjectiveState
+from growgan.training.optimizers import make_optimizer, moments_by_name, restore_moments
 
 
 class Gan:
-    """G, D, the running average of G, and both optimisers.
+    """G, D, the moving average of G, and both optimizers.
 
     Attributes:
-        generator, discriminator: the players.
-        average: exponential moving average of G; what :meth:`generate` samples from.
-        images: real images seen so far along the whole lineage.
-        steps: training steps so far along the whole lineage.
-        memory: what the objective remembers from step to step, by name.
+        generator, discriminator: The networks in training.
+        ema: Exponential moving average of G, which :meth:`generate` samples from.
+        optimizer_settings: Settings of both optimizers.
+        generator_optimizer, discriminator_optimizer: Adam for each network.
+        images_seen: Real images seen along the whole lineage.
+        steps: Training steps along the whole lineage.
+        objective_state: Tensors that the objective keeps from step to step, by name.
     """
 
     def __init__(
         self,
         generator: Generator,
         discriminator: Discriminator,
-        optimiser: OptimiserSettings,
-        average: Generator | None = None,
+        optimizer_settings: OptimizerSettings,
+        ema: Generator | None = None,
     ) -> None:
         self.generator, self.discriminator = generator, discriminator
-        self.average = average if average is not None else deepcopy(generator)
-        self.average.requires_grad_(False).eval()
-        self.optimiser_settings = optimiser
-        self.generator_optimiser = make_optimiser(generator, optimiser)
-        self.discriminator_optimiser = make_optimiser(discriminator, optimiser)
-        self.images = 0
+        self.ema = ema if ema is not None else deepcopy(generator)
+        self.ema.requires_grad_(False).eval()
+        self.optimizer_settings = optimizer_settings
+        self.generator_optimizer = make_optimizer(generator, optimizer_settings)
+        self.discriminator_optimizer = make_optimizer(discriminator, optimizer_settings)
+        self.images_seen = 0
         self.steps = 0
-        self.memory: Memory = {}
+        self.objective_state: ObjectiveState = {}
 
     @classmethod
     def create(
         cls,
-        generator: StackSpec,
-        discriminator: StackSpec,
-        optimiser: OptimiserSettings,
+        generator_spec: GeneratorSpec,
+        discriminator_spec: DiscriminatorSpec,
+        optimizer_settings: OptimizerSettings,
         *,
         seed: int,
         device: torch.device | str = "cpu",
     ) -> Gan:
-        """Build both players with random weights that are a function of ``seed``."""
-        players = (build(generator, 2 * seed), build(discriminator, 2 * seed + 1))
-        g, d = (player.to(device) for player in players)
-        return cls(cast(Generator, g), cast(Discriminator, d), optimiser)
+        """Build both networks with random weights that are a function of ``seed``."""
+        generator = build_network(generator_spec, 2 * seed).to(device)
+        discriminator = build_network(discriminator_spec, 2 * seed + 1).to(device)
+        return cls(generator, discriminator, optimizer_settings)
 
     @property
     def resolution(self) -> tuple[int, int]:
-        """Height and width of G's images."""
+        """Height and width of G's images in pixels."""
         return self.generator.spec.resolution
 
     @property
     def alpha(self) -> float:
-        """How far the growth that is fading in has come, 0 to 1."""
+        """Fade-in weight of the newest layers, 0 to 1; 1 if nothing fades in."""
         return min(float(self.generator.alpha), float(self.discriminator.alpha))
 
     def set_alpha(self, alpha: float) -> None:
-        """Set the fade of all three stacks, 0 to 1."""
+        """Set the fade-in weight of G, D and the moving average; clamped to [0, 1]."""
         alpha = min(1.0, max(0.0, alpha))
-        for stack in (self.generator, self.discriminator, self.average):
-            if stack.spec.fading:
-                stack.set_alpha(alpha)
+        for network in (self.generator, self.discriminator, self.ema):
+            if network.spec.num_fading_layers:
+                network.set_alpha(alpha)
 
     def finish_fade(self) -> None:
-        """Drop the old heads, and their moments with them."""
-        if not (self.generator.spec.fading or self.discriminator.spec.fading):
+        """Remove the layers that have faded out, together with their moments."""
+        if not (self.generator.spec.num_fading_layers or self.discriminator.spec.num_fading_layers):
             return
-        saved = self.moments()
-        for stack in (self.generator, self.discriminator, self.average):
-            stack.finish_fade()
-        self.restore_moments(*saved)
+        generator_moments, discriminator_moments = self.optimizer_moments()
+        for network in (self.generator, self.discriminator, self.ema):
+            network.finish_fade()
+        self.restore_moments(generator_moments, discriminator_moments)
 
-    def moments(self) -> tuple[dict[str, dict[str, Tensor]], dict[str, dict[str, Tensor]]]:
-        """Return G's and D's optimiser state by parameter name."""
+    def optimizer_moments(self) -> tuple[Moments, Moments]:
+        """Return step counts and moments of G's and D's optimizers by parameter name."""
         return (
-            moments(self.generator, self.generator_optimiser),
-            moments(self.discriminator, self.discriminator_optimiser),
+            moments_by_name(self.generator, self.generator_optimizer),
+            moments_by_name(self.discriminator, self.discriminator_optimizer),
         )
 
-    def restore_moments(
-        self, generator: dict[str, dict[str, Tensor]], discriminator: dict[str, dict[str, Tensor]]
-    ) -> None:
-        """Start both optimisers anew from state by parameter name, as :meth:`moments` gives it."""
-        self.generator_optimiser = make_optimiser(self.generator, self.optimiser_settings)
-        self.discriminator_optimiser = make_optimiser(self.discriminator, self.optimiser_settings)
-        restore_moments(self.generator, self.generator_optimiser, generator)
-        restore_moments(self.discriminator, self.discriminator_optimiser, discriminator)
+    def restore_moments(self, generator_moments: Moments, discriminator_moments: Moments) -> None:
+        """Replace both optimizers by new ones with the moments of :meth:`optimizer_moments`."""
+        self.generator_optimizer = make_optimizer(self.generator, self.optimizer_settings)
+        self.discriminator_optimizer = make_optimizer(self.discriminator, self.optimizer_settings)
+        restore_moments(self.generator, self.generator_optimizer, generator_moments)
+        restore_moments(self.discriminator, self.discriminator_optimizer, discriminator_moments)
 
-    def branch(
+    def grown_copy(
         self,
-        generator: Sequence[Edit] = (),
-        discriminator: Sequence[Edit] = (),
+        generator_edits: Sequence[Edit] = (),
+        discriminator_edits: Sequence[Edit] = (),
         *,
         seed: int = 0,
     ) -> Gan:
-        """Return a child that has grown; it shares no memory with this pair or with siblings.
+        """Return a grown child, which shares no memory with this GAN or its other children.
 
-        Every weight, moment and running average is carried over by layer id; new ones are a
-        function of ``seed``. With no edits at all the child is an exact copy.
+        The child inherits every weight, moment and average by layer. New weights are a function of
+        ``seed``. Without edits the child is an exact copy.
 
         Raises:
-            ValueError: if G's images would no longer fit D's input.
+            ValueError: The resolutions of G and D would differ.
         """
+        # Copy everything. An earlier growth has to be complete before the next one.
         child = deepcopy(self)
-        if generator or discriminator:
+        if generator_edits or discriminator_edits:
             child.finish_fade()
-        for edit in generator:
-            child._edit_generator(edit, seed)
-        for edit in discriminator:
-            child._edit_discriminator(edit, seed)
-        made, judged = child.generator.spec, child.discriminator.spec
-        if made.resolution != judged.resolution:
-            raise ValueError(f"G makes {made.resolution} images, but D judges {judged.resolution}")
+
+        # Apply each edit to the spec, and build a network that inherits weights and moments.
+        generator_moments, discriminator_moments = child.optimizer_moments()
+        for edit in generator_edits:
+            child.ema, _ = grow_network(child.ema, edit, seed)
+            child.generator, generator_moments = grow_network(
+                child.generator, edit, seed, generator_moments
+            )
+        # D's seed differs from G's, so that the new layers of both do not start equal.
+        discriminator_seed = ~seed & 0xFFFFFFFF
+        for edit in discriminator_edits:
+            child.discriminator, discriminator_moments = grow_network(
+                child.discriminator, edit, discriminator_seed, discriminator_moments
+            )
+        child.ema.requires_grad_(False).eval()
+        child.restore_moments(generator_moments, discriminator_moments)
+
+        resolution = child.discriminator.spec.resolution
+        if child.resolution != resolution:
+            raise ValueError(
+                f"G's resolution {child.resolution} must equal D's resolution {resolution}"
+            )
         return child
-
-    def _edit_generator(self, edit: Edit, seed: int) -> None:
-        parent = self.generator
-        state = moments(parent, self.generator_optimiser)
-        device = next(parent.parameters()).device
-        self.generator = cast(Generator, apply(parent, edit, seed).to(device))
-        self.average = cast(Generator, apply(self.average, edit, seed).to(device))
-        self.average.requires_grad_(False).eval()
-        self.generator_optimiser = make_optimiser(self.generator, self.optimiser_settings)
-        inherited = _inherit_moments(parent, self.generator, edit, state, seed)
-        restore_moments(self.generator, self.generator_optimiser, inherited)
-
-    def _edit_discriminator(self, edit: Edit, seed: int) -> None:
-        parent, state = (
-            self.discriminator,
-            moments(self.discriminator, self.discriminator_optimiser),
-        )
-        device = next(parent.parameters()).device
-        # Another stream than G's, or both players' new layers would start alike.
-        self.discriminator = cast(Discriminator, apply(parent, edit, ~seed & 0xFFFFFFFF).to(device))
-        self.discriminator_optimiser = make_optimiser(self.discriminator, self.optimiser_settings)
-        inherited = _inherit_moments(parent, self.discriminator, edit, state, seed)
-        restore_moments(self.discriminator, self.discriminator_optimiser, inherited)
 
     def __deepcopy__(self, memo: dict[int, object]) -> Gan:
         copy = Gan(
             deepcopy(self.generator),
             deepcopy(self.discriminator),
-            self.optimiser_settings,
-            deepcopy(self.average),
+            self.optimizer_settings,
+            deepcopy(self.ema),
         )
-        copy.restore_moments(*self.moments())
-        copy.images, copy.steps = self.images, self.steps
-        copy.memory = {name: value.clone() for name, value in self.memory.items()}
+        copy.restore_moments(*self.optimizer_moments())
+        copy.images_seen, copy.steps = self.images_seen, self.steps
+        copy.objective_state = {name: value.clone() for name, value in self.objective_state.items()}
         return copy
 
-    def shown(self, images: Tensor) -> Tensor:
-        """Return ``images`` [N, C, H, W], at the target resolution or this, at the pair's own."""
-        return downsample(images, images.shape[-1] // self.resolution[1])
+    def downsample_images(self, images: Tensor) -> Tensor:
+        """Return ``images`` [N, C, H, W] averaged down to the resolution of G."""
+        return downsample_average(images, images.shape[-1] // self.resolution[1])
 
     @torch.no_grad()
-    def update_average(self, decay: float) -> None:
-        """Move the running average towards G by ``1 - decay``."""
-        own: list[Tensor] = list(self.average.parameters())
-        torch._foreach_lerp_(own, list(self.generator.parameters()), 1 - decay)
-        # Running statistics are averages already, and a singular vector follows its weight.
-        for mine, other in zip(self.average.buffers(), self.generator.buffers(), strict=True):
-            mine.copy_(other)
+    def update_ema(self, decay: float) -> None:
+        """Move the average of G toward G by ``1 - decay``.
+
+        This uses torch's averaging function without ``AveragedModel``, which has a fixed decay,
+        wraps the network and would have to be rebuilt whenever the network grows.
+        """
+        averaged: list[Tensor] = list(self.ema.parameters())
+        get_ema_multi_avg_fn(decay)(averaged, list(self.generator.parameters()), 0)
+        # Copy buffers: running statistics are averages already, and the singular vectors of
+        # spectral normalization belong to the current weights.
+        for average, current in zip(self.ema.buffers(), self.generator.buffers(), strict=True):
+            average.copy_(current)
 
     @torch.no_grad()
     def generate(
@@ -187,78 +185,72 @@ class Gan:
         count: int,
         *,
         seed: int = 0,
-        batch: int = 256,
-        given: Float[Tensor, "k c h w"] | None = None,
+        batch_size: int = 256,
+        source: Float[Tensor, "k c h w"] | None = None,
     ) -> UInt8[Tensor, "n c h w"]:
-        """Return ``count`` images of the running average, uint8 on the CPU.
+        """Return ``count`` images of the moving average, uint8 on the CPU.
 
-        The same ``seed`` gives the same latents at any age and resolution of the pair; labels
-        and ``given`` images take turns.
+        The latents depend on ``seed`` alone, whatever the resolution. Labels and ``source`` images
+        are used in turn.
         """
-        rows = inputs(self.average.spec, count, seed, given=given)
-        return to_uint8(self.average, rows, batch)
+        generator_input = make_generator_input(self.ema.spec, count, seed, source=source)
+        return generate_uint8(self.ema, generator_input, batch_size)
 
 
-def inputs(
-    spec: StackSpec,
+def make_generator_input(
+    spec: GeneratorSpec,
     count: int,
     seed: int,
     labels: Sequence[int] | None = None,
-    given: Float[Tensor, "k c h w"] | None = None,
+    source: Float[Tensor, "k c h w"] | None = None,
 ) -> Float[Tensor, "n z"]:
-    """Return what G is called with: latents, and what :func:`labelled` adds to them."""
-    return labelled(spec, latents(count, spec.latent, seed), labels, seed, given)
+    """Return ``count`` inputs of G: latents followed by the condition."""
+    latents = sample_latents(count, spec.latent_dim, seed)
+    return append_condition(spec, latents, labels, seed, source_images=source)
 
 
-def latents(count: int, length: int, seed: int) -> Float[Tensor, "n z"]:
+def sample_latents(count: int, latent_size: int, seed: int) -> Float[Tensor, "n z"]:
     """Return standard normal latents that are a function of ``seed``."""
-    return torch.randn(count, length, generator=torch.Generator().manual_seed(seed))
+    return torch.randn(count, latent_size, generator=torch.Generator().manual_seed(seed))
 
 
-def even_latents(count: int, length: int, seed: int, groups: int = 1) -> Float[Tensor, "n z"]:
-    """Return normal latents that fill their space evenly: scrambled Sobol sequences.
+def sobol_latents(
+    count: int, latent_size: int, seed: int, num_sequences: int = 1
+) -> Float[Tensor, "n z"]:
+    """Return normal latents that cover their space evenly: scrambled Sobol sequences.
 
-    For scores only: the Frechet distance of 5,000 of them varies half as much from seed to seed as
-    that of independent ones (benchmarks/latents.py), since its largest part is that of the means.
-    Every ``groups``-th row belongs to one sequence, scrambled on its own, so that a jackknife over
-    such groups sees how much the distance varies.
+    They are meant for scores. The Frechet distance of 5,000 of them varies half as much from seed
+    to seed as that of independent latents, because most of the variation comes from the means
+    (``benchmarks/latent_sampling.py``).
+
+    Args:
+        count: Number of latents.
+        latent_size: Length of a latent.
+        seed: Seed of the scrambling.
+        num_sequences: Number of independently scrambled sequences, used in turn. A jackknife over
+            sequences then measures how much a score varies.
     """
-    each = -(-count // groups)
-    sets = [
-        SobolEngine(length, scramble=True, seed=seed * groups + k).draw(each) for k in range(groups)
+    length = -(-count // num_sequences)
+    sequences = [
+        SobolEngine(latent_size, scramble=True, seed=seed * num_sequences + k).draw(length)
+        for k in range(num_sequences)
     ]
-    even = torch.stack(sets, 1).flatten(0, 1)[:count]
-    return torch.special.ndtri(even.clamp(1e-6, 1 - 1e-6))
+    uniform = torch.stack(sequences, 1).flatten(0, 1)[:count]
+    return torch.special.ndtri(uniform.clamp(1e-6, 1 - 1e-6))
 
 
-def to_uint8(
-    player: Generator, z: Tensor, batch: int = 256, *, embedded: bool = False
+def generate_uint8(
+    generator: Generator, z: Tensor, batch_size: int = 256, *, input_is_styles: bool = False
 ) -> UInt8[Tensor, "n c h w"]:
-    """Return G's images as uint8 on the CPU: (127.5 x + 128), clamped.
+    """Return G's images as uint8 on the CPU: 127.5 x + 128, clamped.
 
-    ``z`` are latents, or with ``embedded`` what G makes of them first.
+    Args:
+        generator: The network.
+        z: Inputs of G, or styles w if ``input_is_styles``.
+        batch_size: Number of images per forward pass.
+        input_is_styles: Whether to skip the mapping from z to w.
     """
-    device = next(player.parameters()).device
-    make = player.synthesise if embedded else player
-    parts = [make(chunk.to(device)) for chunk in z.split(batch)]
-    return torch.cat([(x * 127.5 + 128).clamp(0, 255).to(torch.uint8).cpu() for x in parts])
-
-
-def _inherit_moments(
-    parent: Generator | Discriminator,
-    child: Generator | Discriminator,
-    edit: Edit,
-    state: dict[str, dict[str, Tensor]],
-    seed: int,
-) -> dict[str, dict[str, Tensor]]:
-    """Return the child's optimiser state: inherited where the parent had it, absent elsewhere."""
-    names = {name: value.detach() for name, value in child.named_parameters()}
-    nothing = {name: value.new_zeros(()).expand(value.shape) for name, value in names.items()}
-    result: dict[str, dict[str, Tensor]] = {}
-    for key, power in MOMENTS.items():
-        given = inherit(parent, child, edit, state[key], seed, fresh=names, power=power)
-        result[key] = nothing | given
-    specs = parent.spec, child.spec
-    steps = {renamed(name, edit, *specs): step for name, step in state["step"].items()}
-    result["step"] = {name: step for name, step in steps.items() if name in names}
-    return result
+    device = next(generator.parameters()).device
+    forward = generator.synthesize if input_is_styles else generator
+    batches = [forward(part.to(device)) for part in z.split(batch_size)]
+    return torch.cat([(x * 127.5 + 128).clamp(0, 255).to(torch.uint8).cpu() for x in batches])

@@ -1,4 +1,4 @@
-"""How much memory a step needs, how much there is, and what was used at most."""
+"""Estimate of the memory that a training step needs, free memory, and peak memory."""
 
 from __future__ import annotations
 
@@ -9,71 +9,85 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+import psutil
 import torch
 
-from growgan.nets.cost import activations, parameters
-from growgan.nets.spec import StackSpec
+from growgan.nets.flops import activation_elements, count_parameters
+from growgan.nets.spec import DiscriminatorSpec, GeneratorSpec, NetworkSpec
 
-# Fitted to the peaks of a dozen presets, sizes and batches (--dry-run measures them), to some 30 %.
-CONSTANT = 75 * 2**20  # bytes of code and buffers that the first step brings
-A_VALUE = 28  # bytes for each feature value that a forward of G or D writes, for a batch of both
-A_PARAMETER = 72  # weights, gradients, two moments and the average, once more for the parent
-SHARE = 0.7  # of what is free that a step may be expected to take
-CGROUP = Path("/sys/fs/cgroup")
-ONEDNN = ("could not create a primitive", "could not create a memory")  # of a lack of memory
-
-
-def needed(pair: Iterable[StackSpec], batch: int) -> float:
-    """Return the bytes that training ``pair`` on so many images at a time will take, roughly."""
-    values, weights = 0.0, 0
-    for spec in pair:
-        values += activations(spec)
-        weights += parameters(spec)
-    return CONSTANT + A_VALUE * batch * values + A_PARAMETER * weights
+# Fitted to the peak memory of a dozen presets, resolutions and batch sizes, as measured by
+# --dry-run; accurate to about 30 %.
+BASE_BYTES = 75 * 2**20  # code and buffers that the first step loads
+BYTES_PER_ACTIVATION = 28  # per feature value and image, for the forward passes of G and D
+BYTES_PER_PARAMETER = 72  # weight, gradient, two moments and average, twice (parent and child)
+MAX_FREE_MEMORY_FRACTION = 0.7  # of the free memory that a step may be expected to use
+CGROUP_DIR = Path("/sys/fs/cgroup")
+OUT_OF_MEMORY_MESSAGES = (
+    "can't allocate memory",
+    "not enough memory",
+    "out of memory",
+    "could not create a primitive",  # oneDNN
+    "could not create a memory",  # oneDNN
+)
 
 
-def available(device: torch.device) -> float | None:
-    """Return the bytes that are free on ``device``; None where the system does not tell."""
+def estimate_bytes(specs: Iterable[NetworkSpec], batch_size: int) -> float:
+    """Return a rough estimate of the bytes that training networks of these specs needs."""
+    activations, parameters = 0.0, 0
+    for spec in specs:
+        activations += activation_elements(spec)
+        parameters += count_parameters(spec)
+    per_batch = BYTES_PER_ACTIVATION * batch_size * activations
+    return BASE_BYTES + per_batch + BYTES_PER_PARAMETER * parameters
+
+
+def free_bytes(device: torch.device) -> float | None:
+    """Return the free bytes on ``device``, or None for a device that does not report them."""
     if device.type == "cuda":
-        kept = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
-        return float(torch.cuda.mem_get_info(device)[0] + kept)
-    if sys.platform != "linux":
+        cached = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+        return float(torch.cuda.mem_get_info(device)[0] + cached)
+    if device.type != "cpu":
         return None
-    lines = Path("/proc/meminfo").read_text().splitlines()
-    free = next(1024.0 * int(line.split()[1]) for line in lines if line.startswith("MemAvailable"))
-    with suppress(OSError, ValueError):  # a container may have less than its machine
-        limit = float((CGROUP / "memory.max").read_text())
-        used = float((CGROUP / "memory.current").read_text())
-        free = min(free, limit - used + _reclaimable((CGROUP / "memory.stat").read_text()))
-    return free + freed_and_kept()
+    free = float(psutil.virtual_memory().available)
+    # psutil reports the machine; a container may be limited to less.
+    with suppress(OSError, ValueError):
+        limit = float((CGROUP_DIR / "memory.max").read_text())
+        used = float((CGROUP_DIR / "memory.current").read_text())
+        stat = (CGROUP_DIR / "memory.stat").read_text()
+        free = min(free, limit - used + _reclaimable_bytes(stat))
+    return free + free_heap_bytes()
 
 
-def _reclaimable(stat: str) -> float:
-    """Return the bytes of files that a container's kernel would let go of."""
-    known = dict(line.split() for line in stat.splitlines())
-    return float(known.get("inactive_file", 0))
+def _reclaimable_bytes(stat: str) -> float:
+    """Return the bytes of cached files in a cgroup's ``memory.stat``, which can be reclaimed."""
+    values = dict(line.split() for line in stat.splitlines())
+    return float(values.get("inactive_file", 0))
 
 
-def parts_that_fit(
-    pair: tuple[StackSpec, StackSpec], batch: int, group: int, device: torch.device
+def choose_num_micro_batches(
+    specs: tuple[GeneratorSpec, DiscriminatorSpec],
+    batch_size: int,
+    group_size: int,
+    device: torch.device,
 ) -> int:
-    """Return in how many parts a batch should go through: one, as long as all of it fits.
+    """Return the number of micro-batches with which a step is expected to fit into memory.
 
-    Parts are halved while they are of whole groups of ``group`` samples and of two at least.
+    It is a power of two. Micro-batches consist of whole groups of ``group_size`` samples, for the
+    minibatch standard deviation, and of at least two samples.
     """
-    free, parts = available(device), 1
-    while free is not None and needed(pair, batch // parts) > SHARE * free:
-        if batch // parts % (2 * max(2, group)):
-            break
-        parts *= 2
-    return parts
+    free, num_micro_batches = free_bytes(device), 1
+    if free is None:
+        return 1
+    while (
+        estimate_bytes(specs, batch_size // num_micro_batches) > MAX_FREE_MEMORY_FRACTION * free
+        and batch_size // num_micro_batches % (2 * max(2, group_size)) == 0
+    ):
+        num_micro_batches *= 2
+    return num_micro_batches
 
 
 class PeakMemory:
-    """The most memory that was in use since it was made: the device's, or this process's own.
-
-    None where the system does not tell.
-    """
+    """Peak memory of the device, or of this process on the CPU, since the object was created."""
 
     def __init__(self, device: torch.device) -> None:
         self.device = device
@@ -81,49 +95,50 @@ class PeakMemory:
             torch.cuda.reset_peak_memory_stats(device)
         elif sys.platform == "linux":
             with suppress(OSError):
-                Path("/proc/self/clear_refs").write_text("5")  # begins the count anew
+                Path("/proc/self/clear_refs").write_text("5")  # resets VmHWM
 
     @property
     def mib(self) -> float | None:
-        """MiB; files that are mapped, like the images, are not counted."""
+        """Peak in MiB without mapped files such as the images; None if it is not known."""
         if self.device.type == "cuda":
             return torch.cuda.max_memory_allocated(self.device) / 2**20
         if sys.platform != "linux":
             return None
+        # psutil has no peak without mapped files.
         lines = Path("/proc/self/status").read_text().splitlines()
-        known = {line.partition(":")[0]: line.split()[1] for line in lines if line.endswith("kB")}
-        return (int(known["VmHWM"]) - int(known["RssFile"]) - int(known["RssShmem"])) / 1024
+        kib = {line.partition(":")[0]: line.split()[1] for line in lines if line.endswith("kB")}
+        return (int(kib["VmHWM"]) - int(kib["RssFile"]) - int(kib["RssShmem"])) / 1024
 
 
-def keep_freed_memory() -> None:
-    """Tell glibc to keep large freed blocks instead of handing them back to the kernel.
+def keep_freed_heap() -> None:
+    """Make glibc keep large freed blocks instead of returning them to the kernel.
 
-    Activations are allocated anew at each step; without this every one is page-faulted in again,
-    which took up to half of a step. Elsewhere than on glibc it does nothing.
+    Each step allocates its activations again. Without this, all their pages fault in again, which
+    took up to half the time of a step. Without glibc this does nothing.
     """
-    mallopt = _allocator("mallopt")
+    mallopt = _glibc_function("mallopt")
     trim_threshold, mmap_threshold = -1, -3  # M_TRIM_THRESHOLD, M_MMAP_THRESHOLD
     if mallopt is not None and mallopt(mmap_threshold, 1 << 30):
         mallopt(trim_threshold, (1 << 31) - 1)
 
 
-def hand_back_freed_memory() -> None:
-    """Let the kernel have what glibc has kept, so that a peak is of what follows alone."""
-    trim = _allocator("malloc_trim")
-    if trim is not None:
-        trim(0)
+def trim_heap() -> None:
+    """Return glibc's free blocks to the kernel, so that they do not count as peak memory."""
+    malloc_trim = _glibc_function("malloc_trim")
+    if malloc_trim is not None:
+        malloc_trim(0)
 
 
-def freed_and_kept() -> float:
-    """Return the bytes that are freed and will be taken again before others; 0 if not known."""
-    told = _allocator("mallinfo2")
-    if told is None:
+def free_heap_bytes() -> float:
+    """Return the bytes of glibc's free blocks, which are reused before others; 0 without glibc."""
+    mallinfo2 = _glibc_function("mallinfo2")
+    if mallinfo2 is None:
         return 0.0
-    told.restype = _Allocated
-    return float(told().fordblks)
+    mallinfo2.restype = _Mallinfo2
+    return float(mallinfo2().fordblks)
 
 
-class _Allocated(ctypes.Structure):
+class _Mallinfo2(ctypes.Structure):
     """glibc's ``struct mallinfo2``."""
 
     _fields_ = [
@@ -134,13 +149,13 @@ class _Allocated(ctypes.Structure):
     ]
 
 
-def _allocator(name: str) -> Any:
-    """Return a function of glibc's allocator, None elsewhere."""
+def _glibc_function(name: str) -> Any:
+    """Return a function of glibc's allocator, or None on other systems."""
     return getattr(ctypes.CDLL(None), name, None) if sys.platform == "linux" else None
 
 
-def out_of_memory(error: Exception) -> bool:
-    """Return whether ``error`` says that a device, or the machine, has no memory left."""
-    words = ("can't allocate memory", "not enough memory", "out of memory", *ONEDNN)
-    named = isinstance(error, (torch.OutOfMemoryError, MemoryError))
-    return named or any(each in str(error).lower() for each in words)
+def is_out_of_memory(error: Exception) -> bool:
+    """Return whether ``error`` reports that a device or the machine has no memory left."""
+    if isinstance(error, (torch.OutOfMemoryError, MemoryError)):
+        return True
+    return any(message in str(error).lower() for message in OUT_OF_MEMORY_MESSAGES)

@@ -1,8 +1,8 @@
-"""What a run says while it goes on.
+"""Displays: what a run reports while it trains.
 
-The search speaks to a :class:`Display` and knows nothing of terminals; the command line brings one
-that draws (:mod:`growgan.cli.display`), Python code gets lines (:mod:`growgan.training.lines`)
-unless it brings its own.
+A search reports to a :class:`Display`. The command line uses one that draws in the terminal
+(:mod:`growgan.cli.live_display`). Python code gets lines of text
+(:mod:`growgan.training.text_display`) unless it passes its own display.
 """
 
 from __future__ import annotations
@@ -13,108 +13,108 @@ from typing import Any, Literal, Protocol
 
 
 @dataclass(frozen=True)
-class Status:
-    """Where a run stands at one moment.
+class RunStatus:
+    """The state of a run at one moment.
 
     Attributes:
-        candidate: id of the candidate in training ("0007").
-        stage: what happens, in words ("fade in 16x16", "train 32x32", "score 32x32").
-        resolution: (height, width) of the images in training, in pixels.
-        alpha: fade weight of the newest layer, 0 to 1; 1 when nothing fades.
-        images: real images that this lineage has seen.
-        images_per_second: training speed.
-        losses: named terms of the objective, newest values.
-        score: the newest candidate's score (lower is better), None before the first.
-        best: the best score so far, None before the first.
-        spent: share of the budget that is used, 0 to 1.
-        elapsed: seconds on the run's clock.
-        left: seconds left, None where the budget is counted in images.
+        candidate: Id of the candidate in training, such as "0007".
+        phase: The current work, such as "fade in 16x16", "train 32x32" or "score 32x32".
+        resolution: Height and width of the images in training, in pixels.
+        alpha: Fade-in weight of the newest layer, 0 to 1; 1 if nothing fades in.
+        images_seen: Real images seen along this lineage.
+        images_per_second: Training speed.
+        losses: Newest values of the objective's terms, by name.
+        score: Score of the newest candidate (lower is better); None before the first.
+        best_score: Best score so far; None before the first.
+        spent_fraction: Used fraction of the budget, 0 to 1.
+        elapsed_seconds: Seconds since the run started, without interruptions.
+        seconds_left: Seconds left; None if the budget counts images.
     """
 
     candidate: str
-    stage: str
+    phase: str
     resolution: tuple[int, int]
     alpha: float
-    images: int
+    images_seen: int
     images_per_second: float
     losses: Mapping[str, float] = field(default_factory=dict)
     score: float | None = None
-    best: float | None = None
-    spent: float = 0.0
-    elapsed: float = 0.0
-    left: float | None = None
+    best_score: float | None = None
+    spent_fraction: float = 0.0
+    elapsed_seconds: float = 0.0
+    seconds_left: float | None = None
 
 
 class Display(Protocol):
-    """Shows a run: ``start`` once, then any number of the others, then ``stop`` in any case."""
+    """Shows a run: one ``start``, then any number of other calls, then always ``stop``."""
 
-    def start(self, info: Mapping[str, Any]) -> None:
-        """Begin; ``info`` is the ledger's start event or a part of it."""
+    def start(self, start_event: Mapping[str, Any]) -> None:
+        """Show the start; ``start_event`` is the ledger's start event or a part of it."""
 
-    def progress(self, status: Status) -> None:
-        """Show where the run stands; may be called at every step, so it must be cheap."""
+    def progress(self, status: RunStatus) -> None:
+        """Show the state of the run. It may be called in every step, so it must be fast."""
 
     def candidate(self, record: Mapping[str, Any]) -> None:
-        """Show a finished candidate: the ledger's candidate event."""
+        """Show a finished candidate; ``record`` is the ledger's candidate event."""
 
     def select(self, record: Mapping[str, Any]) -> None:
-        """Show a decision: the ledger's select event."""
+        """Show a selection; ``record`` is the ledger's select event."""
 
     def message(self, text: str) -> None:
-        """Show one line that the user should not miss."""
+        """Show one important line."""
 
     def stop(self, summary: Mapping[str, Any]) -> None:
-        """Leave the terminal clean and show ``summary``, a line an entry; safe to call twice."""
+        """Restore the terminal and show ``summary``, one line per entry. It may be called twice."""
 
 
-# A display of one's own; lines to standard error for None; nothing for False.
-Shown = Display | Literal[False] | None
+# A display, None for lines of text on standard error, or False for no output.
+DisplayArg = Display | Literal[False] | None
 
 
-class Together:
-    """Several displays as one."""
+class CompositeDisplay:
+    """Forwards every call to several displays."""
 
     def __init__(self, *displays: Display) -> None:
         self.displays = displays
 
-    def start(self, info: Mapping[str, Any]) -> None:
-        """Begin everywhere."""
-        for each in self.displays:
-            each.start(info)
+    def start(self, start_event: Mapping[str, Any]) -> None:
+        """Show the start on all displays."""
+        for display in self.displays:
+            display.start(start_event)
 
-    def progress(self, status: Status) -> None:
-        """Show ``status`` everywhere."""
-        for each in self.displays:
-            each.progress(status)
+    def progress(self, status: RunStatus) -> None:
+        """Show ``status`` on all displays."""
+        for display in self.displays:
+            display.progress(status)
 
     def candidate(self, record: Mapping[str, Any]) -> None:
-        """Show a candidate everywhere."""
-        for each in self.displays:
-            each.candidate(record)
+        """Show a candidate on all displays."""
+        for display in self.displays:
+            display.candidate(record)
 
     def select(self, record: Mapping[str, Any]) -> None:
-        """Show a decision everywhere."""
-        for each in self.displays:
-            each.select(record)
+        """Show a selection on all displays."""
+        for display in self.displays:
+            display.select(record)
 
     def message(self, text: str) -> None:
-        """Show a line everywhere."""
-        for each in self.displays:
-            each.message(text)
+        """Show a line on all displays."""
+        for display in self.displays:
+            display.message(text)
 
     def stop(self, summary: Mapping[str, Any]) -> None:
-        """Stop everywhere, the first display last, so that its summary stands at the end."""
-        for each in reversed(self.displays):
-            each.stop(summary)
+        """Stop all displays, the first one last, so that its summary is at the end."""
+        for display in reversed(self.displays):
+            display.stop(summary)
 
 
 class SilentDisplay:
     """Shows nothing."""
 
-    def start(self, info: Mapping[str, Any]) -> None:
-        """Ignore ``info``."""
+    def start(self, start_event: Mapping[str, Any]) -> None:
+        """Ignore ``start_event``."""
 
-    def progress(self, status: Status) -> None:
+    def progress(self, status: RunStatus) -> None:
         """Ignore ``status``."""
 
     def candidate(self, record: Mapping[str, Any]) -> None:

@@ -1,15 +1,15 @@
-"""Kinds of layer."""
+"""Layer types of G and D."""
 
-from growgan.nets.blocks import aliasfree, attention, grouped, plain, preactivation, style
+from growgan.nets.blocks import alias_free, attention, basic, grouped, preactivation, style
 from growgan.nets.blocks.base import BLOCKS, Block
 
 __all__ = [
     "BLOCKS",
     "Block",
-    "aliasfree",
+    "alias_free",
     "attention",
+    "basic",
     "grouped",
-    "plain",
     "preactivation",
     "style",
 ]

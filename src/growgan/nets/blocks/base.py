@@ -1,96 +1,148 @@
-"""Kinds of layer. A new kind is one class here: it then grows, trains and is listed.
+"""Base classes of layer types. A new layer type is one subclass of :class:`Block`.
 
-A block is built as ``Block(layer, inner, role=..., rate=..., style=...)``, where ``inner`` is the
-width on the small side. G's block maps ``inner`` to ``layer.width`` channels and may double the
-size; D's maps ``layer.width`` to ``inner`` and may halve it. It is called with the features and,
-in G, with style vectors of length ``style``, which kinds and norms may use.
+A block stands between the base-grid side, with ``inner_width`` channels, and the image side, with
+``layer_spec.width`` channels. In G it maps from the base-grid side to the image side and may double
+the resolution; in D it maps from the image side to the base-grid side and may halve it.
 """
 
 from __future__ import annotations
 
+from typing import ClassVar
+
 import torch
 from torch import nn
 
-from growgan.config import Rate
 from growgan.errors import UserError
-from growgan.nets.layers import ACTIVATIONS, Conv, Dense
+from growgan.nets.layers import ACTIVATIONS, LinearMapWidths, ScaledConv2d, ScaledLinear
 from growgan.nets.norms import NORMS
-from growgan.nets.spec import LayerSpec, Role
+from growgan.nets.spec import LayerSpec, Role, WeightSpec
 from growgan.registry import Registry
 
 BLOCKS: Registry[type[Block]] = Registry("block")
 
 
 class Block(nn.Module):
-    """What every kind of layer shares: widths, resampling, and which widths are tied.
+    """A layer of G or D.
+
+    It is called with features and, in G, with a style of length ``style_dim``. Subclasses create
+    their modules in :meth:`build` and compute in ``forward(x, style=None)``.
+
+    Args:
+        layer_spec: The spec of the layer.
+        inner_width: Number of channels on the base-grid side.
+        role: "generator" or "discriminator".
+        weight_spec: Initialization, parametrization and learning-rate scaling of the weights.
+        style_dim: Length of the styles; 0 in D.
 
     Attributes:
-        ties: True if the block adds its input to its output unchanged, so that the widths on its
-            two sides must stay equal.
-        widens: whether its channels can be duplicated without a change of what it computes.
-        resamples: whether it can double the grid.
-        keeps_width: whether it has as many channels on either side.
-        margin: pixels on each side of its grid that belong to no image; all of a stack agree.
-        held: feature values that it writes, beside those of its image side, roughly.
-        judges: whether it has a meaning in D, where there are no styles.
+        linear_map_widths: Which widths the linear maps and norms read and write: "in" and "out" for
+            the channels of the block's input and output, "width" for ``layer_spec.width``, or None.
+            Only blocks that can be widened list them.
+        can_widen: Whether channels can be duplicated without a change of the output.
+        can_resample: Whether the block can change the resolution.
+        preserves_width: Whether it needs as many output as input channels.
+        supports_discriminator: Whether it works without styles, and thus in D.
+        grid_margin: Width in pixels of the border of its feature maps that lies outside the image.
+            All layers of a network have the same margin.
+        activation_multiplier: Approximate size of all feature maps that the block writes, as a
+            multiple of one map on its image side.
     """
 
-    ties = False
-    widens = True
-    resamples = True
-    keeps_width = False
-    held = 1.0
-    judges = True
-    margin = 0
+    linear_map_widths: ClassVar[LinearMapWidths] = {}
+    can_widen = True
+    can_resample = True
+    preserves_width = False
+    supports_discriminator = True
+    grid_margin = 0
+    activation_multiplier = 1.0
+
+    def __init__(
+        self,
+        layer_spec: LayerSpec,
+        inner_width: int,
+        *,
+        role: Role,
+        weight_spec: WeightSpec,
+        style_dim: int = 0,
+    ) -> None:
+        super().__init__()
+        name = layer_spec.block
+        if layer_spec.resample_factor != 1 and not self.can_resample:
+            raise UserError(
+                f"block '{name}' cannot change the resolution: resample_factor must be 1"
+            )
+        if role == "discriminator" and not self.supports_discriminator:
+            raise UserError(f"block '{name}' needs a style, but the layers of D have none")
+        if self.preserves_width and inner_width != layer_spec.width:
+            raise UserError(
+                f"block '{name}' keeps its number of channels, {inner_width}, but the width is "
+                f"{layer_spec.width}"
+            )
+        self.layer_spec, self.role = layer_spec, role
+        self.inner_width, self.style_dim, self.weight_spec = inner_width, style_dim, weight_spec
+        if role == "generator":
+            self.up, self.down = layer_spec.resample_factor, 1
+            self.in_channels, self.out_channels = inner_width, layer_spec.width
+        else:
+            self.up, self.down = 1, layer_spec.resample_factor
+            self.in_channels, self.out_channels = layer_spec.width, inner_width
+        self.activation = ACTIVATIONS[layer_spec.activation]()
+        self.norm = self.build_norm(self.normalized_channels)
+        self.build()
+
+    def build(self) -> None:
+        """Create the modules of the block besides ``activation`` and ``norm``."""
+
+    def build_norm(self, num_features: int) -> nn.Module:
+        """Return a normalization layer of the type that the layer spec names."""
+        return NORMS[self.layer_spec.norm](num_features, self.style_dim, self.weight_spec)
 
     @property
-    def styled(self) -> bool:
-        """Whether it uses its style."""
-        return self.layer.norm == "conditional"
+    def uses_style(self) -> bool:
+        """Whether the output depends on the style."""
+        return self.layer_spec.norm == "conditional"
 
     @property
-    def noisy(self) -> bool:
-        """Whether it adds noise of its own."""
+    def adds_noise(self) -> bool:
+        """Whether the block adds random noise."""
         return False
 
     @property
-    def normed(self) -> int:
-        """How many channels are normalised: those of the output, unless a kind says otherwise."""
-        return self.width_out
+    def normalized_channels(self) -> int:
+        """Number of channels that ``norm`` normalizes."""
+        return self.out_channels
 
     @classmethod
-    def multiplications(cls, layer: LayerSpec, inner: int, role: Role, pixels: int) -> float:
-        """Return the multiplications for one of the ``pixels`` on the image side, roughly."""
-        return layer.kernel**2 * inner * layer.width
+    def macs_per_pixel(
+        cls, layer_spec: LayerSpec, inner_width: int, role: Role, num_pixels: int
+    ) -> float:
+        """Return the approximate number of multiplications per pixel of the image side.
 
-    def __init__(
-        self, layer: LayerSpec, inner: int, *, role: Role, rate: Rate, style: int = 0
-    ) -> None:
-        super().__init__()
-        if layer.resample != 1 and not self.resamples:
-            raise UserError(f"a {layer.kind} layer cannot double the grid: resample must be 1")
-        if role == "discriminator" and not self.judges:
-            raise UserError(f"a {layer.kind} layer has no meaning for D, where there are no styles")
-        self.layer, self.role, self.rate = layer, role, rate
-        self.up = layer.resample if role == "generator" else 1
-        self.down = layer.resample if role == "discriminator" else 1
-        sides = (inner, layer.width)
-        self.width_in, self.width_out = sides if role == "generator" else sides[::-1]
-        self.activation = ACTIVATIONS[layer.activation]()
-        self.norm = NORMS[layer.norm](self.normed, style, rate)
+        Args:
+            layer_spec: The spec of the layer.
+            inner_width: Number of channels on the base-grid side.
+            role: "generator" or "discriminator".
+            num_pixels: Number of pixels of a feature map on the image side.
+        """
+        return layer_spec.kernel_size**2 * inner_width * layer_spec.width
 
 
 class StyledBlock(Block):
-    """What convolves with weights that an affine map of the style scales, and adds a bias."""
+    """A convolution whose weights are scaled by an affine map of the style, plus a bias; for G."""
 
-    widens = False
-    styled = True
-    judges = False
+    can_widen = False
+    uses_style = True
+    supports_discriminator = False
 
-    def __init__(
-        self, layer: LayerSpec, inner: int, *, role: Role, rate: Rate, style: int = 0
-    ) -> None:
-        super().__init__(layer, inner, role=role, rate=rate, style=style)
-        self.affine = Dense(style, self.width_in, rate=rate, bias=1.0)
-        self.conv = Conv(self.width_in, self.width_out, layer.kernel, rate=rate, bias=False)
-        self.bias = nn.Parameter(torch.zeros(self.width_out))
+    def build(self) -> None:
+        self.affine = ScaledLinear(
+            self.style_dim, self.in_channels, weight_spec=self.weight_spec, bias_init=1.0
+        )
+        self.conv = ScaledConv2d(
+            self.in_channels,
+            self.out_channels,
+            self.layer_spec.kernel_size,
+            weight_spec=self.weight_spec,
+            bias=False,
+        )
+        self.bias = nn.Parameter(torch.zeros(self.out_channels))

@@ -1,98 +1,112 @@
-"""Residual layers that normalise and rectify before they convolve (He et al. 2016, 1603.05027)."""
+"""Residual layers with norm and activation before the convolution (He et al. 2016, 1603.05027)."""
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor, nn
 
-from growgan.config import Rate
 from growgan.nets.blocks.base import BLOCKS, Block
-from growgan.nets.layers import Conv, downsample, upsample
-from growgan.nets.norms import NORMS
+from growgan.nets.layers import ScaledConv2d
+from growgan.nets.resampling import downsample_average, upsample_nearest
 from growgan.nets.spec import LayerSpec, Role
 
 
 @BLOCKS.register(
-    "preactivation", "residual; norm and activation come first", "Miyato et al. 2018, 1802.05957"
+    "preactivation",
+    "Residual layer with norm and activation before each convolution.",
+    "Miyato et al. 2018, 1802.05957",
 )
 class PreactivationBlock(Block):
-    """shortcut(x) + conv(activation(norm(conv(up(activation(norm(x))))))), then down.
+    """shortcut(x) + conv(activation(norm(conv(up(activation(norm(x))))))), then downsampled.
 
-    The shortcut has a 1×1 convolution where widths or sizes differ.
+    The shortcut has a 1×1 convolution if the width or the size changes.
     """
 
-    widens = False
+    can_widen = False
 
     @property
-    def normed(self) -> int:
-        return self.width_in
+    def normalized_channels(self) -> int:
+        return self.in_channels
 
     @classmethod
-    def multiplications(cls, layer: LayerSpec, inner: int, role: Role, pixels: int) -> float:
-        last = layer.width if role == "generator" else inner
-        return layer.kernel**2 * last * (inner + layer.width)
+    def macs_per_pixel(
+        cls, layer_spec: LayerSpec, inner_width: int, role: Role, num_pixels: int
+    ) -> float:
+        out_channels = layer_spec.width if role == "generator" else inner_width
+        return layer_spec.kernel_size**2 * out_channels * (inner_width + layer_spec.width)
 
-    def __init__(
-        self, layer: LayerSpec, inner: int, *, role: Role, rate: Rate, style: int = 0
-    ) -> None:
-        super().__init__(layer, inner, role=role, rate=rate, style=style)
-        ends = (self.width_in, self.width_out)
-        self.ties = ends[0] == ends[1] and layer.resample == 1
-        self.norm2 = NORMS[layer.norm](self.width_out, style, rate)
-        self.conv1 = Conv(*ends, layer.kernel, rate=rate)
-        self.conv2 = Conv(self.width_out, self.width_out, layer.kernel, rate=rate)
-        self.skip = nn.Identity() if self.ties else Conv(*ends, 1, gain=1.0, rate=rate)
+    def build(self) -> None:
+        in_channels, out_channels = self.in_channels, self.out_channels
+        kernel_size = self.layer_spec.kernel_size
+        self.norm2 = self.build_norm(out_channels)
+        self.conv1 = ScaledConv2d(
+            in_channels, out_channels, kernel_size, weight_spec=self.weight_spec
+        )
+        self.conv2 = ScaledConv2d(
+            out_channels, out_channels, kernel_size, weight_spec=self.weight_spec
+        )
+        self.skip: nn.Module = nn.Identity()
+        if in_channels != out_channels or self.layer_spec.resample_factor != 1:
+            self.skip = ScaledConv2d(
+                in_channels, out_channels, 1, gain=1.0, weight_spec=self.weight_spec
+            )
 
     def forward(self, x: Tensor, style: Tensor | None = None) -> Tensor:
-        h = self.conv1(upsample(self.activation(self.norm(x, style)), self.up))
+        h = self.conv1(upsample_nearest(self.activation(self.norm(x, style)), self.up))
         h = self.conv2(self.activation(self.norm2(h, style)))
-        # A 1×1 convolution and resampling commute; it is done on the smaller grid.
-        return upsample(self.skip(downsample(x, self.down)), self.up) + downsample(h, self.down)
+        # A 1×1 convolution and resampling commute. Convolve on the smaller grid.
+        shortcut = upsample_nearest(self.skip(downsample_average(x, self.down)), self.up)
+        return shortcut + downsample_average(h, self.down)
 
 
 @BLOCKS.register(
     "bottleneck",
-    "as preactivation, narrow inside, nothing in the shortcut",
+    "Residual layer with few channels inside and no convolution in its shortcut.",
     "Brock et al. 2019, 1809.11096",
 )
 class BottleneckBlock(Block):
-    """shortcut(x) + four convolutions, each after norm and activation: 1×1, two wide, 1×1.
+    """shortcut(x) + four convolutions, each after norm and activation: 1×1, two wider, 1×1.
 
-    Inside there are a quarter of the channels on the small side. The shortcut drops channels that
-    are too many, and adds those that are missing by a 1×1 convolution (Brock et al. 2019,
-    1809.11096, appendix B).
+    Inside there are a quarter of the channels of the base-grid side. The shortcut drops surplus
+    channels, and computes missing ones by a 1×1 convolution (Brock et al. 2019, appendix B).
     """
 
-    widens = False
+    can_widen = False
 
     @property
-    def normed(self) -> int:
-        return self.width_in
+    def normalized_channels(self) -> int:
+        return self.in_channels
 
     @classmethod
-    def multiplications(cls, layer: LayerSpec, inner: int, role: Role, pixels: int) -> float:
-        narrow = inner / 4
-        return narrow * (2 * layer.kernel**2 * narrow + inner + layer.width)
+    def macs_per_pixel(
+        cls, layer_spec: LayerSpec, inner_width: int, role: Role, num_pixels: int
+    ) -> float:
+        narrow = inner_width / 4
+        return narrow * (2 * layer_spec.kernel_size**2 * narrow + inner_width + layer_spec.width)
 
-    def __init__(
-        self, layer: LayerSpec, inner: int, *, role: Role, rate: Rate, style: int = 0
-    ) -> None:
-        super().__init__(layer, inner, role=role, rate=rate, style=style)
-        self.ties = self.width_in == self.width_out and layer.resample == 1
-        narrow, size, norm = max(1, inner // 4), layer.kernel, NORMS[layer.norm]
-        self.norms = nn.ModuleList(norm(narrow, style, rate) for _ in range(3))
-        self.conv1 = Conv(self.width_in, narrow, 1, rate=rate)
-        self.conv2 = Conv(narrow, narrow, size, rate=rate)
-        self.conv3 = Conv(narrow, narrow, size, rate=rate)
-        self.conv4 = Conv(narrow, self.width_out, 1, rate=rate)
-        missing = self.width_out - self.width_in
-        self.extra = Conv(self.width_in, missing, 1, gain=1.0, rate=rate) if missing > 0 else None
+    def build(self) -> None:
+        narrow = max(1, self.inner_width // 4)
+        kernel_size, weight_spec = self.layer_spec.kernel_size, self.weight_spec
+        self.norms = nn.ModuleList(self.build_norm(narrow) for _ in range(3))
+        self.conv1 = ScaledConv2d(self.in_channels, narrow, 1, weight_spec=weight_spec)
+        self.conv2 = ScaledConv2d(narrow, narrow, kernel_size, weight_spec=weight_spec)
+        self.conv3 = ScaledConv2d(narrow, narrow, kernel_size, weight_spec=weight_spec)
+        self.conv4 = ScaledConv2d(narrow, self.out_channels, 1, weight_spec=weight_spec)
+        num_missing = self.out_channels - self.in_channels
+        self.extra_channels: nn.Module | None = None
+        if num_missing > 0:
+            self.extra_channels = ScaledConv2d(
+                self.in_channels, num_missing, 1, gain=1.0, weight_spec=weight_spec
+            )
 
     def forward(self, x: Tensor, style: Tensor | None = None) -> Tensor:
         h = self.conv1(self.activation(self.norm(x, style)))
-        h = self.conv2(upsample(self.activation(self.norms[0](h, style)), self.up))
+        h = self.conv2(upsample_nearest(self.activation(self.norms[0](h, style)), self.up))
         h = self.conv3(self.activation(self.norms[1](h, style)))
-        h = self.conv4(downsample(self.activation(self.norms[2](h, style)), self.down))
-        x = downsample(x, self.down)
-        x = x[:, : self.width_out] if self.extra is None else torch.cat([x, self.extra(x)], 1)
-        return upsample(x, self.up) + h
+        h = self.conv4(downsample_average(self.activation(self.norms[2](h, style)), self.down))
+        shortcut = downsample_average(x, self.down)
+        if self.extra_channels is None:
+            shortcut = shortcut[:, : self.out_channels]
+        else:
+            shortcut = torch.cat([shortcut, self.extra_channels(shortcut)], 1)
+        return upsample_nearest(shortcut, self.up) + h

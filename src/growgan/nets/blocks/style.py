@@ -10,98 +10,113 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from growgan.config import Rate
 from growgan.nets.blocks.base import BLOCKS, Block, StyledBlock
-from growgan.nets.filters import smooth_double, smooth_halve
-from growgan.nets.layers import GAIN, Conv
+from growgan.nets.layers import HE_GAIN, ScaledConv2d
+from growgan.nets.resampling import blur_conv_downsample, upsample_conv_blur
 from growgan.nets.spec import LayerSpec, Role
 
 
 @lru_cache(maxsize=256)
-def still_noise(name: str, height: int, width: int) -> Tensor:
-    """Return the noise [1, 1, height, width] of the layer of that id when it is not trained."""
-    generator = torch.Generator().manual_seed(crc32(name.encode()))
-    return torch.randn(1, 1, height, width, generator=generator)
+def constant_noise(layer_id: str, height: int, width: int) -> Tensor:
+    """Return the noise of a layer in eval mode, float ``[1, 1, height, width]``."""
+    rng = torch.Generator().manual_seed(crc32(layer_id.encode()))
+    return torch.randn(1, 1, height, width, generator=rng)
 
 
 @BLOCKS.register(
-    "modulated", "convolution scaled by the style, noise", "Karras et al. 2020, 1912.04958"
+    "modulated",
+    "Convolution scaled by the style, with noise; for G.",
+    "Karras et al. 2020, 1912.04958",
 )
 class ModulatedBlock(StyledBlock):
-    """y = activation(demodulate(conv(x · s)) + noise + bias), s an affine map of the style.
+    """y = activation(demodulate(conv(x · s)) + noise + bias), where s is affine in the style.
 
-    Each output channel is divided by the norm of its modulated weights, so that it has unit
-    deviation whatever s is. The noise is drawn for each pixel in training, and stays the same
-    afterwards; its strength is learnt and starts at 0.
+    Demodulation divides each output channel by the norm of its modulated weights, so that it has
+    unit variance for every s. In training the noise is drawn for each pixel; in eval mode it is
+    constant. Its learned strength starts at 0.
     """
 
-    held = 1.5
-    noisy = True
+    activation_multiplier = 1.5
+    adds_noise = True
 
     @classmethod
-    def multiplications(cls, layer: LayerSpec, inner: int, role: Role, pixels: int) -> float:
-        filtered = 16 * layer.width * (layer.resample - 1)
-        return layer.kernel**2 * inner * layer.width / layer.resample**2 + filtered
+    def macs_per_pixel(
+        cls, layer_spec: LayerSpec, inner_width: int, role: Role, num_pixels: int
+    ) -> float:
+        kernel_pixels = layer_spec.kernel_size**2
+        conv = kernel_pixels * inner_width * layer_spec.width / layer_spec.resample_factor**2
+        return conv + 16 * layer_spec.width * (layer_spec.resample_factor - 1)
 
-    def __init__(
-        self, layer: LayerSpec, inner: int, *, role: Role, rate: Rate, style: int = 0
-    ) -> None:
-        super().__init__(layer, inner, role=role, rate=rate, style=style)
-        self.strength = nn.Parameter(torch.zeros(()))
+    def build(self) -> None:
+        super().build()
+        self.noise_strength = nn.Parameter(torch.zeros(()))
 
     def forward(self, x: Tensor, style: Tensor | None = None) -> Tensor:
-        scale, weight = self.affine(style), self.conv.used
-        square = scale.square() @ weight.square().sum((2, 3)).T  # [N, out]
-        norm = torch.rsqrt(square.float() + 1e-8).to(x.dtype)
+        scale, weight = self.affine(style), self.conv.effective_weight
+        demodulation = scale.square() @ weight.square().sum((2, 3)).T  # (N, out)
+        demodulation = torch.rsqrt(demodulation.float() + 1e-8).to(x.dtype)
         h = x * scale.to(x.dtype)[:, :, None, None]
-        padding = weight.shape[-1] // 2
-        h = smooth_double(h, weight) if self.up == 2 else F.conv2d(h, weight, padding=padding)
-        h = h * norm[:, :, None, None] * GAIN
-        h = h + (self.noise(h) * self.strength).to(h.dtype) + self.bias[:, None, None].to(h.dtype)
+        if self.up == 2:
+            h = upsample_conv_blur(h, weight)
+        else:
+            h = F.conv2d(h, weight, padding=weight.shape[-1] // 2)
+        h = h * demodulation[:, :, None, None] * HE_GAIN
+        h = h + (self.sample_noise(h) * self.noise_strength).to(h.dtype)
+        h = h + self.bias[:, None, None].to(h.dtype)
         return self.norm(self.activation(h), style)
 
-    def noise(self, h: Tensor) -> Tensor:
-        """Return noise for each pixel of ``h``; after training the same for all images."""
+    def sample_noise(self, h: Tensor) -> Tensor:
+        """Return noise for the pixels of ``h``: per sample in training, constant in eval mode."""
         if self.training:
             return torch.randn(len(h), 1, *h.shape[2:], device=h.device)
-        return still_noise(self.layer.id, int(h.shape[2]), int(h.shape[3])).to(h.device)
+        return constant_noise(self.layer_spec.id, int(h.shape[2]), int(h.shape[3])).to(h.device)
 
 
 @BLOCKS.register(
-    "smooth", "residual layer that resamples with a filter", "Karras et al. 2020, 1912.04958"
+    "blur-residual",
+    "Residual layer that resamples with a low-pass filter.",
+    "Karras et al. 2020, 1912.04958",
 )
-class SmoothBlock(Block):
-    """(shortcut(x) + activation(conv(activation(conv(x))))) / sqrt(2), low-passed as it resamples.
+class BlurResidualBlock(Block):
+    """(shortcut(x) + activation(conv(activation(conv(x))))) / sqrt(2), resampled with a filter.
 
     The shortcut is a 1×1 convolution.
     """
 
-    widens = False
-    held = 1.5
+    can_widen = False
+    activation_multiplier = 1.5
 
     @classmethod
-    def multiplications(cls, layer: LayerSpec, inner: int, role: Role, pixels: int) -> float:
-        first, filters = (layer.width, 32) if role == "discriminator" else (inner, 16)
-        each = layer.kernel**2 * layer.width
-        return each * (first + inner / layer.resample**2) + filters * layer.width
+    def macs_per_pixel(
+        cls, layer_spec: LayerSpec, inner_width: int, role: Role, num_pixels: int
+    ) -> float:
+        if role == "discriminator":
+            in_channels, filter_macs = layer_spec.width, 32
+        else:
+            in_channels, filter_macs = inner_width, 16
+        macs_per_channel = layer_spec.kernel_size**2 * layer_spec.width
+        conv = macs_per_channel * (in_channels + inner_width / layer_spec.resample_factor**2)
+        return conv + filter_macs * layer_spec.width
 
-    def __init__(
-        self, layer: LayerSpec, inner: int, *, role: Role, rate: Rate, style: int = 0
-    ) -> None:
-        super().__init__(layer, inner, role=role, rate=rate, style=style)
-        ends, size = (self.width_in, self.width_out), layer.kernel
-        self.conv1 = Conv(self.width_in, self.width_in, size, rate=rate)
-        self.conv2 = Conv(*ends, size, rate=rate, bias=False)
-        self.bias = nn.Parameter(torch.zeros(self.width_out))
-        self.skip = Conv(*ends, 1, gain=1.0, rate=rate, bias=False)
+    def build(self) -> None:
+        in_channels, out_channels = self.in_channels, self.out_channels
+        kernel_size, weight_spec = self.layer_spec.kernel_size, self.weight_spec
+        self.conv1 = ScaledConv2d(in_channels, in_channels, kernel_size, weight_spec=weight_spec)
+        self.conv2 = ScaledConv2d(
+            in_channels, out_channels, kernel_size, weight_spec=weight_spec, bias=False
+        )
+        self.bias = nn.Parameter(torch.zeros(out_channels))
+        self.skip = ScaledConv2d(
+            in_channels, out_channels, 1, gain=1.0, weight_spec=weight_spec, bias=False
+        )
 
     def forward(self, x: Tensor, style: Tensor | None = None) -> Tensor:
-        h = self.resampled(self.activation(self.conv1(x)), self.conv2)
+        h = self._conv_resample(self.activation(self.conv1(x)), self.conv2)
         h = self.activation(h + self.bias[:, None, None].to(h.dtype))
-        return self.norm((self.resampled(x, self.skip) + h) / sqrt(2), style)
+        return self.norm((self._conv_resample(x, self.skip) + h) / sqrt(2), style)
 
-    def resampled(self, x: Tensor, conv: Conv) -> Tensor:
-        """Return the convolution of ``x``, at the size of the output."""
+    def _conv_resample(self, x: Tensor, conv: ScaledConv2d) -> Tensor:
+        """Return the convolution of ``x`` at the resolution of the output."""
         if self.up == 2:
-            return smooth_double(x, conv.used)
-        return smooth_halve(x, conv.used) if self.down == 2 else conv(x)
+            return upsample_conv_blur(x, conv.effective_weight)
+        return blur_conv_downsample(x, conv.effective_weight) if self.down == 2 else conv(x)

@@ -1,4 +1,4 @@
-"""Named starting points: the stacks of a published system, and its published settings."""
+"""Presets: published architectures with their settings."""
 
 from growgan.nets.presets import dcgan, gan, pggan, r3gan, resnet, stylegan2, stylegan3
 from growgan.nets.presets.base import PRESETS, Preset

@@ -1,204 +1,337 @@
-"""What a preset is, and the grid that a stack starts from."""
+"""Presets: architectures with the settings of their papers, and the base grid they start from."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
-from typing import Any
+from dataclasses import dataclass, field, replace
+from typing import Any, Literal, TypeVar, overload
 
-from growgan.config import StackSettings, merged
+from growgan.config import NetworkConfig, merge_settings
 from growgan.errors import UserError
-from growgan.nets.edits import Append
-from growgan.nets.spec import LayerSpec, Role, StackSpec, without_fade
+from growgan.nets.growth_ops import Append
+from growgan.nets.spec import (
+    DiscriminatorSpec,
+    GeneratorSpec,
+    LayerSpec,
+    NetworkSpec,
+    Role,
+    WeightSpec,
+    without_fade,
+)
 from growgan.registry import Registry
 
-LARGEST_BASE = 16
-LARGE = 64  # pixels, from which on a preset may be another one
-PATCH = 8  # pixels from one patch that D judges to the next
+MIN_BASE_GRID_SIDE = 4  # pixels
+MAX_BASE_GRID_SIDE = 16  # pixels
+LARGE_IMAGE_SIDE = 64  # pixels; from this side on, a preset may have other settings
+PATCH_STRIDE_PIXELS = 8  # largest distance between the patches of a patch discriminator
+NUM_SUGGESTIONS = 3  # resolutions that an error message suggests
 ROLES: tuple[Role, Role] = ("generator", "discriminator")
+SpecT = TypeVar("SpecT", GeneratorSpec, DiscriminatorSpec)
 
 
-class Family:
-    """How a preset's stacks begin and how they double.
+class ArchitectureFamily:
+    """Builds the specs of an architecture: those on the base grid, and the layers that double them.
 
     Attributes:
-        form: name of how they begin and end.
+        ends: Name of the ends of the networks in ``growgan.nets.ends.ENDS``.
     """
 
-    form = "progressive"
+    ends = "pggan"
 
-    def base(
-        self, shape: StackSettings, target: tuple[int, int], role: Role = "generator"
+    def base_grid(
+        self,
+        settings: NetworkConfig,
+        target_resolution: tuple[int, int],
+        role: Role = "generator",
     ) -> tuple[int, int]:
-        """Return the grid that a player's stack on the way to ``target`` begins with.
+        """Return height and width of the base grid of a network for ``target_resolution``.
 
-        That of a D that judges patches is not coarser than an eighth of the target, where
-        ``shape`` does not say otherwise (PatchGAN: Isola et al. 2017, 1611.07004).
+        The base grid of a patch discriminator is at least an eighth of the target resolution unless
+        the settings give one (PatchGAN: Isola et al. 2017, 1611.07004).
         """
-        height, width = base_grid(target, shape.base)
-        patched = role == "discriminator" and shape.patches and shape.base is None
-        while patched and PATCH * height < target[0]:
-            height, width = 2 * height, 2 * width
+        height, width = resolve_base_grid(target_resolution, settings.base_grid)
+        if role == "discriminator" and settings.patch_discriminator and settings.base_grid is None:
+            while PATCH_STRIDE_PIXELS * height < target_resolution[0]:
+                height, width = 2 * height, 2 * width
         return height, width
 
-    def stem(
-        self, role: Role, shape: StackSettings, base: tuple[int, int], channels: int
-    ) -> StackSpec:
-        """Return the stack at the base grid."""
-        generator = role == "generator"
-        by_role: dict[bool, dict[str, Any]] = {
-            True: {"label_stem": shape.label_stem, "latent_style": shape.latent_style},
-            False: {
-                "judging": shape.judging,
-                "readouts": shape.readouts,
-                "proxies": shape.proxies,
-            },
-        }
-        return StackSpec(
-            role,
-            base,
-            channels,
-            shape.width,
-            self.first(role, shape, base),
-            latent=shape.latent if generator else 0,
-            rate=shape.rate,
-            form=self.form,
-            chunk=shape.chunk if generator else 0,
-            kernels=0 if generator else shape.kernels,
-            classes=0 if generator and shape.judging == "classes" else shape.classes,
-            given=shape.given if generator or shape.beside else 0,
-            difference=shape.difference and generator,
-            patches=shape.patches and not generator,
-            embedding=shape.embedding,
-            continuous=shape.continuous,
-            **(by_role[generator] if shape.classes else {}),
-            energy=shape.energy and not generator,
+    def base_generator_spec(
+        self, settings: NetworkConfig, base_grid: tuple[int, int], image_channels: int
+    ) -> GeneratorSpec:
+        """Return the spec of G on the base grid."""
+        has_labels = settings.label_dim > 0
+        # With class scores, D classifies labels that G does not receive.
+        receives_labels = settings.logit_conditioning != "class_scores"
+        return GeneratorSpec(
+            base_grid=base_grid,
+            image_channels=image_channels,
+            stem_width=settings.width,
+            layers=self.base_layers("generator", settings, base_grid),
+            ends=self.ends,
+            weight_spec=_weight_spec(settings),
+            label_dim=settings.label_dim if receives_labels else 0,
+            num_continuous_codes=settings.num_continuous_codes,
+            label_embedding_dim=settings.label_embedding_dim,
+            source_channels=settings.source_channels,
+            latent_dim=settings.latent_dim,
+            latent_chunk_dim=settings.latent_chunk_dim,
+            stem_uses_label=settings.stem_uses_label if has_labels else True,
+            styles_use_latent=settings.styles_use_latent if has_labels else True,
+            residual_output=settings.residual_output,
         )
 
-    def first(
-        self, role: Role, shape: StackSettings, base: tuple[int, int]
+    def base_discriminator_spec(
+        self, settings: NetworkConfig, base_grid: tuple[int, int], image_channels: int
+    ) -> DiscriminatorSpec:
+        """Return the spec of D on the base grid. ``settings`` are those for D."""
+        spec = DiscriminatorSpec(
+            base_grid=base_grid,
+            image_channels=image_channels,
+            stem_width=settings.width,
+            layers=self.base_layers("discriminator", settings, base_grid),
+            ends=self.ends,
+            weight_spec=_weight_spec(settings),
+            label_dim=settings.label_dim,
+            num_continuous_codes=settings.num_continuous_codes,
+            label_embedding_dim=settings.label_embedding_dim,
+            source_channels=settings.source_channels if settings.discriminator_sees_source else 0,
+            minibatch_discrimination_kernels=settings.minibatch_discrimination_kernels,
+            is_autoencoder=settings.is_autoencoder,
+            patch_discriminator=settings.patch_discriminator,
+        )
+        if not settings.label_dim:
+            return spec
+        return replace(
+            spec,
+            logit_conditioning=settings.logit_conditioning,
+            linear_heads=settings.linear_heads,
+            class_embedding_dim=settings.class_embedding_dim,
+        )
+
+    def base_layers(
+        self, role: Role, settings: NetworkConfig, base_grid: tuple[int, int]
     ) -> tuple[LayerSpec, ...]:
-        """Return the layers at the base grid."""
+        """Return the layers on the base grid."""
         return ()
 
-    def doubling(self, shape: StackSettings, spec: StackSpec) -> Append:
-        """Return the layers that double ``spec``'s resolution."""
+    def doubling_edit(self, settings: NetworkConfig, spec: NetworkSpec) -> Append:
+        """Return the layers that double the resolution of ``spec``."""
         raise NotImplementedError
 
 
 @dataclass(frozen=True)
 class Preset:
-    """A family of stacks, and the settings that its paper trained it with.
+    """An architecture and the settings that its paper trained it with.
 
     Attributes:
-        family: how its stacks are made.
-        published: what it is trained with, as published.
-        large: what is otherwise from ``LARGE`` pixels on.
-        small: what it is grown with: a small form, which need not be as published.
+        family: The architecture.
+        published_settings: The published settings.
+        large_image_settings: What differs for images of at least ``LARGE_IMAGE_SIDE`` pixels.
+        small_settings: Settings of a small variant, which is not published, for short runs.
     """
 
-    family: Family
-    published: Mapping[str, Any]
-    large: Mapping[str, Any] = field(default_factory=dict)
-    small: Mapping[str, Any] = field(default_factory=dict)
+    family: ArchitectureFamily
+    published_settings: Mapping[str, Any]
+    large_image_settings: Mapping[str, Any] = field(default_factory=dict)
+    small_settings: Mapping[str, Any] = field(default_factory=dict)
 
-    def settings(self, side: int) -> Mapping[str, Any]:
-        """Return the published settings for images whose smaller side is so many pixels."""
-        return merged(self.published, self.large) if side >= LARGE else self.published
+    def settings_for_side(self, min_side: int) -> Mapping[str, Any]:
+        """Return the published settings for images whose shorter side is ``min_side`` pixels."""
+        if min_side < LARGE_IMAGE_SIDE:
+            return self.published_settings
+        return merge_settings(self.published_settings, self.large_image_settings)
 
-    def smallest(
-        self, shape: StackSettings, channels: int, target: tuple[int, int]
+    def min_resolution(
+        self, settings: NetworkConfig, image_channels: int, target_resolution: tuple[int, int]
     ) -> tuple[int, int]:
-        """Return the smallest resolution on the way to ``target`` that both players have."""
-        return max(self._stem(role, shape, channels, target).resolution for role in ROLES)
+        """Return the smallest resolution that both networks can have before they double."""
+        generator_spec = self._base_generator_spec(settings, image_channels, target_resolution)
+        discriminator_spec = self._base_discriminator_spec(
+            settings, image_channels, target_resolution
+        )
+        return max(generator_spec.resolution, discriminator_spec.resolution)
 
-    def _stem(
-        self, role: Role, shape: StackSettings, channels: int, target: tuple[int, int]
-    ) -> StackSpec:
-        base = self.family.base(shape, target, role)
-        return self.family.stem(role, shape.of(role), base, channels)
-
-    def stack(
+    @overload
+    def network_spec(
+        self,
+        role: Literal["generator"],
+        settings: NetworkConfig,
+        image_channels: int,
+        target_resolution: tuple[int, int],
+        resolution: tuple[int, int] | None = None,
+    ) -> GeneratorSpec: ...
+    @overload
+    def network_spec(
+        self,
+        role: Literal["discriminator"],
+        settings: NetworkConfig,
+        image_channels: int,
+        target_resolution: tuple[int, int],
+        resolution: tuple[int, int] | None = None,
+    ) -> DiscriminatorSpec: ...
+    @overload
+    def network_spec(
         self,
         role: Role,
-        shape: StackSettings,
-        channels: int,
-        target: tuple[int, int],
+        settings: NetworkConfig,
+        image_channels: int,
+        target_resolution: tuple[int, int],
         resolution: tuple[int, int] | None = None,
-    ) -> StackSpec:
-        """Return a complete stack at ``resolution`` on the way to ``target`` (None: there)."""
-        spec = self._stem(role, shape, channels, target)
-        while spec.resolution != (resolution or target):
-            spec = without_fade(self.family.doubling(shape.of(role), spec).spec(spec))
+    ) -> GeneratorSpec | DiscriminatorSpec: ...
+    def network_spec(
+        self,
+        role: Role,
+        settings: NetworkConfig,
+        image_channels: int,
+        target_resolution: tuple[int, int],
+        resolution: tuple[int, int] | None = None,
+    ) -> GeneratorSpec | DiscriminatorSpec:
+        """Return the spec of a network.
+
+        Args:
+            role: "generator" or "discriminator".
+            settings: The network settings of both.
+            image_channels: Number of image channels.
+            target_resolution: Height and width of the images at the end of growth.
+            resolution: Height and width of the images now. If None, the target resolution.
+        """
+        resolution = resolution or target_resolution
+        if role == "generator":
+            generator_spec = self._base_generator_spec(settings, image_channels, target_resolution)
+            return self._double(generator_spec, settings, resolution)
+        discriminator_spec = self._base_discriminator_spec(
+            settings, image_channels, target_resolution
+        )
+        return self._double(discriminator_spec, settings, resolution)
+
+    def _base_generator_spec(
+        self, settings: NetworkConfig, image_channels: int, target_resolution: tuple[int, int]
+    ) -> GeneratorSpec:
+        base_grid = self.family.base_grid(settings, target_resolution, "generator")
+        return self.family.base_generator_spec(
+            settings.for_role("generator"), base_grid, image_channels
+        )
+
+    def _base_discriminator_spec(
+        self, settings: NetworkConfig, image_channels: int, target_resolution: tuple[int, int]
+    ) -> DiscriminatorSpec:
+        base_grid = self.family.base_grid(settings, target_resolution, "discriminator")
+        return self.family.base_discriminator_spec(
+            settings.for_role("discriminator"), base_grid, image_channels
+        )
+
+    def _double(self, spec: SpecT, settings: NetworkConfig, resolution: tuple[int, int]) -> SpecT:
+        """Return ``spec`` after as many doublings as ``resolution`` needs."""
+        while spec.resolution != resolution:
+            edit = self.family.doubling_edit(settings.for_role(spec.role), spec)
+            spec = without_fade(edit.child_spec(spec))
         return spec
-
-
-def brief(published: Mapping[str, Any], lr: float, **stack: Any) -> dict[str, Any]:
-    """Return the settings of a small form: what differs of the stack, and one rate for it.
-
-    A budget of minutes wants many small steps, and a narrow stack bears a higher rate than a wide
-    one: at the published ones a small form learns little in ten minutes on two cores.
-    """
-    return {
-        **published,
-        "batch": 32,
-        "critic_steps": 1,
-        "anneal": 0.3,
-        "average": {"half_life": 10_000, "ramp": 0.15},
-        "optimiser": {**published["optimiser"], "lr": lr, "discriminator_lr": None},
-        "stack": {**published["stack"], **stack},
-    }
 
 
 PRESETS: Registry[Preset] = Registry("preset")
 
 
-def base_grid(target: tuple[int, int], base: tuple[int, int] | None = None) -> tuple[int, int]:
-    """Return the grid from which doublings reach ``target``: the smallest with sides >= 4.
+def _weight_spec(settings: NetworkConfig) -> WeightSpec:
+    return WeightSpec(
+        init=settings.init,
+        parametrization=settings.parametrization,
+        lr_scaling=settings.lr_scaling,
+    )
+
+
+def norm_for_role(role: Role, settings: NetworkConfig) -> str:
+    """Return the name of the norm of G or D."""
+    return settings.norm if role == "generator" else settings.discriminator_norm
+
+
+def small_variant(
+    published_settings: Mapping[str, Any], lr: float, **network: Any
+) -> dict[str, Any]:
+    """Return the settings of a small variant of a preset.
+
+    A budget of minutes needs many small steps, and narrow networks allow a higher learning rate
+    than wide ones. With the published settings, little is learned in ten minutes on two cores.
+
+    Args:
+        published_settings: The published settings.
+        lr: Learning rate of G and D.
+        network: Network settings that differ from the published ones.
+    """
+    return {
+        **published_settings,
+        "batch_size": 32,
+        "critic_steps": 1,
+        "lr_cooldown": 0.3,
+        "ema": {"half_life": 10_000, "ramp": 0.15},
+        "optimizer": {**published_settings["optimizer"], "lr": lr, "discriminator_lr": None},
+        "network": {**published_settings["network"], **network},
+    }
+
+
+def resolve_base_grid(
+    target_resolution: tuple[int, int], base_grid: tuple[int, int] | None = None
+) -> tuple[int, int]:
+    """Return the base grid from which doublings reach ``target_resolution``.
+
+    Args:
+        target_resolution: Height and width in pixels.
+        base_grid: A base grid to check. If None, the smallest one with sides of at least
+            ``MIN_BASE_GRID_SIDE``.
 
     Raises:
-        UserError: ``base`` does not reach ``target``, or no small grid does.
+        UserError: ``base_grid`` does not reach the target, or no base grid with sides of at most
+            ``MAX_BASE_GRID_SIDE`` does.
     """
-    if base is not None:
-        factor = target[0] // base[0]
-        if base[0] * factor != target[0] or base[1] * factor != target[1] or factor & (factor - 1):
-            reach = ", ".join(f"{base[0] * 2**k}x{base[1] * 2**k}" for k in range(6))
+    target = f"{target_resolution[0]}x{target_resolution[1]}"
+    if base_grid is not None:
+        height, width = base_grid
+        factor = target_resolution[0] // height
+        is_power_of_two = factor & (factor - 1) == 0
+        if target_resolution != (height * factor, width * factor) or not is_power_of_two:
+            reachable = ", ".join(f"{height * 2**k}x{width * 2**k}" for k in range(6))
             raise UserError(
-                f"resolution {target[0]}x{target[1]} cannot be reached from base grid "
-                f"{base[0]}x{base[1]} by doubling; it may be: {reach}"
+                f"resolution {target} cannot be reached by doubling the base grid {height}x{width},"
+                f" which reaches {reachable}"
             )
-        return base
-    height, width = _halved(target)
-    if max(height, width) > LARGEST_BASE:
+        return base_grid
+    height, width = _halve_to_base_grid(target_resolution)
+    if max(height, width) > MAX_BASE_GRID_SIDE:
+        suggestions = ", ".join(_nearby_resolutions(target_resolution))
         raise UserError(
-            f"resolution {target[0]}x{target[1]} cannot be reached by doubling a grid of at most "
-            f"{LARGEST_BASE}x{LARGEST_BASE}; near ones that can: {', '.join(_near(target))}"
+            f"resolution {target} cannot be reached by doubling a grid of at most "
+            f"{MAX_BASE_GRID_SIDE}x{MAX_BASE_GRID_SIDE}; the nearest resolutions that can are "
+            f"{suggestions}"
         )
     return height, width
 
 
-def _halved(target: tuple[int, int]) -> tuple[int, int]:
-    """Return the sides halved as long as both are even and stay at 4 or more."""
-    height, width = target
-    while height % 2 == 0 and width % 2 == 0 and min(height, width) >= 8:
+def _halve_to_base_grid(target_resolution: tuple[int, int]) -> tuple[int, int]:
+    """Return the sides halved as long as both are even and the halves are long enough."""
+    height, width = target_resolution
+    while height % 2 == 0 and width % 2 == 0 and min(height, width) >= 2 * MIN_BASE_GRID_SIDE:
         height, width = height // 2, width // 2
     return height, width
 
 
-def _near(target: tuple[int, int]) -> list[str]:
-    """Return resolutions near ``target`` that doubling reaches, the nearest first."""
-    found = []
-    for unit in (2**k for k in range(3, 13)):
-        sides = [max(unit, round(side / unit) * unit) for side in target]
-        near = f"{sides[0]}x{sides[1]}"
-        if max(_halved((sides[0], sides[1]))) <= LARGEST_BASE and near not in found:
-            found.append(near)
-    return found[:3]
+def _nearby_resolutions(target_resolution: tuple[int, int]) -> list[str]:
+    """Return resolutions near ``target_resolution`` that doubling reaches, the nearest first."""
+    suggestions: list[str] = []
+    for multiple in (2**k for k in range(3, 13)):
+        height, width = (
+            max(multiple, round(side / multiple) * multiple) for side in target_resolution
+        )
+        is_reachable = max(_halve_to_base_grid((height, width))) <= MAX_BASE_GRID_SIDE
+        if is_reachable and f"{height}x{width}" not in suggestions:
+            suggestions.append(f"{height}x{width}")
+    return suggestions[:NUM_SUGGESTIONS]
 
 
-def stage_width(shape: StackSettings, factor: int) -> int:
-    """Return the width at ``factor`` times the base grid: full up to ``taper``, then halving.
+def stage_width(settings: NetworkConfig, resolution_factor: int) -> int:
+    """Return the number of channels at ``resolution_factor`` times the base grid.
 
-    With ``width=512, taper=8`` these are PGGAN's min(16384/side, 512) for a 4×4 base.
+    It is the full width up to ``full_width_scale`` times the base grid, and halves with each
+    further doubling. With ``width=512, full_width_scale=8`` these are PGGAN's min(16384/side, 512)
+    for a 4×4 base grid.
     """
-    return max(8, min(shape.width, shape.taper * shape.width // factor))
+    tapered_width = settings.full_width_scale * settings.width // resolution_factor
+    return max(8, min(settings.width, tapered_width))

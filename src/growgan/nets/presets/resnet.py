@@ -1,7 +1,7 @@
 """Residual GANs: SNGAN, SAGAN and BigGAN.
 
-All three are made of pre-activation layers and have spectral normalisation in D. At 32 pixels they
-are as published for CIFAR-10, from 64 pixels on as published for ImageNet.
+All three have pre-activation residual layers and spectral normalization in D. Below 64 pixels the
+settings are those published for CIFAR-10, from 64 pixels on those for ImageNet.
 """
 
 from __future__ import annotations
@@ -9,178 +9,246 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
-from growgan.config import StackSettings
-from growgan.nets.edits import Append
-from growgan.nets.presets.base import LARGE, PRESETS, Family, Preset, brief, stage_width
-from growgan.nets.spec import LayerSpec, Role, StackSpec
+from growgan.config import NetworkConfig
+from growgan.nets.growth_ops import Append
+from growgan.nets.presets.base import (
+    LARGE_IMAGE_SIDE,
+    PRESETS,
+    ArchitectureFamily,
+    Preset,
+    norm_for_role,
+    small_variant,
+    stage_width,
+)
+from growgan.nets.spec import LayerSpec, NetworkSpec, Role
 
 
-class ResnetFamily(Family):
-    """Residual layers that double; D ends with layers that keep their grid."""
+class ResnetFamily(ArchitectureFamily):
+    """Residual layers that double the resolution; D starts with layers that keep the base grid."""
 
-    form = "resnet"
+    ends = "resnet"
 
-    def base(
-        self, shape: StackSettings, target: tuple[int, int], role: Role = "generator"
+    def base_grid(
+        self,
+        settings: NetworkConfig,
+        target_resolution: tuple[int, int],
+        role: Role = "generator",
     ) -> tuple[int, int]:
-        """Return the target's base grid, twice that in a small D, whose last two layers keep it."""
-        height, width = super().base(shape, target, role)
-        if (
-            role == "discriminator"
-            and min(target) < LARGE
-            and min(target) >= 4 * min(height, width)
-        ):
+        """Return the usual base grid, or one twice as large for D on small images."""
+        height, width = super().base_grid(settings, target_resolution, role)
+        shorter_side = min(target_resolution)
+        is_small = 4 * min(height, width) <= shorter_side < LARGE_IMAGE_SIDE
+        if role == "discriminator" and is_small:
             return 2 * height, 2 * width
         return height, width
 
-    def first(
-        self, role: Role, shape: StackSettings, base: tuple[int, int]
+    def base_layers(
+        self, role: Role, settings: NetworkConfig, base_grid: tuple[int, int]
     ) -> tuple[LayerSpec, ...]:
+        """Return the layers of D on the base grid: two on a larger one, else one."""
         if role == "generator":
             return ()
-        count = 2 if min(base) >= 8 else 1
-        norm = shape.discriminator_norm
         return tuple(
-            LayerSpec(f"d{i}", shape.kind, shape.width, shape.kernel, 1, norm, "relu")
-            for i in range(count)
+            LayerSpec(
+                id=f"d{i}",
+                block=settings.block,
+                width=settings.width,
+                kernel_size=settings.kernel_size,
+                norm=settings.discriminator_norm,
+                activation="relu",
+            )
+            for i in range(2 if min(base_grid) >= 8 else 1)
         )
 
-    def doubling(self, shape: StackSettings, spec: StackSpec) -> Append:
-        """Return the layer that doubles, and attention where its features are of that size."""
-        generator = spec.role == "generator"
-        norm = shape.norm if generator else shape.discriminator_norm
-        width = stage_width(shape, 2 * spec.resolution[0] // spec.base[0])
-        layers = [LayerSpec("x", shape.kind, width, shape.kernel, 2, norm, "relu")]
-        if 2 * min(spec.resolution) // spec.head_factor == shape.attention:
-            layers.append(LayerSpec("x", "attention", width, 1, 1, "none"))
-        return Append(tuple(layers))
+    def doubling_edit(self, settings: NetworkConfig, spec: NetworkSpec) -> Append:
+        """Return a layer that doubles the resolution, and attention at its resolution."""
+        doubling = LayerSpec(
+            id="x",
+            block=settings.block,
+            width=stage_width(settings, 2 * spec.resolution[0] // spec.base_grid[0]),
+            kernel_size=settings.kernel_size,
+            resample_factor=2,
+            norm=norm_for_role(spec.role, settings),
+            activation="relu",
+        )
+        if 2 * min(spec.resolution) // spec.head_resample_factor != settings.attention_resolution:
+            return Append((doubling,))
+        attention = LayerSpec(
+            id="x", block="attention", width=doubling.width, kernel_size=1, norm="none"
+        )
+        return Append((doubling, attention))
 
 
-class DeepFamily(ResnetFamily):
-    """BigGAN-deep: a bottleneck that keeps its size before each that doubles it."""
+class BigGANDeepFamily(ResnetFamily):
+    """BigGAN-deep: a bottleneck that keeps the resolution before each that doubles it."""
 
-    form = "deep"
+    ends = "biggan-deep"
 
-    def base(
-        self, shape: StackSettings, target: tuple[int, int], role: Role = "generator"
+    def base_grid(
+        self,
+        settings: NetworkConfig,
+        target_resolution: tuple[int, int],
+        role: Role = "generator",
     ) -> tuple[int, int]:
-        """Return the target's base grid, for both players."""
-        return super().base(shape, target)
+        """Return the usual base grid, for both networks."""
+        return super().base_grid(settings, target_resolution)
 
-    def first(
-        self, role: Role, shape: StackSettings, base: tuple[int, int]
+    def base_layers(
+        self, role: Role, settings: NetworkConfig, base_grid: tuple[int, int]
     ) -> tuple[LayerSpec, ...]:
+        """Return no layers."""
         return ()
 
-    def doubling(self, shape: StackSettings, spec: StackSpec) -> Append:
-        double, *attention = super().doubling(shape, spec).layers
-        edge = spec.width_before(len(spec.layers))
-        keep = replace(double, width=edge, resample=1)
-        return Append((keep, double, *attention))
+    def doubling_edit(self, settings: NetworkConfig, spec: NetworkSpec) -> Append:
+        """Return a layer that keeps the resolution, one that doubles it, and attention."""
+        doubling, *attention = super().doubling_edit(settings, spec).layers
+        width_before = spec.width_before(len(spec.layers))
+        same_resolution = replace(doubling, width=width_before, resample_factor=1)
+        return Append((same_resolution, doubling, *attention))
 
 
-STACK: dict[str, Any] = {
-    "kind": "preactivation",
-    "latent": 128,
+RESNET_NETWORK: dict[str, Any] = {
+    "block": "preactivation",
+    "latent_dim": 128,
     "width": 256,
     "discriminator_width": 128,
-    "taper": 8,
+    "full_width_scale": 8,
     "norm": "batch",
     "discriminator_norm": "none",
-    "deviation_group": 0,
-    "rate": "plain",
-    "discriminator_rate": "spectral",
+    "mbstd_group_size": 0,
+    "parametrization": "none",
+    "discriminator_parametrization": "spectral_norm",
+    "lr_scaling": "none",
 }
-SNGAN: dict[str, Any] = {
+SNGAN_SETTINGS: dict[str, Any] = {
     "loss": "hinge",
-    "regularisers": {},
-    "batch": 64,
+    "regularizers": {},
+    "batch_size": 64,
     "critic_steps": 5,
-    "anneal": 1.0,
-    "optimiser": {"lr": 2e-4, "beta1": 0.0, "beta2": 0.9, "epsilon": 1e-8, "decay": None},
-    "stack": STACK,
+    "lr_cooldown": 1.0,
+    "optimizer": {"lr": 2e-4, "beta1": 0.0, "beta2": 0.9, "eps": 1e-8, "lr_decay_images": None},
+    "network": RESNET_NETWORK,
 }
-WIDE = {"width": 1024, "discriminator_width": 1024, "taper": 2}
-SAGAN: dict[str, Any] = {
-    **SNGAN,
+WIDE_NETWORK = {"width": 1024, "discriminator_width": 1024, "full_width_scale": 2}
+SAGAN_SETTINGS: dict[str, Any] = {
+    **SNGAN_SETTINGS,
     "critic_steps": 1,
-    "anneal": 0.0,
-    "optimiser": {**SNGAN["optimiser"], "lr": 1e-4, "discriminator_lr": 4e-4},
-    "stack": {**STACK, "rate": "spectral", "attention": 16},
+    "lr_cooldown": 0.0,
+    "optimizer": {**SNGAN_SETTINGS["optimizer"], "lr": 1e-4, "discriminator_lr": 4e-4},
+    "network": {
+        **RESNET_NETWORK,
+        "parametrization": "spectral_norm",
+        "attention_resolution": 16,
+    },
 }
-# As the authors' script has it for CIFAR-10, with a piece of the latents for each layer.
-BIGGAN: dict[str, Any] = {
-    **SNGAN,
+# From the authors' script for CIFAR-10, with a chunk of the latent for each layer.
+BIGGAN_SETTINGS: dict[str, Any] = {
+    **SNGAN_SETTINGS,
     "critic_steps": 4,
-    "batch": 50,
-    "anneal": 0.0,
-    "optimiser": {**SNGAN["optimiser"], "beta2": 0.999},
-    # 0.9999 a step at batch 50 halves in 6931 steps.
-    "average": {"half_life": 346_550, "ramp": 1.0},
-    "stack": {
-        **STACK,
+    "batch_size": 50,
+    "lr_cooldown": 0.0,
+    "optimizer": {**SNGAN_SETTINGS["optimizer"], "beta2": 0.999},
+    # 0.9999 per step is a half-life of 6,931 steps, at batch size 50.
+    "ema": {"half_life": 346_550, "ramp": 1.0},
+    "network": {
+        **RESNET_NETWORK,
         "discriminator_width": 256,
         "norm": "conditional",
-        "rate": "orthogonal",
-        "discriminator_rate": "orthogonal",
-        "latent": 80,
-        "chunk": 20,
+        "init": "orthogonal",
+        "parametrization": "spectral_norm",
+        "latent_dim": 80,
+        "latent_chunk_dim": 20,
     },
 }
-SAGAN_128: dict[str, Any] = {"batch": 256, "stack": {**WIDE, "attention": 32}}
-BIGGAN_128: dict[str, Any] = {
-    "batch": 2048,
+SAGAN_128_SETTINGS: dict[str, Any] = {
+    "batch_size": 256,
+    "network": {**WIDE_NETWORK, "attention_resolution": 32},
+}
+BIGGAN_128_SETTINGS: dict[str, Any] = {
+    "batch_size": 2048,
     "critic_steps": 2,
-    "regularisers": {"orthogonal": {}},
-    "optimiser": {"lr": 5e-5, "discriminator_lr": 2e-4, "beta2": 0.999},
-    # 0.9999 a step at batch 2048.
-    "average": {"half_life": 14_194_688, "ramp": 1.0},
-    "stack": {
+    "regularizers": {"orthogonal": {}},
+    "optimizer": {"lr": 5e-5, "discriminator_lr": 2e-4, "beta2": 0.999},
+    # 0.9999 per step at batch size 2,048.
+    "ema": {"half_life": 14_194_688, "ramp": 1.0},
+    "network": {
         "width": 1536,
         "discriminator_width": 1536,
-        "taper": 2,
-        "latent": 120,
-        "attention": 64,
-        # One embedding of a class for all layers, beside each one's piece of z; the stem has none.
-        "embedding": 128,
-        "label_stem": False,
+        "full_width_scale": 2,
+        "latent_dim": 120,
+        "attention_resolution": 64,
+        # All layers share one label embedding beside their chunk of z. The stem receives none.
+        "label_embedding_dim": 128,
+        "stem_uses_label": False,
     },
 }
-DEEP: dict[str, Any] = {
-    **BIGGAN,
-    "stack": {
-        **BIGGAN["stack"],
-        "kind": "bottleneck",
+BIGGAN_DEEP_SETTINGS: dict[str, Any] = {
+    **BIGGAN_SETTINGS,
+    "network": {
+        **BIGGAN_SETTINGS["network"],
+        "block": "bottleneck",
         "width": 512,
         "discriminator_width": 512,
-        "latent": 128,
-        "chunk": 0,
+        "latent_dim": 128,
+        "latent_chunk_dim": 0,
     },
 }
-DEEP_128: dict[str, Any] = {
-    **BIGGAN_128,
-    "stack": {
-        **BIGGAN_128["stack"],
+BIGGAN_DEEP_128_SETTINGS: dict[str, Any] = {
+    **BIGGAN_128_SETTINGS,
+    "network": {
+        **BIGGAN_128_SETTINGS["network"],
         "width": 2048,
         "discriminator_width": 2048,
-        "latent": 128,
-        "chunk": 0,
-        "label_stem": True,  # it reads all that each layer does
+        "latent_dim": 128,
+        "latent_chunk_dim": 0,
+        "stem_uses_label": True,  # the stem receives what each layer does
     },
 }
 
 
-NARROW = {"width": 32, "discriminator_width": 32, "taper": 4}
-FAMILY = ResnetFamily()
+NARROW_NETWORK = {"width": 32, "discriminator_width": 32, "full_width_scale": 4}
+RESNET_FAMILY = ResnetFamily()
 PRESETS.register(
-    "sngan", "residual layers, spectral normalisation in D", "Miyato et al. 2018, 1802.05957"
-)(Preset(FAMILY, SNGAN, large={"stack": WIDE}, small=brief(SNGAN, 1.6e-3, **NARROW)))
+    "sngan", "Residual layers, spectral normalization in D.", "Miyato et al. 2018, 1802.05957"
+)(
+    Preset(
+        RESNET_FAMILY,
+        SNGAN_SETTINGS,
+        large_image_settings={"network": WIDE_NETWORK},
+        small_settings=small_variant(SNGAN_SETTINGS, 1.6e-3, **NARROW_NETWORK),
+    )
+)
 PRESETS.register(
-    "sagan", "SNGAN with self-attention, and rates for both", "Zhang et al. 2019, 1805.08318"
-)(Preset(FAMILY, SAGAN, large=SAGAN_128, small=brief(SAGAN, 1e-3, **NARROW)))
+    "sagan", "SNGAN with self-attention and two learning rates.", "Zhang et al. 2019, 1805.08318"
+)(
+    Preset(
+        RESNET_FAMILY,
+        SAGAN_SETTINGS,
+        large_image_settings=SAGAN_128_SETTINGS,
+        small_settings=small_variant(SAGAN_SETTINGS, 1e-3, **NARROW_NETWORK),
+    )
+)
 PRESETS.register(
-    "biggan", "wide, a piece of the latents for each layer", "Brock et al. 2019, 1809.11096"
-)(Preset(FAMILY, BIGGAN, large=BIGGAN_128, small=brief(BIGGAN, 8e-4, **NARROW)))
-PRESETS.register("biggan-deep", "bottlenecks, twice the layers", "Brock et al. 2019, 1809.11096")(
-    Preset(DeepFamily(), DEEP, large=DEEP_128, small=brief(DEEP, 8e-4, **NARROW))
+    "biggan",
+    "Wide residual layers, each with its own chunk of the latent.",
+    "Brock et al. 2019, 1809.11096",
+)(
+    Preset(
+        RESNET_FAMILY,
+        BIGGAN_SETTINGS,
+        large_image_settings=BIGGAN_128_SETTINGS,
+        small_settings=small_variant(BIGGAN_SETTINGS, 8e-4, **NARROW_NETWORK),
+    )
+)
+PRESETS.register(
+    "biggan-deep",
+    "BigGAN with bottleneck layers and twice the depth.",
+    "Brock et al. 2019, 1809.11096",
+)(
+    Preset(
+        BigGANDeepFamily(),
+        BIGGAN_DEEP_SETTINGS,
+        large_image_settings=BIGGAN_DEEP_128_SETTINGS,
+        small_settings=small_variant(BIGGAN_DEEP_SETTINGS, 8e-4, **NARROW_NETWORK),
+    )
 )

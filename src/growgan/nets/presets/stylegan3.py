@@ -1,78 +1,119 @@
-"""StyleGAN3 (Karras et al., NeurIPS 2021, 2106.12423): T moves with its input, R turns, too."""
+"""StyleGAN3 (Karras et al., NeurIPS 2021, 2106.12423).
+
+Configuration T translates with its input; configuration R rotates with it as well.
+"""
 
 from __future__ import annotations
 
 from dataclasses import replace
 from typing import Any
 
-from growgan.config import StackSettings
-from growgan.nets.edits import Append
-from growgan.nets.presets.base import PRESETS, Preset, base_grid, brief, stage_width
-from growgan.nets.presets.stylegan2 import PUBLISHED as STYLEGAN2
-from growgan.nets.presets.stylegan2 import StyleFamily, r1_scale
-from growgan.nets.spec import LayerSpec, Role, StackSpec
+from growgan.config import NetworkConfig
+from growgan.nets.growth_ops import Append
+from growgan.nets.presets.base import PRESETS, Preset, resolve_base_grid, small_variant
+from growgan.nets.presets.stylegan2 import STYLEGAN2_SETTINGS, StyleGAN2Family
+from growgan.nets.spec import LayerSpec, NetworkSpec, Role
 
-BASE = 16  # pixels: waves need a grid on which they are slow
+MIN_FOURIER_GRID_SIDE = 16  # pixels; on a smaller grid the Fourier features would alias
 
 
-class AliasFreeFamily(StyleFamily):
-    """Two alias-free layers a resolution from 16 pixels on; StyleGAN2's D."""
+class StyleGAN3Family(StyleGAN2Family):
+    """Two alias-free layers at each resolution from 16 pixels on in G; StyleGAN2's D."""
 
-    form = "fourier"
+    ends = "stylegan3"
 
-    def base(
-        self, shape: StackSettings, target: tuple[int, int], role: Role = "generator"
+    def base_grid(
+        self,
+        settings: NetworkConfig,
+        target_resolution: tuple[int, int],
+        role: Role = "generator",
     ) -> tuple[int, int]:
-        """Return a grid of at least 16 pixels for G, where the target has them; D's is usual."""
-        height, width = base_grid(target, shape.base)
-        while role == "generator" and min(height, width) < min(BASE, *target):
-            height, width = 2 * height, 2 * width
+        """Return the usual base grid of D, and one of at least 16 pixels for G if possible."""
+        height, width = resolve_base_grid(target_resolution, settings.base_grid)
+        if role == "generator":
+            while min(height, width) < min(MIN_FOURIER_GRID_SIDE, *target_resolution):
+                height, width = 2 * height, 2 * width
         return height, width
 
-    def first(
-        self, role: Role, shape: StackSettings, base: tuple[int, int]
+    def base_layers(
+        self, role: Role, settings: NetworkConfig, base_grid: tuple[int, int]
     ) -> tuple[LayerSpec, ...]:
-        """Return G's two layers at the base grid."""
-        layers = [
-            LayerSpec(f"g{i}", shape.kind, shape.width, shape.kernel, norm=shape.norm)
-            for i in range(2)
-        ]
-        return tuple(layers) if role == "generator" else ()
+        """Return G's two layers on the base grid; D's are in its epilogue."""
+        if role == "discriminator":
+            return ()
+        (layer,) = super().base_layers(role, settings, base_grid)
+        return layer, replace(layer, id="g1")
 
-    def doubling(self, shape: StackSettings, spec: StackSpec) -> Append:
+    def doubling_edit(self, settings: NetworkConfig, spec: NetworkSpec) -> Append:
+        """Return two layers of G, or one of D, whose kernel has at least 3 pixels."""
         if spec.role == "discriminator":
-            return super().doubling(shape.model_copy(update={"kernel": max(3, shape.kernel)}), spec)
-        factor = 2 * spec.resolution[0] // spec.base[0]
-        double = LayerSpec("x", shape.kind, stage_width(shape, factor), shape.kernel, 2, shape.norm)
-        return Append((double, replace(double, resample=1)))
+            kernel_size = max(3, settings.kernel_size)
+            settings = settings.model_copy(update={"kernel_size": kernel_size})
+        return super().doubling_edit(settings, spec)
 
 
-def published(kernel: int, width: int) -> dict[str, Any]:
-    """Return the settings of T (kernels of 3 pixels) or R (of 1, twice as wide)."""
-    own = {"kind": "alias-free", "kernel": kernel, "width": width, "discriminator_width": 512}
-    stack = {**STYLEGAN2["stack"], **own, "mapping": 2, "mixing": 0.0, "deviation_group": 4}
+def stylegan3_settings(kernel_size: int, width: int) -> dict[str, Any]:
+    """Return the published settings of configuration T or R.
+
+    Args:
+        kernel_size: 3 pixels for T, 1 for R.
+        width: Number of channels of the widest layers of G.
+    """
     return {
-        **STYLEGAN2,
-        # docs/configs.md of the authors' code: gamma 2 at 256 pixels, four times as much at twice
-        # the size; its half-life is 10,000 images at batch 32.
-        "regularisers": {"r1": {"scale": r1_scale(2.0)}},
-        "batch": 32,
-        "average": {"half_life": 10_000, "ramp": 0.05},
-        "optimiser": {**STYLEGAN2["optimiser"], "discriminator_lr": 2e-3},
-        "stack": stack,
+        **STYLEGAN2_SETTINGS,
+        # From docs/configs.md of the authors' code: gamma 2 at 256 pixels, in proportion to the
+        # number of pixels; a half-life of 10,000 images at batch size 32.
+        "regularizers": {"r1": {"gamma_per_pixel": 2.0 / 256**2}},
+        "batch_size": 32,
+        "ema": {"half_life": 10_000, "ramp": 0.05},
+        "optimizer": {**STYLEGAN2_SETTINGS["optimizer"], "discriminator_lr": 2e-3},
+        "network": {
+            **STYLEGAN2_SETTINGS["network"],
+            "block": "alias-free",
+            "kernel_size": kernel_size,
+            "width": width,
+            "discriminator_width": 512,
+            "mapping_layers": 2,
+            "style_mixing_prob": 0.0,
+            "mbstd_group_size": 4,
+        },
     }
 
 
-def small(settings: dict[str, Any]) -> dict[str, Any]:
-    """Return the settings of a small form."""
-    narrow = {"latent": 64, "width": 32, "discriminator_width": 32, "taper": 4}
-    return {**brief(settings, 5e-3, **narrow), "regularisers": {"r1": {}}}
+def small_stylegan3_settings(published_settings: dict[str, Any]) -> dict[str, Any]:
+    """Return the settings of a small variant."""
+    settings = small_variant(
+        published_settings,
+        5e-3,
+        latent_dim=64,
+        width=32,
+        discriminator_width=32,
+        full_width_scale=4,
+    )
+    return {**settings, "regularizers": {"r1": {}}}
 
 
-T, R = published(3, 512), published(1, 1024)
+STYLEGAN3_T_SETTINGS = stylegan3_settings(kernel_size=3, width=512)
+STYLEGAN3_R_SETTINGS = stylegan3_settings(kernel_size=1, width=1024)
 PRESETS.register(
-    "stylegan3", "alias-free, moves with its input (T)", "Karras et al. 2021, 2106.12423"
-)(Preset(AliasFreeFamily(), T, small=small(T)))
+    "stylegan3",
+    "Alias-free G that translates with its input (configuration T).",
+    "Karras et al. 2021, 2106.12423",
+)(
+    Preset(
+        StyleGAN3Family(),
+        STYLEGAN3_T_SETTINGS,
+        small_settings=small_stylegan3_settings(STYLEGAN3_T_SETTINGS),
+    )
+)
 PRESETS.register(
-    "stylegan3-r", "alias-free, turns with its input (R)", "Karras et al. 2021, 2106.12423"
-)(Preset(AliasFreeFamily(), R, small=small(R)))
+    "stylegan3-r",
+    "Alias-free G that also rotates with its input (configuration R).",
+    "Karras et al. 2021, 2106.12423",
+)(
+    Preset(
+        StyleGAN3Family(),
+        STYLEGAN3_R_SETTINGS,
+        small_settings=small_stylegan3_settings(STYLEGAN3_R_SETTINGS),
+    )
+)

@@ -1,135 +1,147 @@
-"""How D is told about labels, and what both players learn from them.
+"""Base class and registry of conditionings.
 
-A conditioning says how D's logits use a label (``judging``), which further linear maps of its
-features there are (``readouts``), and which terms both losses gain. It sees features and labels,
-and never images. G's side is a matter of its stack (:mod:`growgan.nets.forms`).
+A conditioning decides how D's logits use a label (``logit_conditioning``), which linear heads D
+has besides its logit (``linear_heads``), and which terms both losses gain. It sees features and
+labels. The blocks of G decide how G uses a label (:mod:`growgan.nets.ends`).
 
-Notation: φ features, y the label (one number a class), f the features of fakes, CE cross entropy.
-A row whose label is all zeros has none, and is left out of terms that need one.
+Notation: φ are D's features, y is the one-hot label, CE is the cross entropy. A row whose label is
+all zeros has no label; terms that need one leave it out.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import ClassVar
+from typing import Annotated, Any, ClassVar
 
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float
+from pydantic import Field
 from torch import Tensor
 
+from growgan.config import LogitConditioningKind
 from growgan.errors import UserError
-from growgan.nets import spec as specs
-from growgan.nets.wishes import one_hot
-from growgan.objectives.options import Share, with_options
-from growgan.objectives.step import Step
+from growgan.nets.conditioning import one_hot
+from growgan.objectives.options import OptionGroup, with_options
+from growgan.objectives.step_context import StepContext
 from growgan.registry import Registry
 
-Rows = Float[Tensor, "n d"]
+Vectors = Float[Tensor, "n d"]
 
 
-@dataclass(frozen=True)
-class Conditioning:
-    """What D does with labels; fields are options, by ``conditioning_options.NAME``.
+class Conditioning(OptionGroup):
+    """The use of labels. Users set the fields as ``conditioning_options.NAME``.
 
     Attributes:
-        judging: how logits use the label, see :class:`growgan.nets.players.Discriminator`.
-        labelled: whether the images must have labels.
-        told: whether G is called with a label.
-        given: whether images must be made from images.
-        beside: whether D sees an image beside the one that it was made from, where there is one.
-        noise: share of the labels that are wrong, by chance: G's labels then pass the same
-            channel before D sees them, so that G learns the right ones (RCGAN, Thekumparampil et
-            al. 2018, 1811.03205).
+        logit_conditioning: How D's logits use the label; see
+            :class:`growgan.nets.networks.Discriminator`.
+        needs_labels: Whether the images must have labels.
+        generator_conditioned: Whether G receives the label.
+        needs_source: Whether G maps source images to images.
+        discriminator_sees_source: Whether D receives the source image, if there is one.
     """
 
-    noise: Share = 0.0
+    label_noise: Annotated[float, Field(ge=0, lt=1)] = Field(
+        0.0,
+        description="Fraction of the labels that are wrong. G's labels are then corrupted in the"
+        " same way before D sees them, so that G learns the correct ones (RCGAN, Thekumparampil et"
+        " al. 2018, 1811.03205).",
+    )
 
-    judging: ClassVar[specs.Judging] = "plain"
-    labelled: ClassVar[bool] = True
-    told: ClassVar[bool] = True
-    given: ClassVar[bool] = False
-    beside: ClassVar[bool] = True
+    logit_conditioning: ClassVar[LogitConditioningKind] = "none"
+    needs_labels: ClassVar[bool] = True
+    generator_conditioned: ClassVar[bool] = True
+    needs_source: ClassVar[bool] = False
+    discriminator_sees_source: ClassVar[bool] = True
 
-    def readouts(self, classes: int) -> dict[str, int]:
-        """Return the names and sizes of the linear maps of features that it needs."""
+    def linear_heads(self, num_classes: int) -> dict[str, int]:
+        """Return names and output sizes of the linear heads that D needs besides its logit."""
         return {}
 
     @property
-    def proxies(self) -> int:
-        """Length of the learnt direction of each class; 0: it needs none."""
+    def class_embedding_dim(self) -> int:
+        """Length of the learned embedding of each class in D, or 0 for none."""
         return 0
 
-    def codes(self) -> tuple[int, int]:
-        """Return how many classes, and how many numbers, it makes up itself."""
+    def code_sizes(self) -> tuple[int, int]:
+        """Return the number of categories and of continuous codes that replace labels."""
         return 0, 0
 
-    def latents(self, step: Step) -> Tensor:
-        """Return the latents, in which labels are those that may have become the ones D sees.
+    def transform_generator_input(self, step: StepContext) -> Tensor:
+        """Return G's input with labels that may have been corrupted to those that D sees.
 
-        Where each label is as likely to become any other the channel is the same both ways.
+        All wrong labels are equally likely, so the corruption is the same in both directions.
         """
-        y = step.labels
-        if not self.noise or y.shape[1] < 2:
-            return step.latents
-        n, classes = y.shape
-        drawn = step.chance.uniform(2 * n).view(2, n)
-        turned = (y.argmax(1) + 1 + (drawn[0] * (classes - 1)).long()) % classes
-        wrong = (drawn[1] < self.noise) & (y.sum(1) > 0)
-        told = torch.where(wrong[:, None], one_hot(turned, classes), y)
-        latent = step.latents.shape[1] - classes - step.given.numel() // n
-        return torch.cat([step.latents[:, :latent], told, step.given], 1)
+        labels = step.labels
+        if not self.label_noise or labels.shape[1] < 2:
+            return step.generator_input
+        num_samples, num_classes = labels.shape
+        uniform = step.sharded_rng.uniform(2 * num_samples).view(2, num_samples)
+        offset = 1 + (uniform[0] * (num_classes - 1)).long()
+        other_class = (labels.argmax(1) + offset) % num_classes
+        is_wrong = (uniform[1] < self.label_noise) & (labels.sum(1) > 0)
+        corrected = torch.where(is_wrong[:, None], one_hot(other_class, num_classes), labels)
+        latent_dim = (
+            step.generator_input.shape[1] - num_classes - step.source.numel() // num_samples
+        )
+        return torch.cat([step.generator_input[:, :latent_dim], corrected, step.source], 1)
 
-    def discriminator(self, step: Step) -> dict[str, Tensor]:
-        """Return terms of D's loss, weighted."""
+    def discriminator_terms(self, step: StepContext) -> dict[str, Tensor]:
+        """Return weighted terms of D's loss by name."""
         return {}
 
-    def generator(self, step: Step) -> dict[str, Tensor]:
-        """Return terms of G's loss, weighted."""
+    def generator_terms(self, step: StepContext) -> dict[str, Tensor]:
+        """Return weighted terms of G's loss by name."""
         return {}
 
 
 CONDITIONINGS: Registry[type[Conditioning]] = Registry("conditioning")
 
 
-def scores(step: Step, name: str, features: Rows) -> Tensor:
-    """Return what D's readout ``name`` makes of features, float32."""
-    values: Tensor = step.discriminator.readouts[name](features)
+def linear_head_output(step: StepContext, head_name: str, features: Vectors) -> Tensor:
+    """Return the output of D's linear head ``head_name`` for ``features``, float32."""
+    values: Tensor = step.discriminator.linear_heads[head_name](features)
     return values.float()
 
 
-def cross_entropies(logits: Rows, y: Rows) -> tuple[Tensor, Tensor]:
-    """Return each row's cross entropy, 0 where there is no label, and 1 where there is one."""
-    known = y.sum(1)
-    return -(F.log_softmax(logits.float(), 1) * y).sum(1), known
+def cross_entropy_per_sample(logits: Vectors, targets: Vectors) -> tuple[Tensor, Tensor]:
+    """Return each row's cross entropy, and 1 for rows with a label and 0 for the others.
 
-
-def cross_entropy(logits: Rows, y: Rows) -> Tensor:
-    """Return the mean cross entropy of the rows that have a label."""
-    return mean_of_known(*cross_entropies(logits, y))
-
-
-def mean_of_known(each: Float[Tensor, " n"], known: Float[Tensor, " n"]) -> Tensor:
-    """Return the mean of the rows that have a label; what the others hold must be 0.
-
-    A batch that goes through in parts divides each by the number of its own: where some labels
-    are unknown that is a mean of means, in which a row counts more the fewer its part has.
+    The cross entropy of a row without a label is 0.
     """
-    return each.sum() / known.sum().clamp(min=1)
+    is_labeled = targets.sum(1)
+    return -(F.log_softmax(logits.float(), 1) * targets).sum(1), is_labeled
 
 
-def make_conditioning(name: str, options: Mapping[str, float]) -> Conditioning:
+def cross_entropy(logits: Vectors, targets: Vectors) -> Tensor:
+    """Return the mean cross entropy of the rows that have a label."""
+    return mean_over_labeled(*cross_entropy_per_sample(logits, targets))
+
+
+def mean_over_labeled(values: Float[Tensor, " n"], is_labeled: Float[Tensor, " n"]) -> Tensor:
+    """Return the mean of ``values`` over labeled rows; the other values must be 0.
+
+    Each shard of a batch divides by its own number of labels. With partly labeled data the mean
+    over shards therefore differs slightly from the mean over the whole batch.
+    """
+    return values.sum() / is_labeled.sum().clamp(min=1)
+
+
+def make_conditioning(name: str, options: Mapping[str, Any]) -> Conditioning:
     """Return the conditioning ``name`` with ``options``.
 
     Raises:
-        UserError: an unknown name or option, or a value out of range.
+        UserError: The name or an option is unknown, or a value is not valid.
     """
-    made = with_options(CONDITIONINGS[name](), options, "conditioning_options")
-    if made.noise and not made.labelled:
-        raise UserError(f"conditioning '{name}' uses no labels, so none of them can be wrong")
-    if made.noise and not made.told:
-        raise UserError(f"conditioning '{name}' tells G no labels, so none can be wrong there")
-    if made.noise >= 1:
-        raise UserError(f"setting 'conditioning_options.noise' must be below 1, not {made.noise}")
-    return made
+    conditioning = with_options(CONDITIONINGS[name](), options, "conditioning_options")
+    if conditioning.label_noise and not conditioning.needs_labels:
+        raise UserError(
+            "setting 'conditioning_options.label_noise' has no effect: conditioning"
+            f" '{name}' uses no labels"
+        )
+    if conditioning.label_noise and not conditioning.generator_conditioned:
+        raise UserError(
+            "setting 'conditioning_options.label_noise' has no effect: conditioning"
+            f" '{name}' gives G no labels"
+        )
+    return conditioning

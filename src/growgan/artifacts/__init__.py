@@ -1,0 +1,1 @@
+"""Uses of finished runs: loading generators, exports, galleries and per-class ensembles."""

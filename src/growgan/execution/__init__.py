@@ -1,0 +1,1 @@
+"""Trains and scores candidates in this process, on Ray workers, or in several processes at once."""

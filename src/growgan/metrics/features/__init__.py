@@ -1,0 +1,1 @@
+"""Feature extractors: own network, pixels, and published networks, with their image resizing."""

@@ -1,0 +1,1 @@
+"""One metric per file, as pure functions of features or of images."""

@@ -1,0 +1,1 @@
+"""Samples from trained generators: images, interpolations, latent edits and their directions."""
