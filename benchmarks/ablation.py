@@ -1,13 +1,14 @@
-"""What each way of being fast is worth: a whole training step with one of them left out.
+"""Measure the effect of each optimization on the time of a training step.
 
-    python benchmarks/ablation.py          # some five minutes
+    python benchmarks/ablation.py          # about five minutes
 
-Milliseconds of a step of both players (a cycle of the lazy penalties over its steps, medians over
-turns, all ways of a stack in turns), of growgan's default stack, of one four times as wide, and of
-DCGAN and PGGAN at their published widths. "casts" is the share of a step's time that goes into
-casting weights and features to bfloat16 and back, which is the most that bfloat16 weights beside
-float32 masters could save; "batch × 4" is the time for as many images in batches four times as
-large.
+The table shows milliseconds per training step of G and D, averaged over a cycle of the lazy
+penalties, as the median over repeats. The variants of a network are measured in turn. The networks
+are growgan's default, one four times as wide, and DCGAN and PGGAN with their published widths.
+
+"casts" is the fraction of the time spent on converting weights and features to bfloat16 and back.
+Keeping bfloat16 copies of the weights could save at most that. "batch x 4" is the time for the same
+number of images in batches four times as large.
 """
 
 from __future__ import annotations
@@ -15,137 +16,192 @@ from __future__ import annotations
 import argparse
 import statistics
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from dataclasses import replace
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass, field, replace
 from typing import Any
-from unittest.mock import patch
+from unittest.mock import PropertyMock, patch
 
 import torch
 from torch import Tensor
 from torch.profiler import ProfilerActivity, profile
-from training import Case, allocate, noise, timed
+from training_speed import (
+    BenchmarkCase,
+    configure_allocator,
+    elapsed_seconds,
+    noise_images,
+)
 
-from growgan.config import make_settings
+from growgan.config import Settings, make_settings
 from growgan.data.batches import Batches
-from growgan.growth.history import Space
-from growgan.nets.layers import downsample
+from growgan.nets.networks import Network
 from growgan.nets.presets import PRESETS
-from growgan.nets.stack import Stack
+from growgan.nets.resampling import downsample_average
 from growgan.objectives import make_objective
-from growgan.training import stage
-from growgan.training.runtime import Runtime, machine, make_runtime
+from growgan.search.history import SearchSpace
+from growgan.training.runtime import Runtime, describe_machine, make_runtime
+from growgan.training.step import training_step
 
 CPU = torch.device("cpu")
-TURNS = 5
-STACKS: tuple[tuple[str, dict[str, Any], int, int], ...] = (  # name, settings, side, batch
+NUM_REPEATS = 5
+STEPS_PER_CYCLE = 16  # a multiple of the intervals of the lazy penalties
+CONFIGURATIONS: tuple[tuple[str, dict[str, Any], int, int], ...] = (
+    # name, settings, side in pixels, batch size
     ("default, 4x4", {}, 4, 32),
     ("default, 32x32", {}, 32, 32),
-    ("four times as wide, 32x32", {"stack": {"width": 128}}, 32, 32),
+    ("four times as wide, 32x32", {"network": {"width": 128}}, 32, 32),
     ("dcgan, 16x16", {"preset": "dcgan"}, 16, 32),
     ("pggan, 4x4", {"preset": "pggan"}, 4, 16),
 )
 
 
 @contextmanager
-def given_back() -> Iterator[None]:
-    """Let the allocator give freed memory back."""
-    allocate(kept=False)
+def release_freed_memory() -> Iterator[None]:
+    """Let the allocator return freed memory to the system."""
+    configure_allocator(keep_freed_memory=False)
     try:
         yield
     finally:
-        allocate(kept=True)
+        configure_allocator(keep_freed_memory=True)
 
 
-class Planar(Runtime):
-    """Images, and so features, in NCHW."""
+def separate_discriminator_passes() -> AbstractContextManager[Any]:
+    """Run D on real and fake images separately, as if it used batch statistics."""
+    return patch.object(
+        Network, "uses_batch_statistics", new_callable=PropertyMock, return_value=True
+    )
 
-    def images(self, batch: Tensor, factor: int = 1) -> Tensor:
-        return downsample(batch.float(), factor) / 127.5 - 1
+
+class NCHWRuntime(Runtime):
+    """A runtime with images, and therefore features, in NCHW memory format."""
+
+    def to_float_images(self, images: Tensor, downsample_factor: int = 1) -> Tensor:
+        """Return images in [-1, 1]."""
+        return downsample_average(images.float(), downsample_factor) / 127.5 - 1
 
 
-def ways(values: dict[str, Any], side: int, batch: int) -> dict[str, Callable[[], None]]:
-    """Return a cycle of steps by what is left out."""
+@dataclass
+class Cycle:
+    """A cycle of training steps.
+
+    Attributes:
+        case: the networks and settings.
+        runtime: device and precision.
+        steps: number of steps.
+        context: entered around the steps.
+    """
+
+    case: BenchmarkCase
+    runtime: Runtime
+    steps: int
+    context: Callable[[], AbstractContextManager[Any]] | None = None
+    gan: Any = field(init=False)
+
+    def __post_init__(self) -> None:
+        settings = self.case.settings
+        self.gan = self.case.create_gan(CPU)
+        if isinstance(self.runtime, NCHWRuntime):
+            for network in (self.gan.generator, self.gan.discriminator):
+                network.to(memory_format=torch.contiguous_format)
+        self._batches = Batches(noise_images(512, 3, 32, 32), self.case.batch_size, 0)
+        self._objective = make_objective(settings)
+
+    def __call__(self) -> None:
+        """Run the steps."""
+        if self.context is None:
+            self._run()
+            return
+        with self.context():
+            self._run()
+
+    def _run(self) -> None:
+        for _ in range(self.steps):
+            training_step(
+                self.gan,
+                self._batches,
+                objective=self._objective,
+                settings=self.case.settings,
+                runtime=self.runtime,
+            )
+
+
+def build_variants(values: dict[str, Any], side_pixels: int, batch_size: int) -> dict[str, Cycle]:
+    """Return a cycle of training steps for each variant."""
     preset = values.get("preset")
-    settings = make_settings(PRESETS[preset].published if preset else {}, values)
-    space = Space(settings.preset, settings.stack, 3, (32, 32))
-    level = next(k for k in range(space.levels + 1) if max(space.resolution(k)) == side)
-    plain, runtime = noise(512, 3, 32, 32), make_runtime("cpu")
-    steps = 16
+    settings = make_settings(PRESETS[preset].published_settings if preset else {}, values)
+    space = SearchSpace(settings.preset, settings.network, 3, (32, 32))
+    level = next(
+        k for k in range(space.max_level + 1) if max(space.resolution_at(k)) == side_pixels
+    )
+    runtime = make_runtime("cpu")
 
-    def cycle(how: Runtime, count: int = batch, always: bool = False) -> Callable[[], None]:
-        own = settings
-        if always:
-            every = {name: {**o, "every": 1} for name, o in settings.regularisers.items()}
-            own = settings.model_copy(update={"regularisers": every})
-        gan = Case("", own, space, level, count).gan(CPU)
-        if isinstance(how, Planar):
-            for player in (gan.generator, gan.discriminator):
-                player.to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]
-        batches, objective = Batches(plain, count, 0), make_objective(own)
+    def cycle(
+        runtime: Runtime = runtime,
+        *,
+        settings: Settings = settings,
+        batch_size_factor: int = 1,
+        context: Callable[[], AbstractContextManager[Any]] | None = None,
+    ) -> Cycle:
+        case = BenchmarkCase(
+            name="",
+            settings=settings,
+            space=space,
+            level=level,
+            batch_size=batch_size_factor * batch_size,
+        )
+        return Cycle(case, runtime, STEPS_PER_CYCLE // batch_size_factor, context)
 
-        def run() -> None:
-            for _ in range(steps * batch // count):
-                stage.step(gan, batches, objective, own, how)
-
-        run.gan = gan  # type: ignore[attr-defined]
-        return run
-
-    def within(context: Callable[[], Any], run: Callable[[], None]) -> Callable[[], None]:
-        def wrapped() -> None:
-            with context():
-                run()
-
-        return wrapped
-
-    found = {
-        "as it is": cycle(runtime),
-        "no bfloat16": cycle(replace(runtime, bfloat16=False)),
-        "NCHW": cycle(Planar(runtime.device, runtime.bfloat16)),
-        "Adam by lists": cycle(runtime),
-        "D apart": within(
-            lambda: patch.object(Stack, "mixes", property(lambda self: True)), cycle(runtime)
-        ),
-        "penalties always": cycle(runtime, always=True),
-        "memory given back": within(given_back, cycle(runtime)),
-        "batch × 4": cycle(runtime, 4 * batch),
+    eager_penalties = {
+        name: {**options, "interval": 1} for name, options in settings.regularizers.items()
     }
-    for optimiser in ("generator_optimiser", "discriminator_optimiser"):
-        slow = getattr(found["Adam by lists"].gan, optimiser)  # type: ignore[attr-defined]
-        for group in slow.param_groups:
+    variants = {
+        "baseline": cycle(),
+        "no bfloat16": cycle(replace(runtime, use_bfloat16=False)),
+        "NCHW": cycle(NCHWRuntime(runtime.device, runtime.use_bfloat16)),
+        "foreach Adam": cycle(),
+        "separate D passes": cycle(context=separate_discriminator_passes),
+        "penalties every step": cycle(
+            settings=settings.model_copy(update={"regularizers": eager_penalties})
+        ),
+        "release freed memory": cycle(context=release_freed_memory),
+        "batch x 4": cycle(batch_size_factor=4),
+    }
+    gan = variants["foreach Adam"].gan
+    for optimizer in (gan.generator_optimizer, gan.discriminator_optimizer):
+        for group in optimizer.param_groups:
             group |= {"fused": False, "foreach": True}
-    return found
+    return variants
 
 
-def casts(run: Callable[[], None]) -> float:
-    """Return the share of the time that goes into copies from one type or layout to another."""
-    with profile(activities=[ProfilerActivity.CPU]) as seen:
-        run()
-    events = seen.key_averages()
-    whole = sum(event.self_cpu_time_total for event in events)
-    return sum(e.self_cpu_time_total for e in events if e.key == "aten::copy_") / whole
+def cast_time_fraction(function: Callable[[], None]) -> float:
+    """Return the fraction of the time spent on copies to another type or memory format."""
+    with profile(activities=[ProfilerActivity.CPU]) as profiler:
+        function()
+    events = profiler.key_averages()
+    total = sum(event.self_cpu_time_total for event in events)
+    return sum(e.self_cpu_time_total for e in events if e.key == "aten::copy_") / total
 
 
 def main() -> None:
     """Read the command line, measure and print."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--threads", type=int, default=1)
-    given = parser.parse_args()
-    torch.set_num_threads(given.threads)
-    print(f"{machine()}, {given.threads} threads; ms a step\n")
-    for number, (name, values, side, batch) in enumerate(STACKS):
-        found = ways(values, side, batch)
-        if not number:
-            print(
-                "| stack | " + " | ".join(found) + " | casts |\n|---|" + "---|" * (len(found) + 1)
-            )
-        for run in found.values():
-            run()
-        times: dict[str, list[float]] = {way: [] for way in found}
-        for _ in range(TURNS):
-            for way, run in found.items():
-                times[way].append(timed(run, CPU) / 16 * 1e3)
-        cells = [f"{statistics.median(each):.1f}" for each in times.values()]
-        print(f"| {name} | {' | '.join(cells)} | {casts(found['as it is']):.0%} |", flush=True)
+    parser.add_argument("--threads", type=int, default=1, help="number of CPU threads")
+    args = parser.parse_args()
+    torch.set_num_threads(args.threads)
+    print(f"{describe_machine()}, {args.threads} threads; milliseconds per step\n")
+    for k, (name, values, side_pixels, batch_size) in enumerate(CONFIGURATIONS):
+        variants = build_variants(values, side_pixels, batch_size)
+        if k == 0:
+            print("| network | " + " | ".join(variants) + " | casts |")
+            print("|---|" + "---|" * (len(variants) + 1))
+        for cycle in variants.values():
+            cycle()
+        times: dict[str, list[float]] = {variant: [] for variant in variants}
+        for _ in range(NUM_REPEATS):
+            for variant, cycle in variants.items():
+                times[variant].append(elapsed_seconds(cycle, CPU) / STEPS_PER_CYCLE * 1e3)
+        cells = [f"{statistics.median(values):.1f}" for values in times.values()]
+        casts = cast_time_fraction(variants["baseline"])
+        print(f"| {name} | {' | '.join(cells)} | {casts:.0%} |", flush=True)
 
 
 if __name__ == "__main__":

@@ -1,19 +1,26 @@
-"""Does searching for the growth pay, and with which recipe? All at equal wall clock.
+"""Compare growth policies, training recipes and presets at equal wall-clock time.
 
-    python benchmarks/growth.py run --minutes 5 --jobs 2    # the cells that are still missing
-    python benchmarks/growth.py table                       # the tables, as in docs/RESULTS.md
+    python benchmarks/growth.py run --minutes 5 --jobs 2    # the missing experiments
+    python benchmarks/growth.py table                       # as in docs/RESULTS.md
 
-A cell is one run: a method, a dataset, a budget, a seed. Its figures go into
-``benchmarks/results/growth.jsonl`` as soon as it is done; a cell that is there is not run again.
-``--group`` picks the policies, shapes known before, the random stacks, the search's single
-ideas, the recipes (loss, penalties, rate and layers of a fixed stack), the presets, each grown from
-its small form, the conditionings, for which the mean distance within classes is taken, too, or the
-gammas of BEGAN, which ask whether more of it gives more diverse images. With
-``--jobs`` several cells run side by side, each on its share of the cores: every method alike.
+An experiment is one run: a method, a data set, a budget and a seed. Its results are appended to
+``benchmarks/results/growth.jsonl``; experiments with saved results are skipped. With ``--jobs``,
+experiments run in parallel, each on its share of the cores.
 
-Distances are taken by a judge that the search never sees: a classifier of its own seed, trained
-on the labels. Both networks are trained before the clock starts (some 20 s a dataset, once) and
-then read from the cache.
+``--group`` selects the methods:
+
+- policies: the growth policies.
+- widths: fixed networks with the widths that the dynamic policy finds.
+- random-networks: random fixed networks.
+- dynamic-variants: variants of the dynamic policy.
+- recipes: loss, penalties, learning rate and layers of a fixed network.
+- conditionings: conditioning methods, also evaluated within classes.
+- began-gammas: whether a larger gamma of BEGAN gives more diverse images.
+- presets: every preset, grown from its small settings.
+
+The distances use the features of an evaluator that the search never sees: a classifier with a seed
+of its own, trained on the labels. The evaluator and the feature extractor of the search are trained
+once, before the clock starts (about 20 s for each data set).
 """
 
 from __future__ import annotations
@@ -32,126 +39,139 @@ from typing import Any
 
 import numpy as np
 import torch
-from rows import kept_rows, new_rows
+from common import compute_rows, mean_and_std, read_rows
 from torch import Tensor
 
 import growgan as gg
+from growgan.artifacts.per_class_ensemble import PerClassEnsemble
 from growgan.config import Settings, make_settings
 from growgan.data import ImageSet, default_cache
-from growgan.growth.budget import Budget
-from growgan.growth.model import Model
-from growgan.growth.scoring import make_scorer
-from growgan.metrics.classes import frechet_by_class
-from growgan.metrics.distances import Moments, frechet
-from growgan.metrics.features import domain_extractor
-from growgan.metrics.side import Stored
-from growgan.metrics.sliced import sliced_wasserstein
+from growgan.execution.scoring import build_extractor
+from growgan.metrics.features.own import load_or_train_own_extractor
+from growgan.metrics.functional.frechet_distance import frechet_distance_of_moments
+from growgan.metrics.functional.intra_class_frechet_distance import intra_class_frechet_distance
+from growgan.metrics.functional.moments import Moments
+from growgan.metrics.functional.sliced_wasserstein import sliced_wasserstein
+from growgan.metrics.image_statistics import CachedImageStatistics
 from growgan.nets.presets import PRESETS
 from growgan.objectives.conditioning import CONDITIONINGS
-from growgan.training.runtime import machine
+from growgan.sampling.trained_generator import TrainedGenerator
+from growgan.search.budget import Budget
+from growgan.training.runtime import describe_machine
 
 RESULTS = Path(__file__).parent / "results" / "growth.jsonl"
-RUNS = Path("runs/growth")
-# Kept with the rows: trained anew, on another machine or by other threads, a judge of the same seed
-# gives distances 5 % apart, and one of another seed 30 %.
-JUDGES = Path(__file__).parent / "judges"
-SAMPLES = 10_000
-DRAWS = 5  # of so many samples: the distance of one varies by a seventh
-JUDGE_SEED = 7_777
-DATA = {
+RUN_DIR = Path("runs/growth")
+# The evaluators are part of the repository. Trained again on another machine or with other threads,
+# an evaluator with the same seed gives distances that differ by 5 %; with another seed, by 30 %.
+EVALUATOR_DIR = Path(__file__).parent / "evaluators"
+EVALUATOR_SEED = 7_777
+NUM_SAMPLES = 10_000
+NUM_DRAWS = 5  # of NUM_SAMPLES samples; the distance of a single draw varies by a seventh
+DATASETS = {  # name: (source, side in pixels)
     "fashion-mnist": ("fashion-mnist", 32),
     "glyphs-rgb": ("glyphs:rgb", 64),
 }
 POLICIES = ("dynamic", "progressive", "fixed", "random")
-IDEAS: dict[str, dict[str, Any]] = {
-    "dynamic, always the size in the settings": {"anew": False},
-    "dynamic, three images a parameter": {"shown": 3.0},
-    "dynamic, start at the target": {"start": 1024},
-    "dynamic, slow climb from 4x4": {"start": 4, "reach": 0.15, "steep": 0.1},
-    "dynamic, no trials": {"search": 0.0},
-    "dynamic, trials whatever the budget": {"shown": 0.01, "images": 100},
-    "dynamic, three growths a round": {"tries": 3, "shown": 0.01, "images": 100},
+DYNAMIC_VARIANTS: dict[str, dict[str, Any]] = {
+    "dynamic, without autoscale": {"autoscale": False},
+    "dynamic, three images per parameter": {"images_per_parameter": 3.0},
+    "dynamic, start at the target resolution": {"start_resolution": 1024},
+    "dynamic, slow growth from 4x4": {
+        "start_resolution": 4,
+        "max_fraction_per_resolution": 0.15,
+        "plateau_gain": 0.1,
+    },
+    "dynamic, no trials": {"trial_budget_fraction": 0.0},
+    "dynamic, trials with any budget": {"images_per_parameter": 0.01, "min_trial_images": 100},
+    "dynamic, three growths per round": {
+        "trials_per_round": 3,
+        "images_per_parameter": 0.01,
+        "min_trial_images": 100,
+    },
 }
-# The shapes that dynamic picks at five and at twenty minutes, from the start: what its first slice
-# and its planning cost, and how far the settings' own shape is from them.
-SHAPES = {
-    "fixed, G and D twice as wide": {"width": 64, "discriminator_width": 64},
-    "fixed, G four times and D twice": {"width": 128, "discriminator_width": 64},
+# The widths that the dynamic policy chooses with budgets of 5 and 20 minutes, fixed from the start.
+# They show the cost of its first segment and of its planning.
+FIXED_WIDTHS = {
+    "fixed, G and D 2x as wide": {"width": 64, "discriminator_width": 64},
+    "fixed, G 4x and D 2x as wide": {"width": 128, "discriminator_width": 64},
 }
-STACKS = tuple(f"stack{i}" for i in range(8))
-PENALTY = ("regularisers=gp,drift", "loss=wasserstein")
+RANDOM_NETWORKS = tuple(f"random-network-{k}" for k in range(8))
+WGAN_GP = ("regularizers=gp,drift", "loss=wasserstein")
 RECIPES: dict[str, tuple[str, ...]] = {
     "default: relativistic, lazy R1 and R2": (),
-    "R3GAN's way: R1 and R2 at each step": ("regularisers.r1.every=1", "regularisers.r2.every=1"),
-    "R1 and R2 a tenth as strong": (
-        "regularisers.r1.weight=0.2",
-        "regularisers.r2.weight=0.2",
+    "R1 and R2 at every step, as in R3GAN": (
+        "regularizers.r1.interval=1",
+        "regularizers.r2.interval=1",
     ),
-    "non-saturating, lazy R1": ("loss=non-saturating", "regularisers=r1"),
-    "WGAN-GP and drift": PENALTY,
-    "WGAN-GP and drift, rate 1e-3 (PGGAN's)": (*PENALTY, "optimiser.lr=1e-3"),
-    "rate that does not fall": ("optimiser.decay=null",),
-    "half of the rate": ("optimiser.lr=1e-2",),
-    "rates not transferred across widths": ("stack.rate=equalised",),
-    "momentum 0.5": ("optimiser.beta1=0.5",),
-    "nearest upsampling (conv)": ("stack.kind=conv",),
-    "residual layers": ("stack.kind=residual",),
-    "twice the width": ("stack.width=64",),
+    "R1 and R2 with a tenth of the weight": (
+        "regularizers.r1.weight=0.2",
+        "regularizers.r2.weight=0.2",
+    ),
+    "non-saturating, lazy R1": ("loss=non-saturating", "regularizers=r1"),
+    "WGAN-GP and drift": WGAN_GP,
+    "WGAN-GP and drift, learning rate 1e-3 (PGGAN)": (*WGAN_GP, "optimizer.lr=1e-3"),
+    "constant learning rate": ("optimizer.lr_decay_images=null",),
+    "half the learning rate": ("optimizer.lr=1e-2",),
+    "equalized learning rate": ("network.lr_scaling=none",),
+    "momentum 0.5": ("optimizer.beta1=0.5",),
+    "nearest upsampling (conv)": ("network.block=conv",),
+    "residual layers": ("network.block=residual",),
+    "twice the width": ("network.width=64",),
     "float32": ("precision=float32",),
-    "batches of 64": ("batch=64",),
-    "batches of 128": ("batch=128",),
+    "batch size 64": ("batch_size=64",),
+    "batch size 128": ("batch_size=128",),
 }
-CONDITIONED = {
+CONDITIONINGS_COMPARED = {
     entry.name: (f"conditioning={entry.name}",)
     for entry in CONDITIONINGS
-    if entry.value.labelled and not entry.value.given
+    if entry.value.needs_labels and not entry.value.needs_source
 } | {
-    "p2gan, adaptive": ("conditioning=p2gan", "conditioning_options.adaptive=1"),
-    "projection, a contrario": ("conditioning=projection", "conditioning_options.contrary=1"),
+    "p2gan, adaptive": ("conditioning=p2gan", "conditioning_options.adaptive_weighting=1"),
+    "projection, mismatched labels": (
+        "conditioning=projection",
+        "conditioning_options.mismatch_weight=1",
+    ),
 }
-# D is an autoencoder, which dense layers learn fastest; narrow ones leave G with a few blurs.
-AUTOENCODER = (
+# D is an autoencoder, which fully connected layers learn fastest. With narrow layers, G only
+# produces a few blurred images.
+BEGAN = (
     "preset=gan",
     "loss=began",
-    "regularisers=none",
-    "loss_options.step=0.1",  # k has thousands of steps, not hundreds of thousands
-    "optimiser.lr=5e-4",
-    "doctor=false",  # low gammas collapse, which is to be seen
-    *(
-        f"stack.{each}"
-        for each in (
-            "kind=dense",
-            "width=512",
-            "discriminator_width=512",
-            "convolutions=1",
-            "latent=100",
-            "norm=none",
-            "rate=plain",
-            "deviation_group=0",
-        )
-    ),
+    "regularizers=none",
+    "loss_options.k_learning_rate=0.1",  # for thousands of steps instead of hundreds of thousands
+    "optimizer.lr=5e-4",
+    "health_checks=false",  # low gammas collapse, and the benchmark should show it
+    "network.block=dense",
+    "network.width=512",
+    "network.discriminator_width=512",
+    "network.layers_per_resolution=1",
+    "network.latent_dim=100",
+    "network.norm=none",
+    "network.parametrization=none",
+    "network.lr_scaling=none",
+    "network.mbstd_group_size=0",
 )
-GAMMAS = {
-    f"began, gamma {gamma}": (*AUTOENCODER, f"loss_options.gamma={gamma}")
+BEGAN_GAMMAS = {
+    f"began, gamma {gamma}": (*BEGAN, f"loss_options.gamma={gamma}")
     for gamma in (0.5, 0.7, 0.9, 1.0)
 }
-NAMES = tuple(entry.name for entry in PRESETS)
-OVERRIDES = RECIPES | CONDITIONED | GAMMAS
+PRESET_NAMES = tuple(entry.name for entry in PRESETS)
+OVERRIDES = RECIPES | CONDITIONINGS_COMPARED | BEGAN_GAMMAS
 GROUPS: dict[str, tuple[str, ...]] = {
     "policies": POLICIES,
-    "shapes": tuple(SHAPES),
-    "stacks": STACKS,
-    "ideas": tuple(IDEAS),
+    "widths": tuple(FIXED_WIDTHS),
+    "random-networks": RANDOM_NETWORKS,
+    "dynamic-variants": tuple(DYNAMIC_VARIANTS),
     "recipes": tuple(RECIPES),
-    "conditionings": tuple(CONDITIONED),
-    "gammas": tuple(GAMMAS),
-    "presets": NAMES,
+    "conditionings": tuple(CONDITIONINGS_COMPARED),
+    "began-gammas": tuple(BEGAN_GAMMAS),
+    "presets": PRESET_NAMES,
 }
 
 
 @dataclass(frozen=True)
-class Cell:
-    """One run of the table."""
+class Experiment:
+    """One run."""
 
     method: str
     data: str
@@ -159,246 +179,268 @@ class Cell:
     seed: int
 
 
-def random_shape(number: int) -> dict[str, Any]:
-    """Return the shape of a random complete stack: what somebody might have written down."""
-    rng = random.Random(number)
+def random_network_settings(seed: int) -> dict[str, Any]:
+    """Return the settings of a random network, within the range of common choices."""
+    rng = random.Random(seed)
     return {
         "width": rng.choice([16, 32, 64, 128]),
         "discriminator_width": rng.choice([16, 32, 64, 128]),
-        "taper": rng.choice([2, 4, 8]),
-        "convolutions": rng.choice([1, 2]),
-        "kernel": rng.choice([3, 5]),
-        "kind": rng.choice(["strided", "conv", "residual"]),
+        "full_width_scale": rng.choice([2, 4, 8]),
+        "layers_per_resolution": rng.choice([1, 2]),
+        "kernel_size": rng.choice([3, 5]),
+        "block": rng.choice(["strided", "conv", "residual"]),
     }
 
 
-def cells(methods: Iterable[str], minutes: float, data: str, seeds: int) -> Iterator[Cell]:
-    """Yield the cells of one budget, seed by seed, so that a table fills evenly."""
-    for seed in range(seeds):
+def experiments(
+    methods: Iterable[str], minutes: float, data: str, num_seeds: int
+) -> Iterator[Experiment]:
+    """Yield the experiments of one budget, seed by seed, so that the table fills evenly."""
+    for seed in range(num_seeds):
         for method in methods:
-            yield Cell(method, data, minutes, seed)
+            yield Experiment(method, data, minutes, seed)
 
 
-def settings_of(cell: Cell, threads: int) -> Settings:
-    """Return the settings of a cell: the defaults, but for what its method names."""
-    values: dict[str, Any] = {"seed": cell.seed, "threads": threads, "policy": "fixed"}
-    if cell.method in STACKS:
-        values["stack"] = random_shape(STACKS.index(cell.method))
-    elif cell.method in SHAPES:
-        values["stack"] = SHAPES[cell.method]
-    elif cell.method in IDEAS:
-        values |= {"policy": "dynamic", "growth": IDEAS[cell.method]}
-    elif cell.method in POLICIES:
-        values["policy"] = cell.method
-    small: Mapping[str, Any] = {}
-    if cell.method in NAMES:
-        small, values["preset"], values["policy"] = (
-            PRESETS[cell.method].small,
-            cell.method,
-            "dynamic",
-        )
-    return make_settings(small, values, overrides=OVERRIDES.get(cell.method, ()))
+def experiment_settings(experiment: Experiment, threads: int) -> Settings:
+    """Return the settings of an experiment."""
+    method = experiment.method
+    values: dict[str, Any] = {"seed": experiment.seed, "threads": threads, "policy": "fixed"}
+    small_settings: Mapping[str, Any] = {}
+    if method in RANDOM_NETWORKS:
+        values["network"] = random_network_settings(RANDOM_NETWORKS.index(method))
+    elif method in FIXED_WIDTHS:
+        values["network"] = FIXED_WIDTHS[method]
+    elif method in DYNAMIC_VARIANTS:
+        values |= {"policy": "dynamic", "growth": DYNAMIC_VARIANTS[method]}
+    elif method in POLICIES:
+        values["policy"] = method
+    elif method in PRESET_NAMES:
+        small_settings = PRESETS[method].small_settings
+        values |= {"policy": "dynamic", "preset": method}
+    return make_settings(small_settings, values, overrides=OVERRIDES.get(method, ()))
 
 
-def run_cell(cell: Cell, threads: int) -> dict[str, Any]:
-    """Run a cell from scratch on so many cores and return its figures."""
-    torch.set_num_threads(threads)  # of the judge, too: another cell may be running
-    data = load(cell.data)
-    name = re.sub("[^a-z0-9]+", "-", cell.method.lower())
-    out = RUNS / f"{cell.data}-{cell.minutes:g}m-{name}-{cell.seed}"
+def run_experiment(experiment: Experiment, threads: int) -> dict[str, Any]:
+    """Run an experiment and return its results."""
+    torch.set_num_threads(threads)  # also for the evaluator, as other experiments may be running
+    data = load_data(experiment.data)
+    name = re.sub("[^a-z0-9]+", "-", experiment.method.lower())
+    out = RUN_DIR / f"{experiment.data}-{experiment.minutes:g}m-{name}-{experiment.seed}"
     shutil.rmtree(out, ignore_errors=True)
     run = gg.grow(
-        data, out=out, budget=f"{cell.minutes * 60:g}s", settings=settings_of(cell, threads)
+        data,
+        out=out,
+        budget=f"{experiment.minutes * 60:g}s",
+        settings=experiment_settings(experiment, threads),
     )
     events = run.events
-    tried = [e for e in events if e["event"] == "candidate"]
-    best = next(e for e in tried if e["id"] == run.best_id)
+    candidates = {event["id"]: event for event in events if event["event"] == "candidate"}
+    best = candidates[run.best_id]
     return {
-        **asdict(cell),
-        **judge(run.best, data),
+        **asdict(experiment),
+        **evaluate_generator(run.best, data),
         "images": best["images"],
-        "candidates": len(tried),
+        "candidates": len(candidates),
         "elapsed": events[-1]["elapsed"],
         "cost": events[-1]["cost"],
         "generator_parameters": best["generator_parameters"],
         "discriminator_parameters": best["discriminator_parameters"],
-        "growths": _growths(tried, run.best_id),
-        "machine": machine(),
+        "growths": _best_lineage_growths(candidates, run.best_id),
+        "machine": describe_machine(),
         "threads": threads,
-        "judge": _judge(data).fingerprint,
+        "evaluator_fingerprint": _evaluator(data).fingerprint,
         "commit": _commit(),
     }
 
 
 def _commit() -> str:
-    """Return the commit that the figures belong to, marked where the code has changed since."""
+    """Return the current commit, marked if the code has been changed since."""
 
-    def git(*words: str) -> str:
-        command = ["git", *words]
+    def git(*arguments: str) -> str:
+        command = ["git", *arguments]
         return subprocess.run(command, capture_output=True, text=True, check=False).stdout.strip()
 
     changed = git("diff", "--name-only", "HEAD", "--", "src", "benchmarks/growth.py")
     return git("rev-parse", "--short", "HEAD") + ("-dirty" if changed else "")
 
 
-def _growths(tried: list[dict[str, Any]], best: str) -> list[str]:
-    """Return what the winning lineage grew, from the root on."""
-    by_id = {e["id"]: e for e in tried}
-    line: list[str] = []
-    current: str | None = best
+def _best_lineage_growths(candidates: Mapping[str, dict[str, Any]], best_id: str) -> list[str]:
+    """Return the growths from the root to the best candidate."""
+    growths: list[str] = []
+    current: str | None = best_id
     while current:
-        if by_id[current]["growth"] != "train on":
-            line.insert(0, by_id[current]["growth"])
-        current = by_id[current]["parent"]
-    return line
+        event = candidates[current]
+        if event["growth"] != "no growth":
+            growths.insert(0, event["growth"])
+        current = event["parent"]
+    return growths
 
 
-def judge(
-    model: Model, data: ImageSet, draws: int = DRAWS, samples: int = SAMPLES
+def evaluate_generator(
+    model: TrainedGenerator | PerClassEnsemble,
+    data: ImageSet,
+    num_draws: int = NUM_DRAWS,
+    num_samples: int = NUM_SAMPLES,
 ) -> dict[str, float]:
-    """Return a judge's figures of samples beside the reals, means over draws.
+    """Return metrics of samples with the evaluator's features, as means over draws.
 
-    The Fréchet distance, that within classes where a model knows any, and the variance, a share of
-    the reals' ("diversity"), of the judge's features; and SWD.
+    They are the Fréchet distance ("fd"), the sliced Wasserstein distance ("swd"), the variance of
+    the features relative to that of real images ("variance_ratio") and, for conditional models, the
+    mean Fréchet distance within classes ("intra_fd").
     """
-    extractor = _judge(data)
-    kept = {"identity": data.fingerprint, "cache": default_cache()}
-    real = Stored(data.images, name="reals", extractor=lambda: extractor, **kept).moments
-    some = torch.from_numpy(np.array(data.images[:samples]))
-    distances, within, sliced, spreads = [], [], [], []
-    for seed in range(99, 99 + draws):
-        drawn = model.sample(samples, seed=seed).transpose(0, 3, 1, 2)
-        images = torch.from_numpy(drawn.copy())
+    extractor = _evaluator(data)
+    real_moments = CachedImageStatistics(
+        data.images,
+        name="real images",
+        get_extractor=lambda: extractor,
+        cache_key=data.fingerprint,
+        cache_dir=default_cache(),
+    ).moments
+    real_images = torch.from_numpy(np.array(data.images[:num_samples]))
+    values: dict[str, list[float]] = {"fd": [], "swd": [], "variance_ratio": [], "intra_fd": []}
+    for seed in range(99, 99 + num_draws):
+        samples = model.sample(num_samples, seed=seed).transpose(0, 3, 1, 2)
+        images = torch.from_numpy(samples.copy())
         features = extractor(images)
-        found = Moments.of(features)
-        distances.append(frechet(found, real))
-        spreads.append(float(found.covariance.trace() / real.covariance.trace()))
+        moments = Moments.from_features(features)
+        variance_ratio = moments.covariance.trace() / real_moments.covariance.trace()
+        swd = sliced_wasserstein(images[: len(real_images)], real_images, num_repeats=1, seed=seed)
+        values["fd"].append(frechet_distance_of_moments(moments, real_moments))
+        values["variance_ratio"].append(float(variance_ratio))
+        values["swd"].append(swd.mean)
         if model.classes:
-            within.append(_within(features, model.labels(samples), data, extractor))
-        sliced.append(sliced_wasserstein(images[: len(some)], some, repeats=1, seed=seed).average)
-    figures = {"fd": distances, "swd": sliced, "diversity": spreads, "intra": within}
-    return {name: statistics.mean(each) for name, each in figures.items() if each}
+            labels = torch.from_numpy(model.sample_labels(num_samples))
+            values["intra_fd"].append(_intra_class_frechet(features, labels, data, extractor))
+    return {name: statistics.mean(draws) for name, draws in values.items() if draws}
 
 
-def _within(features: Tensor, labels: Any, data: ImageSet, extractor: Any) -> float:
-    """Return the mean Fréchet distance within classes, of so many reals as there are samples."""
+def _intra_class_frechet(features: Tensor, labels: Tensor, data: ImageSet, extractor: Any) -> float:
+    """Return the mean Fréchet distance within classes from as many real images as samples."""
     assert data.labels is not None
-    count = len(labels)
-    real = extractor(torch.from_numpy(np.array(data.images[:count])))
-    known = torch.from_numpy(np.array(data.labels[:count]))
-    return frechet_by_class(features, torch.from_numpy(labels), real, known).value
+    real_features = extractor(torch.from_numpy(np.array(data.images[: len(labels)])))
+    real_labels = torch.from_numpy(np.array(data.labels[: len(labels)]))
+    return intra_class_frechet_distance(features, labels, real_features, real_labels).value
 
 
-def _judge(data: ImageSet) -> Any:
-    return domain_extractor(
+def _evaluator(data: ImageSet) -> Any:
+    return load_or_train_own_extractor(
         data.images,
         data.labels,
         fingerprint=data.fingerprint,
-        cache=JUDGES,
-        seed=JUDGE_SEED,
+        cache_dir=EVALUATOR_DIR,
+        seed=EVALUATOR_SEED,
     )
 
 
-def finished() -> dict[Cell, dict[str, Any]]:
-    """Return the figures of the cells that are done."""
-    return {Cell(r["method"], r["data"], r["minutes"], r["seed"]): r for r in kept_rows(RESULTS)}
+def finished_experiments() -> dict[Experiment, dict[str, Any]]:
+    """Return the saved results."""
+    return {
+        Experiment(row["method"], row["data"], row["minutes"], row["seed"]): row
+        for row in read_rows(RESULTS)
+    }
 
 
-def load(name: str) -> ImageSet:
-    """Return the images of a dataset of the table."""
-    source, resolution = DATA[name]
-    return gg.load_images(source, resolution=resolution)
+def load_data(name: str) -> ImageSet:
+    """Return a data set by its name in the table."""
+    source, side = DATASETS[name]
+    return gg.load_images(source, resolution=side)
 
 
-def run_missing(wanted: list[Cell], jobs: int) -> None:
-    """Run the cells that have no figures yet, ``jobs`` at a time."""
-    data = load(wanted[0].data)
-    limit = Budget(seconds=60 * wanted[0].minutes)
-    # Train or read the search's network and the judge before any clock starts.
-    make_scorer(data, Settings(), limit, torch.device("cpu"))
-    _judge(data)
-    known, threads = finished(), max(1, (os.cpu_count() or 1) // jobs)
-    calls = [(cell, threads) for cell in wanted if cell not in known]
-    for row in new_rows(run_cell, calls, jobs, RESULTS):
-        cell = f"{row['method']}, {row['data']}, {row['minutes']:g} minutes, seed {row['seed']}"
-        found = f"fd {row['fd']:.3f}, swd {row['swd']:.2f}, {row['images']:,} images"
-        print(f"{cell}: {found}", flush=True)
+def run_missing(selected: list[Experiment], num_jobs: int) -> None:
+    """Run the experiments without saved results, ``num_jobs`` at a time."""
+    data = load_data(selected[0].data)
+    budget = Budget(seconds=60 * selected[0].minutes)
+    # Train the feature extractor of the search and the evaluator before any clock starts.
+    build_extractor(data, budget, torch.device("cpu"))
+    _evaluator(data)
+    saved, threads = finished_experiments(), max(1, (os.cpu_count() or 1) // num_jobs)
+    missing = [(experiment, threads) for experiment in selected if experiment not in saved]
+    for row in compute_rows(run_experiment, missing, num_jobs=num_jobs, path=RESULTS):
+        print(
+            f"{row['method']}, {row['data']}, {row['minutes']:g} minutes, seed {row['seed']}: "
+            f"fd {row['fd']:.3f}, swd {row['swd']:.2f}, {row['images']:,} images",
+            flush=True,
+        )
 
 
 def table() -> str:
-    """Return the tables as Markdown: mean ± deviation over seeds."""
-    rows = list(finished().values())
+    """Return the tables as Markdown. Values are mean ± standard deviation over seeds."""
+    rows = list(finished_experiments().values())
     parts = []
-    for data, minutes in sorted({(r["data"], r["minutes"]) for r in rows}):
-        part = [r for r in rows if (r["data"], r["minutes"]) == (data, minutes)]
+    for data, minutes in sorted({(row["data"], row["minutes"]) for row in rows}):
+        part = [row for row in rows if (row["data"], row["minutes"]) == (data, minutes)]
         lines = [
             f"\n**{data}, {minutes:g} minutes**\n",
             "| method | seeds | FD | SWD | images | candidates |",
             "|---|---|---|---|---|---|",
         ]
-        for method in (*POLICIES, *SHAPES, *IDEAS, *OVERRIDES, *NAMES):
-            own = [r for r in part if r["method"] == method]
-            if own:
-                lines.append(_line(method, own))
-        for name, rows_of in _of_stacks(part).items():
-            lines.append(_line(name, rows_of))
+        for method in (*POLICIES, *FIXED_WIDTHS, *DYNAMIC_VARIANTS, *OVERRIDES, *PRESET_NAMES):
+            method_rows = [row for row in part if row["method"] == method]
+            if method_rows:
+                lines.append(_table_row(method, method_rows))
+        for name, network_rows in _random_network_rows(part).items():
+            lines.append(_table_row(name, network_rows))
         parts.append("\n".join(lines))
     return "\n".join(parts)
 
 
-def _of_stacks(rows: list[dict[str, Any]]) -> dict[str, list[dict[str, Any]]]:
-    """Return the best and the median random stack of each seed."""
+def _random_network_rows(rows: list[dict[str, Any]]) -> dict[str, list[dict[str, Any]]]:
+    """Return the best and the median random network of each seed."""
     best, median = [], []
-    count = 0
-    for seed in sorted({r["seed"] for r in rows}):
-        mine = [r for r in rows if r["method"] in STACKS and r["seed"] == seed]
-        ranked = sorted(mine, key=lambda r: r["fd"])
+    num_networks = 0
+    for seed in sorted({row["seed"] for row in rows}):
+        ranked = sorted(
+            (row for row in rows if row["method"] in RANDOM_NETWORKS and row["seed"] == seed),
+            key=lambda row: row["fd"],
+        )
         best += ranked[:1]
         middle = ranked[(len(ranked) - 1) // 2 : len(ranked) // 2 + 1]
         if middle:
             keys = ("fd", "swd", "images", "candidates")
-            median.append({key: statistics.mean(r[key] for r in middle) for key in keys})
-        count = max(count, len(ranked))
-    if not count:
+            median.append({key: statistics.mean(row[key] for row in middle) for key in keys})
+        num_networks = max(num_networks, len(ranked))
+    if not num_networks:
         return {}
-    return {f"best of {count} random stacks": best, "median random stack": median}
+    return {f"best of {num_networks} random networks": best, "median random network": median}
 
 
-def _line(name: str, rows: list[dict[str, Any]]) -> str:
-    def figure(key: str, digits: int) -> str:
-        values = [r[key] for r in rows]
-        spread = f" ± {statistics.stdev(values):.{digits}f}" if len(values) > 1 else ""
-        return f"{statistics.mean(values):.{digits}f}{spread}"
+def _table_row(name: str, rows: list[dict[str, Any]]) -> str:
+    def cell(key: str, digits: int) -> str:
+        return mean_and_std([row[key] for row in rows], digits)
 
-    images = statistics.mean(r["images"] for r in rows)
-    tried = statistics.mean(r["candidates"] for r in rows)
-    more = {"intra": ", within classes", "diversity": ", diversity"}
-    shown = [key for key in more if all(key in r for r in rows)]
-    beside = "".join(f"{more[key]} {figure(key, 2)}" for key in shown)
+    distances = cell("fd", 2)
+    for key, label in (("intra_fd", "within classes"), ("variance_ratio", "variance ratio")):
+        if all(key in row for row in rows):
+            distances += f", {label} {cell(key, 2)}"
+    images = statistics.mean(row["images"] for row in rows)
+    candidates = statistics.mean(row["candidates"] for row in rows)
     return (
-        f"| {name} | {len(rows)} | {figure('fd', 2)}{beside} | {figure('swd', 1)} "
-        f"| {images / 1000:.0f}k | {tried:.0f} |"
+        f"| {name} | {len(rows)} | {distances} | {cell('swd', 1)} "
+        f"| {images / 1000:.0f}k | {candidates:.0f} |"
     )
 
 
 def main() -> None:
-    """Read the command line."""
+    """Read the command line; run the missing experiments or print the tables."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("action", choices=["run", "table"])
-    parser.add_argument("--minutes", type=float, default=5)
-    parser.add_argument("--data", choices=sorted(DATA), default="fashion-mnist")
-    parser.add_argument("--seeds", type=int, default=2)
-    parser.add_argument("--group", choices=GROUPS, default="policies")
-    parser.add_argument("--only", nargs="*", default=[], help="methods, all by default")
-    parser.add_argument("--jobs", type=int, default=1, help="cells at a time")
-    given = parser.parse_args()
-    if given.action == "run":
-        methods = [m for m in GROUPS[given.group] if not given.only or m in given.only]
-        if not methods:
-            parser.error(f"--only must name some of: {', '.join(GROUPS[given.group])}")
-        run_missing([*cells(methods, given.minutes, given.data, given.seeds)], given.jobs)
-    else:
+    parser.add_argument("command", choices=["run", "table"])
+    parser.add_argument("--minutes", type=float, default=5, help="budget of each run")
+    parser.add_argument(
+        "--data", choices=sorted(DATASETS), default="fashion-mnist", help="data set"
+    )
+    parser.add_argument("--seeds", type=int, default=2, help="number of seeds")
+    parser.add_argument("--group", choices=GROUPS, default="policies", help="methods to compare")
+    parser.add_argument("--only", nargs="*", default=[], help="methods to run; all by default")
+    parser.add_argument("--jobs", type=int, default=1, help="parallel experiments")
+    args = parser.parse_args()
+    if args.command == "table":
         print(table())
+        return
+    group = GROUPS[args.group]
+    methods = [method for method in group if not args.only or method in args.only]
+    if not methods:
+        parser.error(f"--only must name some of: {', '.join(group)}")
+    run_missing([*experiments(methods, args.minutes, args.data, args.seeds)], args.jobs)
 
 
 if __name__ == "__main__":

@@ -1,14 +1,18 @@
-"""Is bfloat16 safe? Every preset trained twice for as many images, in float32 and in bfloat16.
+"""Compare training in float32 and in bfloat16, for every preset.
 
-    python benchmarks/precision.py run --jobs 2      # some half an hour on two cores
+    python benchmarks/precision.py run --jobs 2      # about half an hour on two cores
     python benchmarks/precision.py table
-    python benchmarks/precision.py penalties         # their gradients, after a short training
+    python benchmarks/precision.py penalties         # gradients of the penalties
 
-Each preset's small form, complete and without search, on Fashion-MNIST at 32×32, three seeds, as it
-is at the end. The distance is that of the judge of ``benchmarks/growth.py``, of 5,000 samples. Two
-precisions are the same where their means lie within what the seeds differ: the last column is their
-difference over its standard error, and beyond 2 it would be noticed. Rows are kept as they come,
-and a row that is there is not run again.
+Each preset's small settings are trained without growth for the same number of images, on
+Fashion-MNIST at 32x32 pixels, with three seeds. The Fréchet distance uses the evaluator of
+growth.py and 5,000 samples. The last column is the difference of the means divided by its standard
+error; values beyond 2 would be significant.
+
+``penalties`` compares the gradients of gradient penalties and path length regularization after a
+short training.
+
+Results are saved as they come. Saved results are not computed again.
 """
 
 from __future__ import annotations
@@ -16,153 +20,202 @@ from __future__ import annotations
 import argparse
 import shutil
 import statistics
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from itertools import product
 from math import sqrt
 from pathlib import Path
 from typing import Any
 
 import torch
-from growth import judge, load
-from rows import kept_rows, new_rows
+from common import compute_rows, read_rows
+from growth import evaluate_generator, load_data
 from torch import Tensor
 
 import growgan as gg
 from growgan.config import make_settings
 from growgan.data.batches import Batches
-from growgan.growth.history import Space
 from growgan.nets.presets import PRESETS
 from growgan.objectives import make_objective
-from growgan.objectives.regulariser import gradient_square
-from growgan.objectives.step import Step
-from growgan.objectives.tricks import PathLength
-from growgan.training.gan import Gan, latents
-from growgan.training.runtime import machine, make_runtime
-from growgan.training.stage import step
+from growgan.objectives.path_length import PathLengthRegularization
+from growgan.objectives.regularizer import squared_gradient_norm
+from growgan.objectives.step_context import StepContext
+from growgan.search.history import SearchSpace
+from growgan.training.gan import Gan, sample_latents
+from growgan.training.runtime import describe_machine, make_runtime
+from growgan.training.step import training_step
 
 RESULTS = Path(__file__).parent / "results" / "precision.jsonl"
-RUNS = Path("runs/precision")
-NAMES = [entry.name for entry in PRESETS]
-DATA = "fashion-mnist"
+RUN_DIR = Path("runs/precision")
+PRESET_NAMES = [entry.name for entry in PRESETS]
+DATASET = "fashion-mnist"
 PRECISIONS = ("float32", "bfloat16")
-IMAGES, SEEDS, SAMPLES = 12_000, 3, 5_000
-Key = tuple[str, str, int]
+NUM_IMAGES = 12_000
+NUM_SEEDS = 3
+NUM_SAMPLES = 5_000
+PENALTY_STEPS = 200  # training steps before the penalties are compared
+Key = tuple[str, str, int]  # preset, precision, seed
 
 
-def finished() -> dict[Key, dict[str, Any]]:
-    """Return the rows that are there, by preset, precision and seed."""
-    return {(row["preset"], row["precision"], row["seed"]): row for row in kept_rows(RESULTS)}
+def finished_rows() -> dict[Key, dict[str, Any]]:
+    """Return the saved results."""
+    return {(row["preset"], row["precision"], row["seed"]): row for row in read_rows(RESULTS)}
 
 
-def run(key: Key, images: int) -> dict[str, Any]:
-    """Train one pair and measure it."""
+def train_and_evaluate(key: Key, images: int) -> dict[str, Any]:
+    """Train one GAN and return its metrics."""
     preset, precision, seed = key
     torch.set_num_threads(1)
-    data, out = load(DATA), RUNS / f"{preset}-{precision}-{seed}"
+    data, out = load_data(DATASET), RUN_DIR / f"{preset}-{precision}-{seed}"
     shutil.rmtree(out, ignore_errors=True)
-    how = {"preset": preset, "precision": precision, "seed": seed, "threads": 1, "policy": "fixed"}
-    # What the run itself makes of it on the way decides nothing, and should cost little.
-    how["score"] = {"kind": "swd", "samples": 64}
-    made = gg.grow(data, out=out, images=images, settings=how)
-    trained = [e for e in made.events if e["event"] == "candidate"]
-    last = next(e["alive"][0] for e in reversed(made.events) if e["event"] == "select")
-    row = {"preset": preset, "precision": precision, "seed": seed, "images": images}
-    row["seconds"] = sum(each["trained"] for each in trained)
-    row |= judge(made.candidate(last), data, draws=1, samples=SAMPLES)
-    return row | {"machine": machine(), "threads": 1}
+    settings = {
+        "preset": preset,
+        "precision": precision,
+        "seed": seed,
+        "threads": 1,
+        "policy": "fixed",
+        # The run's own scores are not used, so they should be cheap.
+        "score": {"kind": "swd", "num_samples": 64},
+    }
+    run = gg.grow(data, out=out, images=images, settings=settings)
+    candidates = [event for event in run.events if event["event"] == "candidate"]
+    selections = [event for event in run.events if event["event"] == "select"]
+    last_id = selections[-1]["survivors"][0]
+    return {
+        "preset": preset,
+        "precision": precision,
+        "seed": seed,
+        "images": images,
+        "train_seconds": sum(event["train_seconds"] for event in candidates),
+        **evaluate_generator(run.candidate(last_id), data, num_draws=1, num_samples=NUM_SAMPLES),
+        "machine": describe_machine(),
+        "threads": 1,
+    }
 
 
 def table() -> str:
-    """Return the table as Markdown: mean ± deviation over seeds."""
-    rows = list(finished().values())
+    """Return the table as Markdown. Values are mean ± standard deviation over seeds."""
+    rows = list(finished_rows().values())
     lines = [
-        "| preset | images | seeds | FD, float32 | FD, bfloat16 | seconds | difference by error |",
+        "| preset | images | seeds | FD, float32 | FD, bfloat16 | training time, s "
+        "| difference / standard error |",
         "|---|---|---|---|---|---|---|",
     ]
     for preset in dict.fromkeys(row["preset"] for row in rows):
-        by = [[r for r in rows if (r["preset"], r["precision"]) == (preset, p)] for p in PRECISIONS]
-        if min(map(len, by)) < 2:
+        groups = [
+            [row for row in rows if (row["preset"], row["precision"]) == (preset, precision)]
+            for precision in PRECISIONS
+        ]
+        if min(map(len, groups)) < 2:
             continue
-        distances = [[row["fd"] for row in part] for part in by]
-        means, deviations = map(statistics.mean, distances), map(statistics.stdev, distances)
-        (a, b), (sa, sb) = means, deviations
-        error = sqrt(sa**2 / len(by[0]) + sb**2 / len(by[1]))
-        seconds = " and ".join(f"{statistics.mean(r['seconds'] for r in part):.0f}" for part in by)
+        distances = [[row["fd"] for row in group] for group in groups]
+        mean32, mean16 = map(statistics.mean, distances)
+        std32, std16 = map(statistics.stdev, distances)
+        stderr = sqrt(std32**2 / len(distances[0]) + std16**2 / len(distances[1]))
+        seconds = " and ".join(
+            f"{statistics.mean(row['train_seconds'] for row in group):.0f}" for group in groups
+        )
         lines.append(
-            f"| {preset} | {by[0][0]['images']:,} | {len(by[0])} | {a:.2f} ± {sa:.2f} "
-            f"| {b:.2f} ± {sb:.2f} | {seconds} | {(b - a) / error:+.1f} |"
+            f"| {preset} | {groups[0][0]['images']:,} | {len(groups[0])} "
+            f"| {mean32:.2f} ± {std32:.2f} | {mean16:.2f} ± {std16:.2f} | {seconds} "
+            f"| {(mean16 - mean32) / stderr:+.1f} |"
         )
     return "\n".join(lines)
 
 
-def penalties(presets: list[str]) -> None:
-    """Print how far what is learnt from a penalty is turned and stretched by bfloat16.
+def compare_penalty_gradients(presets: list[str]) -> None:
+    """Print how much bfloat16 changes the gradients of penalties, on one batch.
 
-    After 200 steps, on one batch: by D from R1 and from the penalty of WGAN-GP, taken at reals; by
-    G from its path lengths.
+    The penalties are R1 and WGAN-GP at real images for D, and the path length for G.
     """
-    runtime, data = make_runtime("cpu", "bfloat16"), load(DATA)
-    print("| preset | R1: cosine | norm | WGAN-GP: cosine | norm | path length: cosine | norm |")
+    runtime, data = make_runtime("cpu", "bfloat16"), load_data(DATASET)
+    print(
+        "| preset | R1: cosine | R1: norm ratio | WGAN-GP: cosine | WGAN-GP: norm ratio "
+        "| path length: cosine | path length: norm ratio |"
+    )
     print("|---|" + "---|" * 6)
     for preset in presets:
-        settings = make_settings(PRESETS[preset].small, {"preset": preset, "batch": 32})
-        space = Space(settings.preset, settings.stack, data.channels, data.resolution)
-        gan = Gan.create(*space.stacks(space.levels), settings.optimiser, seed=0)
-        objective, batches = make_objective(settings), Batches(data, settings.batch, 0)
-        for _ in range(200):
-            step(gan, batches, objective, settings, runtime)
-        if gan.discriminator.spec.energy:
+        settings = make_settings(
+            PRESETS[preset].small_settings, {"preset": preset, "batch_size": 32}
+        )
+        space = SearchSpace(settings.preset, settings.network, data.channels, data.resolution)
+        gan = Gan.create(*space.specs_at(space.max_level), settings.optimizer, seed=0)
+        objective, batches = make_objective(settings), Batches(data, settings.batch_size, 0)
+        for _ in range(PENALTY_STEPS):
+            training_step(gan, batches, objective=objective, settings=settings, runtime=runtime)
+        if gan.discriminator.spec.is_autoencoder:
             continue
-        reals = gan.shown(runtime.images(batches.batch_at(gan.images)[0]))
-        print(f"| {preset} | " + " | ".join(turned(gan, reals)) + " |", flush=True)
+        pixels, _ = batches.batch_at(gan.images_seen)
+        real = gan.downsample_images(runtime.to_float_images(pixels))
+        cells = gradient_cosines_and_ratios(gan, real)
+        print(f"| {preset} | " + " | ".join(cells) + " |", flush=True)
 
 
-def turned(gan: Gan, reals: Tensor) -> Iterator[str]:
-    """Yield the cosine and the ratio of lengths of what both precisions teach, for each penalty."""
-    d, z = gan.discriminator, latents(len(reals), gan.generator.spec.latent, seed=1)
+def gradient_cosines_and_ratios(gan: Gan, real: Tensor) -> Iterator[str]:
+    """Yield the cosine and the norm ratio of the gradients in both precisions, by penalty."""
+    d = gan.discriminator
+    z = sample_latents(len(real), gan.generator.spec.latent_dim, seed=1)
 
-    def lengths() -> Tensor:
-        rng, nothing = torch.Generator().manual_seed(2), z.new_empty(0)
-        torch.manual_seed(3)  # of the noise of some stacks
-        memory = {"path.mean": torch.ones(())}
-        view = Step(gan.generator, d, reals, reals, z, rng, nothing, nothing, memory=memory)
-        return PathLength().generator(view)
+    def path_length() -> Tensor:
+        torch.manual_seed(3)  # for the noise inputs of G
+        unused_logits = z.new_empty(0)
+        step = StepContext(
+            generator=gan.generator,
+            discriminator=d,
+            real=real,
+            fake=real,
+            generator_input=z,
+            rng=torch.Generator().manual_seed(2),
+            real_logits=unused_logits,
+            fake_logits=unused_logits,
+            objective_state={"path.mean": torch.ones(())},
+        )
+        return PathLengthRegularization().generator_term(step)
 
-    for player, penalty in (
-        (d, lambda: gradient_square(d, reals).mean() / 2),
-        (d, lambda: (gradient_square(d, reals).sqrt() - 1).square().mean()),
-        (gan.generator, lengths),
-    ):
-        learnt = []
-        for low in (False, True):
-            with torch.autocast("cpu", torch.bfloat16, enabled=low):
+    penalties: tuple[tuple[torch.nn.Module, Callable[[], Tensor]], ...] = (
+        (d, lambda: squared_gradient_norm(d, real).mean() / 2),
+        (d, lambda: (squared_gradient_norm(d, real).sqrt() - 1).square().mean()),
+        (gan.generator, path_length),
+    )
+    for network, penalty in penalties:
+        gradients = []
+        for use_bfloat16 in (False, True):
+            with torch.autocast("cpu", torch.bfloat16, enabled=use_bfloat16):
                 value = penalty()
-            parts = torch.autograd.grad(value, list(player.parameters()), allow_unused=True)
-            learnt.append(torch.cat([part.flatten() for part in parts if part is not None]))
-        exact, rough = learnt
-        yield f"{float(torch.cosine_similarity(exact, rough, 0)):.5f}"
-        yield f"{float(rough.norm() / exact.norm()):.3f}"
+            parts = torch.autograd.grad(value, list(network.parameters()), allow_unused=True)
+            gradients.append(torch.cat([part.flatten() for part in parts if part is not None]))
+        exact, rounded = gradients
+        yield f"{float(torch.cosine_similarity(exact, rounded, 0)):.5f}"
+        yield f"{float(rounded.norm() / exact.norm()):.3f}"
 
 
 def main() -> None:
-    """Read the command line."""
+    """Read the command line, train what is missing, and print the table."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("command", choices=("run", "table", "penalties"))
-    parser.add_argument("--only", nargs="*", choices=NAMES, default=NAMES)
-    parser.add_argument("--images", type=int, default=IMAGES)
-    parser.add_argument("--seeds", type=int, default=SEEDS)
-    parser.add_argument("--jobs", type=int, default=1, help="runs at a time, of one thread each")
-    given = parser.parse_args()
-    if given.command == "penalties":
-        penalties(given.only)
+    parser.add_argument(
+        "--only",
+        nargs="*",
+        choices=PRESET_NAMES,
+        default=PRESET_NAMES,
+        help="presets to train; all by default",
+    )
+    parser.add_argument("--images", type=int, default=NUM_IMAGES, help="training images per run")
+    parser.add_argument("--seeds", type=int, default=NUM_SEEDS, help="number of seeds")
+    parser.add_argument("--jobs", type=int, default=1, help="parallel runs of one thread each")
+    args = parser.parse_args()
+    if args.command == "penalties":
+        compare_penalty_gradients(args.only)
         return
-    if given.command == "run":
-        wanted = product(given.only, PRECISIONS, range(given.seeds))
-        known = finished()
-        calls = [(key, given.images) for key in wanted if key not in known]
-        for row in new_rows(run, calls, given.jobs, RESULTS):
+    if args.command == "run":
+        saved = finished_rows()
+        missing = [
+            (key, args.images)
+            for key in product(args.only, PRECISIONS, range(args.seeds))
+            if key not in saved
+        ]
+        for row in compute_rows(train_and_evaluate, missing, num_jobs=args.jobs, path=RESULTS):
             print(row, flush=True)
-    print(f"{machine()}\n\n{table()}")
+    print(f"{describe_machine()}\n\n{table()}")
 
 
 if __name__ == "__main__":
