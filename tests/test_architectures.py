@@ -126,9 +126,7 @@ def test_biggan_has_the_published_number_of_parameters() -> None:
     # The values of their attention have C/2 channels; ours have C/8 (SAGAN, equation 2).
     extra_attention = [2 * c * (c // 2) - 2 * c * (c // 8) for c in (192, 96)]
     assert count_parameters(d) + 1000 * 1536 + extra_attention[1] == 87_982_370
-    normalized_channels = 96 * (
-        16 + 16 + 16 + 8 + 8 + 4 + 4 + 2 + 2 + 1
-    )  # normalized channels of all layers
+    normalized_channels = 96 * (16 + 16 + 16 + 8 + 8 + 4 + 4 + 2 + 2 + 1)  # in all layers
     class_weights = 1000 * 128 + 128 * 2 * normalized_channels
     # Their style layers have no bias; their stem has one bias per grid cell.
     extra_biases = 15 * 16 * 96 - 2 * normalized_channels
@@ -466,7 +464,7 @@ def test_style_mixing_uses_two_latents_and_only_in_training() -> None:
     assert mixed.shape == (64, generator.num_styles, g.latent_dim)
     is_first_latent = (mixed == w[:, None]).all(2)  # [64, styles]
     assert is_first_latent[:, 0].all(), "the first style comes from the first latent"
-    assert (is_first_latent.int().diff(dim=1) <= 0).all(), "no style after the crossover"
+    assert (is_first_latent.int().diff(dim=1) <= 0).all(), "there is at most one crossover"
     assert 0.2 < float(is_first_latent[:, 1:].float().mean()) < 0.8
     same = w[:, None].expand(-1, generator.num_styles, -1)
     generator.eval()

@@ -51,27 +51,29 @@ pytestmark = pytest.mark.usefixtures("temporary_cache")
 
 NAMES = [entry.name for entry in CONDITIONINGS if entry.name != "none"]
 CLASSES = 3
-KINDS = ("reverse-kl", "kl", "pearson", "squared-hellinger", "jensen-shannon")
-Y = one_hot(torch.tensor([0, 2, 1, 2, -1]), CLASSES)  # the last has no label
+DIVERGENCES = ("reverse-kl", "kl", "pearson", "squared-hellinger", "jensen-shannon")
+Y = one_hot(torch.tensor([0, 2, 1, 2, -1]), CLASSES)  # the last row has no label
 
 
 def noise(*shape: int, seed: int = 1) -> Tensor:
     return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
 
 
-def view(labels: Tensor = Y, **readouts: Tensor) -> StepContext:
-    """Return a step in which D's linear heads output fixed rows: first of reals, then of fakes."""
+def step_with_heads(labels: Tensor = Y, **head_outputs: Tensor) -> StepContext:
+    """Return a step in which each linear head of D outputs fixed rows, first for real images."""
     n = len(labels)
 
-    class Read:
+    class FixedHead:
         def __init__(self, values: Tensor) -> None:
             self.values = values
 
         def __call__(self, rows: Tensor) -> Tensor:
             return self.values[rows.argmax(1)]
 
-    rows = 7 * torch.eye(2 * n)  # heads must not depend on the length of features
-    d = SimpleNamespace(linear_heads={name: Read(values) for name, values in readouts.items()})
+    rows = 7 * torch.eye(2 * n)  # heads must not depend on the norm of features
+    d = SimpleNamespace(
+        linear_heads={name: FixedHead(values) for name, values in head_outputs.items()}
+    )
     step = SimpleNamespace(
         discriminator=d, labels=labels, real_features=rows[:n], fake_features=rows[n:]
     )
@@ -91,10 +93,10 @@ def mean_cross_entropy(logits: Tensor, labels: list[int] = LABELS) -> float:
     return -float(np.mean([log_softmax(logits[i], y) for i, y in enumerate(labels)]))
 
 
-def test_the_auxiliary_classifier_is_the_cross_entropy_of_labeled_rows() -> None:
+def test_ac_is_the_cross_entropy_of_labeled_rows() -> None:
     logits = noise(10, CLASSES)
     step, ac = (
-        view(classifier=logits),
+        step_with_heads(classifier=logits),
         make_conditioning("ac", {"weight": 2.0, "generator_weight": 0.5}),
     )
     expected = mean_cross_entropy(logits[:5]) + mean_cross_entropy(logits[5:])
@@ -103,22 +105,22 @@ def test_the_auxiliary_classifier_is_the_cross_entropy_of_labeled_rows() -> None
     assert term == pytest.approx(0.5 * mean_cross_entropy(logits[5:]), rel=1e-5)
 
 
-def test_tac_subtracts_the_cross_entropy_of_the_twin() -> None:
+def test_tac_subtracts_the_cross_entropy_of_the_second_classifier() -> None:
     p, q = noise(10, CLASSES), noise(10, CLASSES, seed=2)
-    step, tac = view(classifier=p, fake_classifier=q), make_conditioning("tac", {})
+    step, tac = step_with_heads(classifier=p, fake_classifier=q), make_conditioning("tac", {})
     terms = tac.discriminator_terms(step)
     assert float(terms["class"]) == pytest.approx(mean_cross_entropy(p[:5]), rel=1e-5)
     assert float(terms["class_fake"]) == pytest.approx(mean_cross_entropy(q[5:]), rel=1e-5)
     gap = mean_cross_entropy(p[5:]) - mean_cross_entropy(q[5:])
     term = float(tac.generator_terms(step)["class_generator"])
     assert term == pytest.approx(gap, rel=1e-5)
-    same = tac.generator_terms(view(classifier=p, fake_classifier=p))["class_generator"]
+    same = tac.generator_terms(step_with_heads(classifier=p, fake_classifier=p))["class_generator"]
     assert float(same) == pytest.approx(0, abs=1e-6)
 
 
 def test_adc_has_a_real_and_a_fake_output_per_class() -> None:
     logits = noise(10, 2 * CLASSES)
-    step, adc = view(classifier=logits), make_conditioning("adc", {})
+    step, adc = step_with_heads(classifier=logits), make_conditioning("adc", {})
     real = mean_cross_entropy(logits[:5])
     fake = mean_cross_entropy(logits[5:], [y + CLASSES for y in LABELS])
     assert float(adc.discriminator_terms(step)["class"]) == pytest.approx(real + fake, rel=1e-5)
@@ -133,7 +135,7 @@ def test_multi_hinge_compares_each_class_with_the_largest_other() -> None:
         largest_other = max(float(v) for k, v in enumerate(row) if k != label)
         return max(0.0, 1 - float(row[label]) + largest_other)
 
-    step, mh = view(classifier=values), make_conditioning("mh", {})
+    step, mh = step_with_heads(classifier=values), make_conditioning("mh", {})
     reals = np.mean([hinge(values[i], y) for i, y in enumerate(LABELS)])
     fakes = np.mean([hinge(values[i], CLASSES) for i in range(5, 10)])
     assert float(mh.discriminator_terms(step)["class"]) == pytest.approx(reals + fakes, rel=1e-5)
@@ -141,20 +143,20 @@ def test_multi_hinge_compares_each_class_with_the_largest_other() -> None:
     assert float(mh.generator_terms(step)["class_generator"]) == pytest.approx(term, rel=1e-5)
 
 
-def test_2c_is_equation_8_of_its_paper() -> None:
+def test_2c_matches_equation_8_of_its_paper() -> None:
     rows, proxies = F.normalize(noise(5, 6), dim=1), F.normalize(noise(CLASSES, 6, seed=2), dim=1)
     conditioning = make_conditioning("2c", {"temperature": 0.5})
     losses = []
     for i, y in enumerate(LABELS):
         positive = np.exp(float(rows[i] @ proxies[y]) / 0.5)
-        alike = {k: np.exp(float(rows[i] @ rows[k]) / 0.5) for k in range(4) if k != i}
-        same = sum(value for k, value in alike.items() if LABELS[k] == y)
-        losses.append(-np.log((positive + same) / (positive + sum(alike.values()))))
+        similarities = {k: np.exp(float(rows[i] @ rows[k]) / 0.5) for k in range(4) if k != i}
+        same = sum(value for k, value in similarities.items() if LABELS[k] == y)
+        losses.append(-np.log((positive + same) / (positive + sum(similarities.values()))))
     result = conditioning.contrastive_loss(rows, proxies, Y)  # type: ignore[attr-defined]
     assert float(result) == pytest.approx(np.mean(losses), rel=1e-5)
 
 
-def test_d2d_ce_is_equation_5_of_its_paper() -> None:
+def test_d2d_ce_matches_equation_5_of_its_paper() -> None:
     rows, proxies = F.normalize(noise(5, 6), dim=1), F.normalize(noise(CLASSES, 6, seed=2), dim=1)
     options = {"temperature": 0.5, "positive_margin": 0.9, "negative_margin": 0.1}
     conditioning = make_conditioning("d2d-ce", options)
@@ -172,7 +174,7 @@ def test_d2d_ce_is_equation_5_of_its_paper() -> None:
 
 
 @pytest.mark.parametrize("adaptive", [0, 1])
-def test_p2gan_learns_both_classifiers(adaptive: int) -> None:
+def test_p2gan_trains_both_classifiers(adaptive: int) -> None:
     p, q, w = noise(10, CLASSES), noise(10, CLASSES, seed=2), noise(10, 1, seed=3)
     conditioning = make_conditioning("p2gan", {"adaptive_weighting": adaptive})
     assert set(conditioning.linear_heads(CLASSES)) == (
@@ -181,7 +183,7 @@ def test_p2gan_learns_both_classifiers(adaptive: int) -> None:
         else {"classifier", "fake_classifier"}
     )
     terms = conditioning.discriminator_terms(
-        view(classifier=p, fake_classifier=q, adaptive_weight=w)
+        step_with_heads(classifier=p, fake_classifier=q, adaptive_weight=w)
     )
     for name, logits, start in (("class", p, 0), ("class_fake", q, 5)):
         losses = [-log_softmax(logits[start + i], y) for i, y in enumerate(LABELS)]
@@ -191,24 +193,24 @@ def test_p2gan_learns_both_classifiers(adaptive: int) -> None:
         assert float(terms[name]) == pytest.approx(np.mean(losses), rel=1e-5)
 
 
-def test_adaptive_weights_of_certain_images_are_bounded() -> None:
+def test_adaptive_weights_of_confidently_classified_images_are_bounded() -> None:
     """For CE = 0 the paper's exp(-w) CE + w has no lower bound; -log λ is bounded by 0."""
-    certain = view(
+    confident = step_with_heads(
         classifier=100 * Y.repeat(2, 1),
         fake_classifier=100 * Y.repeat(2, 1),
         adaptive_weight=torch.full((10, 1), -1e4),
     )
     conditioning = make_conditioning("p2gan", {"adaptive_weighting": 1})
-    assert all(float(term) == 0 for term in conditioning.discriminator_terms(certain).values())
-    # The head gets features of unit length in float32, without a gradient to them.
+    assert all(float(term) == 0 for term in conditioning.discriminator_terms(confident).values())
+    # The head receives detached float32 features of unit norm.
     inputs: list[Tensor] = []
     features = (1e6 * noise(5, 4)).requires_grad_()
 
-    def read(rows: Tensor) -> Tensor:
+    def record_input(rows: Tensor) -> Tensor:
         inputs.append(rows)
         return rows[:, :1]
 
-    step = view(
+    step = step_with_heads(
         classifier=noise(10, CLASSES),
         fake_classifier=noise(10, CLASSES),
         adaptive_weight=noise(10, 1),
@@ -216,7 +218,7 @@ def test_adaptive_weights_of_certain_images_are_bounded() -> None:
     step.real_features = features
     for name in ("classifier", "fake_classifier"):
         step.discriminator.linear_heads[name] = lambda rows: rows[:, :3]
-    step.discriminator.linear_heads["adaptive_weight"] = read
+    step.discriminator.linear_heads["adaptive_weight"] = record_input
     with torch.autocast("cpu", dtype=torch.bfloat16):
         conditioning.discriminator_terms(step)
     assert inputs[0].dtype == torch.float32 and not inputs[0].requires_grad
@@ -237,48 +239,48 @@ def test_contrastive_losses_are_finite_at_a_low_temperature() -> None:
         assert torch.isfinite(gradient).all()
 
 
-@pytest.mark.parametrize("kind", range(5))
-def test_gradients_of_divergences_are_bounded_and_do_not_vanish(kind: int) -> None:
-    """The gradient in log r is that of f(r) - r f'(r), and constant beyond ±3."""
+@pytest.mark.parametrize("index", range(5))
+def test_gradients_of_divergences_are_bounded_and_do_not_vanish(index: int) -> None:
+    """The gradient by log r is that of f(r) - r f'(r) within ±3, and constant beyond."""
 
     def slope(x: float) -> float:
         r = np.exp(x)
-        return float((-1, -r, -2 * r**2, -(r**0.5) / 2, -r / (2 * (r + 1)))[kind])
+        return float((-1, -r, -2 * r**2, -(r**0.5) / 2, -r / (2 * (r + 1)))[index])
 
-    for far, bound in ((-15.0, -3.0), (15.0, 3.0), (-2.0, -2.0), (0.5, 0.5)):
-        log_r = torch.tensor(far, dtype=torch.float64, requires_grad=True)
-        f_divergence(KINDS[kind], log_r).backward()
+    for log_ratio, clamped in ((-15.0, -3.0), (15.0, 3.0), (-2.0, -2.0), (0.5, 0.5)):
+        log_r = torch.tensor(log_ratio, dtype=torch.float64, requires_grad=True)
+        f_divergence(DIVERGENCES[index], log_r).backward()
         assert log_r.grad is not None
-        assert float(log_r.grad) == pytest.approx(slope(bound), rel=1e-6)
+        assert float(log_r.grad) == pytest.approx(slope(clamped), rel=1e-6)
 
 
-@pytest.mark.parametrize("kind", range(5))
-def test_the_gradient_is_that_of_the_divergence_of_the_fakes(kind: int) -> None:
-    """Fakes m + z, reals N(0, 1): the gradient by m is that of the integral of q f(p/q), by m.
+@pytest.mark.parametrize("index", range(5))
+def test_gradients_through_fakes_match_those_of_the_divergence(index: int) -> None:
+    """For fakes m + z and reals N(0, 1), the gradient by m is that of the integral of q f(p/q).
 
-    The integral's own derivative is taken by differences, on a grid where q moves with m.
+    The expected derivative is a central difference of the integral, in which q moves with m.
     """
-    shift, wide = 0.4, torch.linspace(-9, 9, 20_001, dtype=torch.float64)
+    shift, grid = 0.4, torch.linspace(-9, 9, 20_001, dtype=torch.float64)
 
-    def total(m: float) -> float:
-        log_q = -0.5 * (wide - m).square() - 0.5 * np.log(2 * np.pi)
-        log_r = -0.5 * wide.square() + 0.5 * (wide - m).square()
-        values = log_q.exp() * f_divergence(KINDS[kind], log_r)
-        return float(torch.trapezoid(values, wide))
+    def divergence_at(m: float) -> float:
+        log_q = -0.5 * (grid - m).square() - 0.5 * np.log(2 * np.pi)
+        log_r = -0.5 * grid.square() + 0.5 * (grid - m).square()
+        values = log_q.exp() * f_divergence(DIVERGENCES[index], log_r)
+        return float(torch.trapezoid(values, grid))
 
-    expected = (total(shift + 1e-4) - total(shift - 1e-4)) / 2e-4
-    z = wide - shift
+    expected = (divergence_at(shift + 1e-4) - divergence_at(shift - 1e-4)) / 2e-4
+    z = grid - shift
     m = torch.tensor(shift, dtype=torch.float64, requires_grad=True)
     fakes = m + z
     log_r = -0.5 * fakes.square() + 0.5 * (fakes - shift).square()  # constant densities
     weights = torch.exp(-0.5 * z.square()) / np.sqrt(2 * np.pi)
-    torch.trapezoid(weights * f_divergence(KINDS[kind], log_r), wide).backward()
+    torch.trapezoid(weights * f_divergence(DIVERGENCES[index], log_r), grid).backward()
     assert m.grad is not None
     assert float(m.grad) == pytest.approx(expected, rel=1e-2)
 
 
-@pytest.mark.parametrize("kind", range(5))
-def test_f_divergences_match_two_known_distributions(kind: int) -> None:
+@pytest.mark.parametrize("index", range(5))
+def test_f_divergences_match_those_of_known_distributions(index: int) -> None:
     """The mean of f(p/q) under q is the divergence of two distributions on four points."""
     p, q = np.array([0.1, 0.2, 0.3, 0.4]), np.array([0.4, 0.3, 0.2, 0.1])
     m = (p + q) / 2
@@ -289,13 +291,13 @@ def test_f_divergences_match_two_known_distributions(kind: int) -> None:
         ((np.sqrt(p) - np.sqrt(q)) ** 2).sum(),
         0.5 * ((p * np.log(p / m)).sum() + (q * np.log(q / m)).sum()),
     )
-    result = f_divergence(KINDS[kind], torch.tensor(np.log(p / q)))
-    assert float((result * torch.tensor(q)).sum()) == pytest.approx(expected[kind], rel=1e-6)
+    result = f_divergence(DIVERGENCES[index], torch.tensor(np.log(p / q)))
+    assert float((result * torch.tensor(q)).sum()) == pytest.approx(expected[index], rel=1e-6)
 
 
 def test_f_cgan_is_the_divergence_of_the_two_classifiers() -> None:
     p, q = noise(10, CLASSES), noise(10, CLASSES, seed=2)
-    step, y = view(classifier=p, fake_classifier=q), LABELS
+    step, y = step_with_heads(classifier=p, fake_classifier=q), LABELS
     conditioning = make_conditioning("f-cgan", {"divergence": "kl"})
     log_r = [log_softmax(p[5 + i], y[i]) - log_softmax(q[5 + i], y[i]) for i in range(4)]
     expected = np.mean([np.exp(v) * v for v in log_r])
@@ -304,26 +306,26 @@ def test_f_cgan_is_the_divergence_of_the_two_classifiers() -> None:
 
 
 def test_infogan_is_the_negative_log_likelihood_of_the_codes() -> None:
-    guess = noise(4, 5)
-    numbers = noise(2, 2, seed=2)
-    labels = torch.cat([one_hot(torch.tensor([1, 0]), 3), numbers], 1)
+    predictions = noise(4, 5)
+    continuous_codes = noise(2, 2, seed=2)
+    labels = torch.cat([one_hot(torch.tensor([1, 0]), 3), continuous_codes], 1)
     conditioning = make_conditioning(
         "infogan", {"num_categories": 3, "num_continuous": 2, "weight": 0.5}
     )
-    surprise = [
-        -log_softmax(guess[2 + i, :3], y)
-        + 0.5 * float((guess[2 + i, 3:] - numbers[i]).square().sum())
+    losses = [
+        -log_softmax(predictions[2 + i, :3], y)
+        + 0.5 * float((predictions[2 + i, 3:] - continuous_codes[i]).square().sum())
         for i, y in enumerate((1, 0))
     ]
-    step = view(labels, classifier=guess)
+    step = step_with_heads(labels, classifier=predictions)
     for term in (
         conditioning.discriminator_terms(step)["code"],
         conditioning.generator_terms(step)["code_generator"],
     ):
-        assert float(term) == pytest.approx(0.5 * np.mean(surprise), rel=1e-5)
+        assert float(term) == pytest.approx(0.5 * np.mean(losses), rel=1e-5)
 
 
-# --- networks
+# Networks
 
 
 def network_specs(
@@ -358,7 +360,7 @@ def test_conditional_logits_match_their_formulas(preset: str) -> None:
         torch.testing.assert_close(d(x, y), base + conditional)
 
 
-def test_label_channels_survive_a_fade_in() -> None:
+def test_a_fade_in_preserves_a_discriminator_with_label_channels() -> None:
     from growgan.nets.presets.pggan import PGGANFamily
 
     spec = network_specs("concat")[1]
@@ -400,15 +402,17 @@ def test_labels_reach_the_stem_the_styles_or_both() -> None:
         spec = network_specs("projection", latent_dim=64, **values)[0]
         g = build_network(spec, 0).eval()
         assert isinstance(g, Generator)
-        both = [torch.cat([z, one_hot(torch.full((4,), label), CLASSES)], 1) for label in (0, 1)]
-        stems = [g.stem(g.map_to_w(inputs)) for inputs in both]
+        inputs_of_labels = [
+            torch.cat([z, one_hot(torch.full((4,), label), CLASSES)], 1) for label in (0, 1)
+        ]
+        stems = [g.stem(g.map_to_w(inputs)) for inputs in inputs_of_labels]
         assert torch.equal(*stems) == (not spec.stem_uses_label)
-        assert not torch.equal(g(both[0]), g(both[1]))
-        width = {"embedding": 5}.get("embedding" if spec.label_embedding_dim else "", CLASSES)
-        assert spec.style_dim == width + 64 * spec.styles_use_latent
+        assert not torch.equal(g(inputs_of_labels[0]), g(inputs_of_labels[1]))
+        label_width = 5 if spec.label_embedding_dim else CLASSES
+        assert spec.style_dim == label_width + 64 * spec.styles_use_latent
 
 
-def test_labels_are_used_in_turn_and_no_label_is_all_zeros() -> None:
+def test_labels_are_cycled_and_a_missing_label_is_all_zeros() -> None:
     spec = network_specs("projection")[0]
     y = append_condition(spec, noise(7, spec.latent_dim))[:, spec.latent_dim :]
     assert y.argmax(1).tolist() == [0, 1, 2, 0, 1, 2, 0] and (y.sum(1) == 1).all()
@@ -421,7 +425,7 @@ def test_labels_are_used_in_turn_and_no_label_is_all_zeros() -> None:
     assert Y[-1].tolist() == [0, 0, 0]
 
 
-# --- steps and runs
+# Steps and runs
 
 
 @pytest.fixture(scope="module")
@@ -460,18 +464,18 @@ def test_every_conditioning_trains_every_parameter(
     settings = derive_network_settings(validate_settings(settings), data)
     space = SearchSpace("pggan", settings.network, 1, (16, 16))
     gan = Gan.create(*space.specs_at(2), settings.optimizer, seed=0)
-    before = {n: p.clone() for n, p in named(gan)}
+    before = {n: p.clone() for n, p in named_parameters(gan)}
     objective, runtime = make_objective(settings), make_runtime("cpu", "bfloat16")
     for _ in range(3):
         terms = training_step(gan, Batches(data, 16, 0), objective, settings, runtime=runtime)
         assert all(bool(torch.isfinite(value).all()) for value in terms.values())
-    unchanged = [n for n, p in named(gan) if torch.equal(p, before[n])]
+    unchanged = [n for n, p in named_parameters(gan) if torch.equal(p, before[n])]
     assert unchanged == [], unchanged
 
 
-def named(gan: Gan) -> list[tuple[str, Tensor]]:
-    players = (("G", gan.generator), ("D", gan.discriminator))
-    return [(f"{r}.{n}", p) for r, player in players for n, p in player.named_parameters()]
+def named_parameters(gan: Gan) -> list[tuple[str, Tensor]]:
+    networks = (("G", gan.generator), ("D", gan.discriminator))
+    return [(f"{r}.{n}", p) for r, network in networks for n, p in network.named_parameters()]
 
 
 def mismatch_loss(objective: Objective, step: SimpleNamespace) -> Tensor:
@@ -480,7 +484,7 @@ def mismatch_loss(objective: Objective, step: SimpleNamespace) -> Tensor:
     return objective._mismatch_loss(conditioning, cast(StepContext, step))
 
 
-def test_no_image_keeps_its_label_in_the_mismatch_term(
+def test_the_mismatch_term_gives_every_image_another_label(
     data: ImageSet, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     values = {
@@ -509,7 +513,7 @@ def test_no_image_keeps_its_label_in_the_mismatch_term(
     assert all(torch.equal(wrong.sort(0).values, y.sort(0).values) for wrong in received_conditions)
 
 
-def test_only_the_leading_source_channels_may_be_mismatched() -> None:
+def test_only_the_leading_source_channels_are_mismatched() -> None:
     options = {"mismatch_weight": 1.0, "mismatch_channels": 2}
     values = {"conditioning": "source-concat", "conditioning_options": options, "batch_size": 6}
     objective = make_objective(make_settings(values))
@@ -520,22 +524,22 @@ def test_only_the_leading_source_channels_may_be_mismatched() -> None:
         return images.mean((1, 2, 3))
 
     x = noise(6, 1, 4, 4)
-    given = noise(6, 3, 4, 4)
+    source = noise(6, 3, 4, 4)
     step = SimpleNamespace(
         labels=torch.empty(6, 0), real=x, fake=x, rng=torch.Generator().manual_seed(3),
         objective_state={},
         discriminator=critic, augment=lambda images: images, real_logits=noise(6),
-        source=given, condition_args=lambda images: (given.flatten(1),),
+        source=source, condition_args=lambda images: (source.flatten(1),),
     )  # fmt: skip
     mismatch_loss(objective, step)
     for wrong in received_conditions:
-        assert torch.equal(wrong[:, 2:], given[:, 2:])
-        assert all(not torch.equal(wrong[k, :2], given[k, :2]) for k in range(6))
-        assert torch.equal(wrong[:, :2].sort(0).values, given[:, :2].sort(0).values)
+        assert torch.equal(wrong[:, 2:], source[:, 2:])
+        assert all(not torch.equal(wrong[k, :2], source[k, :2]) for k in range(6))
+        assert torch.equal(wrong[:, :2].sort(0).values, source[:, :2].sort(0).values)
 
 
 @pytest.mark.parametrize("patches", [False, True])
-def test_source_projection_is_a_product_with_features(patches: bool) -> None:
+def test_source_projection_is_an_inner_product_with_features(patches: bool) -> None:
     layers = (LayerSpec("x0", "strided", 8, 3, 2),)
     spec = DiscriminatorSpec(
         base_grid=(4, 4),
@@ -551,15 +555,15 @@ def test_source_projection_is_a_product_with_features(patches: bool) -> None:
     x, c = noise(3, 1, 8, 8), noise(3, 2, 8, 8)
     features = d.features(x, c.flatten(1))
     difference = d.logits(features, c.flatten(1)) - d.logits(features, torch.zeros(3, 128))
-    # Each cell compares 4x4 pixels, but the source has 2x2 pixels per cell: repeat them.
+    # Each grid cell compares 4x4 pixels, but the source has only 2x2 per cell: repeat them.
     cells = c.repeat_interleave(2, 2).repeat_interleave(2, 3).view(3, 2, 4, 4, 4, 4)
-    places = cells.permute(0, 2, 4, 1, 3, 5).reshape(3, 16, 32)
-    read = d.linear_heads["source"]
+    source_patches = cells.permute(0, 2, 4, 1, 3, 5).reshape(3, 16, 32)
+    head = d.linear_heads["source"]
     if patches:
-        expected = (read(features.view(3, 12, 16).mT) * places).sum(-1)
+        expected = (head(features.view(3, 12, 16).mT) * source_patches).sum(-1)
     else:
-        flat = places.mT.reshape(3, 32 * 16)
-        expected = (read(features) * flat).sum(-1)
+        flat = source_patches.mT.reshape(3, 32 * 16)
+        expected = (head(features) * flat).sum(-1)
     assert difference.shape == expected.shape and torch.allclose(difference, expected, atol=1e-5)
 
 
@@ -574,12 +578,12 @@ def test_the_mismatch_term_does_not_shift_all_logits_of_a_relativistic_loss(loss
         discriminator=lambda images, wrong: images.mean((1, 2, 3)) + shift,
         real_logits=noise(8) + shift, source=torch.empty(0), condition_args=lambda images: (y,),
     )  # fmt: skip
-    (moved,) = torch.autograd.grad(mismatch_loss(objective, step), shift)
-    assert float(moved) == pytest.approx(0, abs=1e-6)
+    (gradient,) = torch.autograd.grad(mismatch_loss(objective, step), shift)
+    assert float(gradient) == pytest.approx(0, abs=1e-6)
 
 
 def test_a_missing_label_is_not_a_mismatch() -> None:
-    """Only rows in which both labels are known count."""
+    """The term ignores rows in which either label is missing."""
     settings = make_settings(
         {
             "conditioning": "projection",
@@ -596,9 +600,9 @@ def test_a_missing_label_is_not_a_mismatch() -> None:
         augment=lambda images: images, real_logits=torch.zeros(8),
         source=torch.empty(0), condition_args=lambda images: (y,),
     )  # fmt: skip
-    turn = int(torch.randint(1, 8, (), generator=torch.Generator().manual_seed(0)))
+    roll = int(torch.randint(1, 8, (), generator=torch.Generator().manual_seed(0)))
     labels = y.argmax(1).masked_fill(y.sum(1) == 0, -1).tolist()
-    pairs = [(labels[i], labels[(i - turn) % 8]) for i in range(8)]
+    pairs = [(labels[i], labels[(i - roll) % 8]) for i in range(8)]
     rows = [i for i, (a, b) in enumerate(pairs) if a >= 0 and b >= 0 and a != b]
     assert 0 < len(rows) < 6
     expected = 1 + np.mean([max(0.0, 1 + float(logits[i])) for i in rows])
@@ -627,12 +631,12 @@ def test_a_conditional_search_grows_and_samples_by_label(data: ImageSet, tmp_pat
     run = grow(data, out=tmp_path / "run", images=1600, settings=settings)
     best = run.best
     assert best.load_network().spec.label_dim == 2
-    same = best.sample(6, labels=[1])
-    both = best.sample(6)
-    assert np.array_equal(same[1], both[1]) and not np.array_equal(same[0], both[0])
-    table = best.interpolate_classes([0, 1, 0], 2, rows=3, seed=4)
-    assert table.shape == (3 * 5, 16, 16, 1)
-    rows = table.reshape(3, 5, 16, 16, 1)
+    class_1 = best.sample(6, labels=[1])
+    cycled = best.sample(6)
+    assert np.array_equal(class_1[1], cycled[1]) and not np.array_equal(class_1[0], cycled[0])
+    interpolation = best.interpolate_classes([0, 1, 0], 2, rows=3, seed=4)
+    assert interpolation.shape == (3 * 5, 16, 16, 1)
+    rows = interpolation.reshape(3, 5, 16, 16, 1)
     assert np.array_equal(rows[:, 0], rows[:, 4])
     assert np.array_equal(rows[:, 2], best.sample(3, seed=4, labels=[1]))
     sheet = tmp_path / "morph.png"
@@ -655,13 +659,13 @@ def test_a_conditional_search_grows_and_samples_by_label(data: ImageSet, tmp_pat
     assert main(["sample", str(run.path), "-n", "5", "--labels", "1,0", "--out", str(out)]) == 0
     with np.load(out) as result:
         assert result["labels"].tolist() == [1, 0, 1, 0, 1]
-    again = grow(data, out=run.path, images=2000, resume=True)
-    assert again.best.load_network().spec.label_dim == 2
+    resumed = grow(data, out=run.path, images=2000, resume=True)
+    assert resumed.best.load_network().spec.label_dim == 2
     from_run = evaluate(
-        again, data, metrics="intra-fid", features="pixels", num_fake=60, cache_dir=tmp_path
+        resumed, data, metrics="intra-fid", features="pixels", num_fake=60, cache_dir=tmp_path
     )
-    samples = again.best.sample(60).transpose(0, 3, 1, 2).copy()
-    sample_set = ImageSet("drawn", samples, again.best.sample_labels(60), data.classes, "")
+    samples = resumed.best.sample(60).transpose(0, 3, 1, 2).copy()
+    sample_set = ImageSet("samples", samples, resumed.best.sample_labels(60), data.classes, "")
     from_samples = evaluate(
         sample_set, data, metrics="intra-fid", features="pixels", cache_dir=tmp_path
     )
@@ -682,12 +686,12 @@ def test_infogan_needs_no_labels(data: ImageSet, tmp_path: Path) -> None:
     spec = run.best.load_network().spec
     assert (spec.label_dim, spec.num_continuous_codes) == (5, 1)
     assert run.best.sample(8, labels=[3]).shape == (8, 16, 16, 1)
-    table = run.best.traverse_code(0, 4, rows=2, seed=1).reshape(2, 5, -1).astype(float)
-    assert np.diff(table, axis=1).any(2).all(), "each step changes each row"
+    traversal = run.best.traverse_code(0, 4, rows=2, seed=1).reshape(2, 5, -1).astype(float)
+    assert np.diff(traversal, axis=1).any(2).all(), "every step changes every image"
     z = make_generator_input(spec, 2, 1)
     z[:, -1] = 2.0
-    ends = generate_uint8(run.best.load_network(), z).numpy().transpose(0, 2, 3, 1)
-    assert np.array_equal(table[:, -1], ends.reshape(2, -1))
+    last_images = generate_uint8(run.best.load_network(), z).numpy().transpose(0, 2, 3, 1)
+    assert np.array_equal(traversal[:, -1], last_images.reshape(2, -1))
     with pytest.raises(
         UserError, match="code must be below the number of continuous codes, 1, but got 1"
     ):
@@ -753,12 +757,12 @@ def test_invalid_conditionings_are_refused(values: dict[str, Any], message: str)
         validate_settings(make_settings(values))
 
 
-# --- reprogramming
+# Reprogramming
 
 
 @pytest.fixture(scope="module")
 def reprogrammed_gan(data: ImageSet) -> Gan:
-    """An unconditional GAN, reprogrammed to two classes for 120 steps."""
+    """Return an unconditional GAN that was reprogrammed to two classes for 120 steps."""
     parent_settings = make_settings(
         {"batch_size": 16, "network": {"latent_dim": 16, "width": 8, "style_mixing_prob": 0}}
     )
@@ -771,13 +775,13 @@ def reprogrammed_gan(data: ImageSet) -> Gan:
         seed=0,
     )
     g, d = parent.generator.spec, parent.discriminator.spec
-    network_specs = (
+    conditional_specs = (
         replace(g, label_dim=2, invertible_map_blocks=3),
         replace(
             d, label_dim=2, logit_conditioning="per_class_logits", linear_heads=(("classifier", 2),)
         ),
     )
-    gan = init_from_pretrained(parent, network_specs, settings.optimizer, seed=1)
+    gan = init_from_pretrained(parent, conditional_specs, settings.optimizer, seed=1)
     objective, runtime = make_objective(settings), make_runtime("cpu", "float32")
     for _ in range(120):
         set_learning_rates(gan, settings, 0.0)
@@ -786,16 +790,19 @@ def reprogrammed_gan(data: ImageSet) -> Gan:
 
 
 def test_reprogramming_keeps_latents_near_their_distribution(reprogrammed_gan: Gan) -> None:
-    g, u = reprogrammed_gan.generator.eval(), noise(256, 16)
-    start = initial_map(reprogrammed_gan)
+    g, latents = reprogrammed_gan.generator.eval(), noise(256, 16)
+    untrained_map = initial_map(reprogrammed_gan)
     for label in (0, 1):
         y = one_hot(torch.full((256,), label), 2)
         with torch.no_grad():
-            m, before = g.invertible_map(u, y), start(u, y)
-            images, free = g(torch.cat([u, y], 1)), g.synthesize(g.stem.map_to_w(u, None))
-        assert not torch.equal(m, before)
-        assert float((m.norm(dim=1) / u.norm(dim=1)).mean()) < 1.3
-        assert float(images.std(0).mean()) > 0.8 * float(free.std(0).mean())
+            mapped, untrained = g.invertible_map(latents, y), untrained_map(latents, y)
+            images, unmapped = (
+                g(torch.cat([latents, y], 1)),
+                g.synthesize(g.stem.map_to_w(latents, None)),
+            )
+        assert not torch.equal(mapped, untrained)
+        assert float((mapped.norm(dim=1) / latents.norm(dim=1)).mean()) < 1.3
+        assert float(images.std(0).mean()) > 0.8 * float(unmapped.std(0).mean())
 
 
 def initial_map(gan: Gan) -> InvertibleLatentMap:
@@ -805,23 +812,25 @@ def initial_map(gan: Gan) -> InvertibleLatentMap:
     return generator.invertible_map.eval()
 
 
-def test_the_average_of_an_invertible_map_is_invertible(reprogrammed_gan: Gan) -> None:
+def test_the_ema_of_an_invertible_map_is_invertible(reprogrammed_gan: Gan) -> None:
     rng = torch.Generator().manual_seed(0)
-    far = deepcopy(reprogrammed_gan.generator.invertible_map)
+    perturbed = deepcopy(reprogrammed_gan.generator.invertible_map)
     with torch.no_grad():
-        for p in far.parameters():  # far from normalized, like an average of changing weights
+        for p in perturbed.parameters():  # not normalized, like an average of changing weights
             p.add_(torch.randn(p.shape, generator=rng))
-    for modifier in (reprogrammed_gan.ema.invertible_map, far.eval()):
-        for block in modifier.blocks:
-            inner, outer = (
+    for invertible_map in (reprogrammed_gan.ema.invertible_map, perturbed.eval()):
+        for block in invertible_map.blocks:
+            first_weight, second_weight = (
                 layer.effective_weight.detach() for layer in (block.linear1, block.linear2)
             )
-            stretch = 0.9 * torch.linalg.svdvals(inner)[0] * torch.linalg.svdvals(outer)[0]
-            assert 0.85 < float(stretch) < 0.9 + 1e-5
+            lipschitz_bound = (
+                0.9 * torch.linalg.svdvals(first_weight)[0] * torch.linalg.svdvals(second_weight)[0]
+            )
+            assert 0.85 < float(lipschitz_bound) < 0.9 + 1e-5
         u, y = noise(8, 16), one_hot(torch.arange(8), 2)
         with torch.no_grad():
-            back = modifier.inverse(modifier(u, y), y)
-        torch.testing.assert_close(back, u, rtol=1e-4, atol=1e-4)
+            inverted = invertible_map.inverse(invertible_map(u, y), y)
+        torch.testing.assert_close(inverted, u, rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.parametrize("width", [1, 3, 64])
@@ -831,7 +840,7 @@ def test_the_spectral_norm_bound_is_tight(width: int) -> None:
         assert exact * (1 - 1e-5) <= float(spectral_norm_upper_bound(matrix)) <= exact * 1.01
 
 
-def test_the_prior_of_reprogramming_starts_at_one_class(data: ImageSet) -> None:
+def test_the_prior_of_reprogramming_is_the_share_of_one_class(data: ImageSet) -> None:
     parent_settings = make_settings({"optimizer": {"lr": 1e-2, "discriminator_lr": 3e-3}})
     values = finetune_settings("reprogram", parent_settings, 4, 1000)
     assert values["loss_options"] == {"prior": 0.25, "ramp_images": 1000}
@@ -844,14 +853,16 @@ def test_the_prior_of_reprogramming_starts_at_one_class(data: ImageSet) -> None:
     assert tuned["optimizer"]["lr"] == 1e-2 and tuned["loss_options"] == {}
 
 
-# --- samples for scores and metrics
+# Samples for scores and metrics
 
 
 def test_codes_are_not_the_labels_of_the_data(data: ImageSet) -> None:
-    partly = replace(data, labels=np.where(np.arange(200) < 50, -1, np.asarray(data.labels)))
+    partly_labeled = replace(
+        data, labels=np.where(np.arange(200) < 50, -1, np.asarray(data.labels))
+    )
     counts = {}
     for name in ("none", "infogan", "projection", "md"):
-        batches = build_batches(partly, make_settings({"conditioning": name}))
+        batches = build_batches(partly_labeled, make_settings({"conditioning": name}))
         counts[name] = batches.num_images, batches.training_labels is not None
     # With one logit per class, D has no logit for unlabeled images.
     assert counts == {
@@ -861,10 +872,8 @@ def test_codes_are_not_the_labels_of_the_data(data: ImageSet) -> None:
         "md": (150, True),
     }
     batches = build_batches(data, make_settings({"conditioning": "infogan"}))
-    received_conditions = CandidateScorer(
-        batches, make_runtime("cpu", "float32"), None
-    )._score_labels(160)
-    codes = one_hot(torch.tensor(received_conditions), 10)
+    score_labels = CandidateScorer(batches, make_runtime("cpu", "float32"), None)._score_labels(160)
+    codes = one_hot(torch.tensor(score_labels), 10)
     assert (codes.sum(0) == 16).all()
     assert (codes.view(-1, 8, 10).sum(0) == 2).all()  # in each jackknife group
 
@@ -881,27 +890,27 @@ def test_codes_may_be_continuous_only(data: ImageSet) -> None:
 
 
 def test_a_run_is_evaluated_with_the_class_frequencies_of_the_data(data: ImageSet) -> None:
-    received_conditions: list[list[int] | None] = []
+    received_labels: list[list[int] | None] = []
 
-    class Drawing:
+    class RecordingSampler:
         classes = data.classes
 
         def sample_labels(self, count: int) -> Any:
             return np.arange(count) % 2
 
         def sample(self, count: int, *, seed: int = 0, labels: list[int] | None = None) -> Any:
-            received_conditions.append(labels)
+            received_labels.append(labels)
             return np.full((count, 16, 16, 1), 50, np.uint8)
 
     labels = np.array([0] * 180 + [1] * 10 + [-1] * 10)
     reals, options = replace(data, labels=labels), {"features": "pixels", "num_fake": 400}
-    evaluate(Drawing(), reals, metrics="fid", **options)  # type: ignore[arg-type]
-    (random_case,) = received_conditions
-    assert random_case is not None and len(random_case) == 400
-    assert np.mean(random_case) == pytest.approx(10 / 190, abs=0.04)
-    evaluate(Drawing(), reals, metrics="intra-fid", **options)  # type: ignore[arg-type]
-    assert received_conditions[1:] == [None]
-    evaluate(Drawing(), reals, metrics=["fid", "intra-fid"], **options)  # type: ignore[arg-type]
-    assert received_conditions[2:] == [random_case, None]
-    evaluate(Drawing(), replace(reals, labels=None), metrics="fid", **options)  # type: ignore[arg-type]
-    assert received_conditions[4:] == [None]
+    evaluate(RecordingSampler(), reals, metrics="fid", **options)  # type: ignore[arg-type]
+    (drawn_labels,) = received_labels
+    assert drawn_labels is not None and len(drawn_labels) == 400
+    assert np.mean(drawn_labels) == pytest.approx(10 / 190, abs=0.04)
+    evaluate(RecordingSampler(), reals, metrics="intra-fid", **options)  # type: ignore[arg-type]
+    assert received_labels[1:] == [None]
+    evaluate(RecordingSampler(), reals, metrics=["fid", "intra-fid"], **options)  # type: ignore[arg-type]
+    assert received_labels[2:] == [drawn_labels, None]
+    evaluate(RecordingSampler(), replace(reals, labels=None), metrics="fid", **options)  # type: ignore[arg-type]
+    assert received_labels[4:] == [None]

@@ -76,7 +76,7 @@ def run(data: ImageSet, out: Path, images: int = 12_000, **values: Any) -> Run:
     }
     try:
         grow(data, out=out, images=images, settings=make_settings(settings, values))
-    except RuntimeError as error:  # the ledger has the reason
+    except RuntimeError as error:  # the reason is in the ledger
         assert "no candidate could be trained" in str(error)
     return Run.open(out)
 
@@ -123,25 +123,26 @@ def test_d_has_won_if_it_separates_everything_and_g_does_not_improve() -> None:
     too_early = replace(
         lineage[-1], generator_steps=won.generator_steps + MIN_STALLED_GENERATOR_STEPS - 1
     )
-    assert diagnose(too_early, lineage[-2]) is None, "the segments are short"
+    assert diagnose(too_early, lineage[-2]) is None, "too few steps of G"
     result = diagnose(lineage[-1], lineage[-2])
     assert result is not None and result.failure == "discriminator won"
     assert diagnose(replace(lineage[-1], images_seen=WARMUP_IMAGES - 1), lineage[-2]) is None
     assert diagnose(lineage[-1], lineage[-2], grew=True) is None
-    ahead = replace(won, train_win_rate=0.98, held_out_win_rate=0.98)
-    assert ahead.with_history(lineage[-2]).stalled_segments == 0, (
+    almost_won = replace(won, train_win_rate=0.98, held_out_win_rate=0.98)
+    assert almost_won.with_history(lineage[-2]).stalled_segments == 0, (
         "it separates nearly everything, but G does not get worse"
     )
     assert (
-        replace(ahead, score=0.2).with_history(lineage[-2]).stalled_segments == MIN_STALLED_SEGMENTS
+        replace(almost_won, score=0.2).with_history(lineage[-2]).stalled_segments
+        == MIN_STALLED_SEGMENTS
     ), "G gets worse"
-    better = replace(won, score=0.07).with_history(lineage[-1])
-    assert (better.stalled_segments, better.best_score) == (0, 0.07)
-    beaten = replace(HEALTHY, score_stderr=0.01).with_history(lineage[-1])
-    assert beaten.stalled_segments == 0, "a D with a low win rate has not won"
+    improved = replace(won, score=0.07).with_history(lineage[-1])
+    assert (improved.stalled_segments, improved.best_score) == (0, 0.07)
+    low_win_rate = replace(HEALTHY, score_stderr=0.01).with_history(lineage[-1])
+    assert low_win_rate.stalled_segments == 0, "a D with a low win rate has not won"
 
 
-def test_rising_diversity_is_no_mode_collapse() -> None:
+def test_rising_diversity_is_not_mode_collapse() -> None:
     low_diversity = replace(HEALTHY, diversity_ratio=0.1)
     assert diagnose(low_diversity, replace(HEALTHY, diversity_ratio=0.05)) is None
     assert (
@@ -157,7 +158,7 @@ def test_rising_diversity_is_no_mode_collapse() -> None:
     )
 
 
-def test_a_score_jump_after_growth_is_no_failure() -> None:
+def test_a_score_jump_after_growth_is_not_a_failure() -> None:
     assert diagnose(replace(HEALTHY, score=1.0), HEALTHY, grew=True) is None
 
 
@@ -190,7 +191,7 @@ def test_a_run_without_r1_gets_the_default_r1(r1: dict[str, float] | None) -> No
     assert penalty == REGULARIZERS["r1"]
 
 
-def test_a_published_gamma_is_increased_as_such() -> None:
+def test_a_run_with_gamma_gets_a_larger_gamma() -> None:
     settings = make_settings({"regularizers": {"r1": {"gamma": 0.5}}})
     change = mitigation("discriminator won", settings)
     assert change is not None and change.settings == {"regularizers": {"r1": {"gamma": 2.0}}}
@@ -202,16 +203,16 @@ def test_win_rates_are_ignored_if_the_loss_does_not_rank() -> None:
         {"train_win_rate": 0.99, "held_out_win_rate": 0.7},
         {"stalled_segments": MIN_STALLED_SEGMENTS},
     ):
-        odd = replace(HEALTHY, generator_steps=10 * MIN_STALLED_GENERATOR_STEPS, **changes)
-        assert diagnose(odd, HEALTHY) is not None
-        assert diagnose(odd, HEALTHY, loss_ranks_real_above_fake=False) is None
+        metrics = replace(HEALTHY, generator_steps=10 * MIN_STALLED_GENERATOR_STEPS, **changes)
+        assert diagnose(metrics, HEALTHY) is not None
+        assert diagnose(metrics, HEALTHY, loss_ranks_real_above_fake=False) is None
     assert (
         diagnose(replace(HEALTHY, diversity_ratio=0.1), HEALTHY, loss_ranks_real_above_fake=False)
         is not None
     )
 
 
-def test_health_metrics_of_known_networks() -> None:
+def test_health_metrics_match_known_networks() -> None:
     space = SearchSpace("pggan", NetworkConfig(latent_dim=8, width=8), 1, (8, 8))
     gan = Gan.create(*space.specs_at(1), OptimizerSettings(), seed=0)
     rng = torch.Generator().manual_seed(0)
@@ -239,12 +240,12 @@ def test_health_metrics_of_known_networks() -> None:
     assert HealthMetrics(**flat.to_json()) == flat
 
 
-def test_nan_is_detected_in_weights_moments_and_average(
+def test_nan_is_detected_in_weights_moments_and_ema(
     data: ImageSet,
 ) -> None:
     space = SearchSpace("pggan", NetworkConfig(latent_dim=8, width=8), 1, (8, 8))
     train_images = torch.rand(16, 1, 8, 8, generator=torch.Generator().manual_seed(0)) * 2 - 1
-    for index in ("ema", "moments", "weights"):
+    for location in ("ema", "moments", "weights"):
         gan = Gan.create(*space.specs_at(1), OptimizerSettings(), seed=0)
         batches = Batches(data, 8, 0)
         training_step(
@@ -252,13 +253,13 @@ def test_nan_is_detected_in_weights_moments_and_average(
         )
         healthy = measure_health(gan, train_images, None, score=0.3)
         assert is_finite(gan) and healthy.gradient_norm > 0 and healthy.generator_steps == 1
-        first = next(gan.generator.parameters())
-        where = {
+        parameter = next(gan.generator.parameters())
+        tensors = {
             "ema": next(gan.ema.parameters()).data,
-            "moments": gan.generator_optimizer.state[first]["exp_avg"],
-            "weights": first.data,
+            "moments": gan.generator_optimizer.state[parameter]["exp_avg"],
+            "weights": parameter.data,
         }
-        where[index][(0,) * where[index].ndim] = float("nan")
+        tensors[location][(0,) * tensors[location].ndim] = float("nan")
         result = measure_health(gan, train_images, None, score=None)
         assert not result.all_finite and HealthMetrics(**result.to_json()) == result
         assert json.dumps(result.to_json(), allow_nan=False)
@@ -274,21 +275,24 @@ def test_huge_weights_are_diagnosed_as_instability(data: ImageSet) -> None:
         gan, torch.linspace(-1, 1, 16).view(-1, 1, 1, 1).repeat(1, 1, 8, 8), None, score=0.3
     )
     assert result.discriminator_spectral_norm > 1e20
-    ailment = diagnose(result, None)
-    assert ailment is not None and ailment.failure == "instability"
+    diagnosis = diagnose(result, None)
+    assert diagnosis is not None and diagnosis.failure == "instability"
 
 
 def test_health_checks_sample_all_classes_of_sorted_data(
     make_blob_images: Callable[..., ImageSet],
 ) -> None:
-    mixed = make_blob_images(3_000, 1, 8, 8)
-    assert mixed.labels is not None
-    data = mixed.subset(np.argsort(mixed.labels, kind="stable"))
+    shuffled = make_blob_images(3_000, 1, 8, 8)
+    assert shuffled.labels is not None
+    data = shuffled.subset(np.argsort(shuffled.labels, kind="stable"))
     batches = Batches(data, 16, 0, num_validation_images(len(data)))
-    label_by_image = {i.tobytes(): int(y) for i, y in zip(mixed.images, mixed.labels, strict=True)}
-    for held in (False, True):
-        labels = batches.sample_labels(200, held_out=held)
-        images = batches.sample_images(200, held_out=held)
+    label_by_image = {
+        image.tobytes(): int(label)
+        for image, label in zip(shuffled.images, shuffled.labels, strict=True)
+    }
+    for held_out in (False, True):
+        labels = batches.sample_labels(200, held_out=held_out)
+        images = batches.sample_images(200, held_out=held_out)
         assert labels is not None and images is not None
         assert 0.3 < float(labels.float().mean()) < 0.7
         expected = [label_by_image[image.numpy().tobytes()] for image in images]
@@ -296,8 +300,8 @@ def test_health_checks_sample_all_classes_of_sorted_data(
 
 
 @pytest.mark.parametrize("name", [entry.name for entry in PRESETS])
-def test_the_initial_d_of_each_preset_is_healthy(name: str) -> None:
-    """A layer from 1 to 512 channels has a large singular value and is healthy."""
+def test_the_initial_discriminator_of_each_preset_is_healthy(name: str) -> None:
+    """A layer from 1 to 512 channels has a large singular value, but that is not a failure."""
     preset = PRESETS[name]
     shape = make_settings(preset.published_settings).network
     g, d = (preset.network_spec(role, shape, 1, (16, 16)) for role in ROLES)
@@ -312,9 +316,13 @@ def test_singular_values_are_those_of_effective_weights() -> None:
     space = SearchSpace("pggan", NetworkConfig(latent_dim=8, width=8), 1, (8, 8))
     gan = Gan.create(*space.specs_at(1), OptimizerSettings(), seed=0)
     result = top_singular_values(gan.discriminator)
-    maps = {name: m for name, m in gan.discriminator.named_modules() if hasattr(m, "weight_scale")}
-    assert result.keys() == maps.keys()
-    for name, module in maps.items():
+    linear_maps = {
+        name: module
+        for name, module in gan.discriminator.named_modules()
+        if hasattr(module, "weight_scale")
+    }
+    assert result.keys() == linear_maps.keys()
+    for name, module in linear_maps.items():
         expected = torch.linalg.svdvals((module.weight * module.weight_scale).detach().flatten(1))
         assert result[name] == pytest.approx(expected[:3].tolist(), rel=1e-3)
 
@@ -336,14 +344,16 @@ def test_a_learning_rate_100_times_too_high_is_detected_and_lowered(
 
 def test_without_health_checks_only_nan_stops_a_run(data: ImageSet, tmp_path: Path) -> None:
     result = run(data, tmp_path / "run", optimizer={"lr": 2.0}, health_checks=False)
-    tried = [e for e in result.events if e["event"] == "candidate"]
+    candidates = [e for e in result.events if e["event"] == "candidate"]
     assert set(diagnoses(result)) <= {"divergence"}  # NaN always stops a candidate
-    assert all(e["health_metrics"] for e in tried if e["score"] is not None)
+    assert all(e["health_metrics"] for e in candidates if e["score"] is not None)
 
 
 def test_constant_data_is_reported(tmp_path: Path, data: ImageSet) -> None:
-    one = replace(data, images=np.repeat(np.array(data.images[:1]), 400, 0), fingerprint="one")
-    result = run(one, tmp_path / "run", images=2_000)
+    constant_data = replace(
+        data, images=np.repeat(np.array(data.images[:1]), 400, 0), fingerprint="constant"
+    )
+    result = run(constant_data, tmp_path / "run", images=2_000)
     assert diagnoses(result) == ["constant data"]
     (event,) = (e for e in result.events if e["event"] == "mitigation")
     assert "are alike" in event["diagnosis"] and event["mitigation"] == ""
@@ -371,7 +381,7 @@ def test_a_candidate_with_nan_is_dropped_and_the_run_continues(
     assert statuses.count("failed") == 1 and statuses[-1] == "scored"
 
 
-def test_a_constant_generator_is_detected_and_undone(
+def test_a_constant_generator_is_detected_and_discarded(
     data: ImageSet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     original_step, num_steps = loop.training_step, 0
@@ -398,42 +408,46 @@ def test_a_constant_generator_is_detected_and_undone(
 def test_a_resumed_run_keeps_its_mitigations(
     data: ImageSet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    plain = CandidateScorer.check_health
+    original_check = CandidateScorer.check_health
     failing_ids = {"0001"}
     learning_rates: list[float] = []
 
-    def examined(scorer: CandidateScorer, gan: Gan, score: Any, **options: Any) -> HealthMetrics:
-        vitals = plain(scorer, gan, score, **options)
+    def check_health(
+        scorer: CandidateScorer, gan: Gan, score: Any, **options: Any
+    ) -> HealthMetrics:
+        metrics = original_check(scorer, gan, score, **options)
         return replace(
-            vitals, all_finite=not (failing_ids and gan.images_seen > 600 and failing_ids.pop())
+            metrics, all_finite=not (failing_ids and gan.images_seen > 600 and failing_ids.pop())
         )
 
-    monkeypatch.setattr(CandidateScorer, "check_health", examined)
+    monkeypatch.setattr(CandidateScorer, "check_health", check_health)
     result = run(data, tmp_path / "run", images=3_000)
     assert diagnoses(result)[0] == "divergence"
     failing_ids.clear()
 
-    def rates(gan: Gan, settings: Any, progress: float) -> None:
+    def record_learning_rate(gan: Gan, settings: Any, progress: float) -> None:
         learning_rates.append(settings.optimizer.lr)
 
-    monkeypatch.setattr(loop, "set_learning_rates", rates)
+    monkeypatch.setattr(loop, "set_learning_rates", record_learning_rate)
     grow(data, out=result.path, images=4_000, resume=True)
-    treated = 2e-2 / 3 ** len(diagnoses(result))
-    assert learning_rates == pytest.approx([treated] * len(learning_rates)) and learning_rates
+    mitigated_lr = 2e-2 / 3 ** len(diagnoses(result))
+    assert learning_rates == pytest.approx([mitigated_lr] * len(learning_rates)) and learning_rates
 
 
 def test_after_three_mitigations_the_run_stops_with_the_diagnosis(
     data: ImageSet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    plain = CandidateScorer.check_health
+    original_check = CandidateScorer.check_health
 
-    def examined(scorer: CandidateScorer, gan: Gan, score: Any, **options: Any) -> HealthMetrics:
-        result = plain(scorer, gan, score, **options)
+    def check_health(
+        scorer: CandidateScorer, gan: Gan, score: Any, **options: Any
+    ) -> HealthMetrics:
+        result = original_check(scorer, gan, score, **options)
         return replace(
             result, diversity_ratio=0.0 if gan.images_seen > 1500 else 1.0, images_seen=10_000
         )
 
-    monkeypatch.setattr(CandidateScorer, "check_health", examined)
+    monkeypatch.setattr(CandidateScorer, "check_health", check_health)
     result = run(data, tmp_path / "run", images=12_000)
     events = [e for e in result.events if e["event"] == "mitigation"]
     assert [bool(e["mitigation"]) for e in events] == [True, True, True, False]
@@ -449,7 +463,7 @@ def test_copies_of_training_images_are_counted(
     low: float,
     high: float,
 ) -> None:
-    data, new = (
+    data, unseen = (
         make_blob_images(3_000, 1, 16, 16),
         make_blob_images(NUM_HEALTH_CHECK_IMAGES, 1, 16, 16, seed=1),
     )
@@ -463,11 +477,11 @@ def test_copies_of_training_images_are_counted(
     fakes = (
         batches.sample_images(NUM_HEALTH_CHECK_IMAGES)
         if copied
-        else torch.from_numpy(np.array(new.images))
+        else torch.from_numpy(np.array(unseen.images))
     )
-    monkeypatch.setattr(gan, "generate", lambda *rows, **how: fakes)
-    share = candidate_scorer._copied_fraction(gan)
-    assert share is not None and low <= share <= high
+    monkeypatch.setattr(gan, "generate", lambda *args, **kwargs: fakes)
+    fraction = candidate_scorer._copied_fraction(gan)
+    assert fraction is not None and low <= fraction <= high
     smaller = Gan.create(
         *SearchSpace("pggan", shape, 1, (16, 16)).specs_at(1), OptimizerSettings(), seed=0
     )
@@ -476,12 +490,12 @@ def test_copies_of_training_images_are_counted(
 
 @pytest.mark.slow
 @pytest.mark.timeout(900)
-def test_a_d_20_times_too_large_is_detected_and_regularized(tmp_path: Path) -> None:
-    """Without regularization, such a D memorizes the images, and G learns nothing more."""
+def test_a_discriminator_20_times_too_wide_is_detected_and_regularized(tmp_path: Path) -> None:
+    """Without regularization, such a D memorizes the images, and G stops learning."""
     data = load_images("digits", resolution=16)
-    stack = {"latent_dim": 16, "width": 8, "discriminator_width": 160}
-    free = {"loss": "non-saturating", "regularizers": {}, "network": stack}
-    result = run(data, tmp_path / "run", images=40_000, **free)
+    network = {"latent_dim": 16, "width": 8, "discriminator_width": 160}
+    settings = {"loss": "non-saturating", "regularizers": {}, "network": network}
+    result = run(data, tmp_path / "run", images=40_000, **settings)
     assert "discriminator won" in diagnoses(result)
     event = next(e for e in result.events if e["event"] == "mitigation")
     assert "R1" in event["mitigation"] and "r1" in event["settings"]["regularizers"]
@@ -504,9 +518,9 @@ def test_healthy_presets_raise_no_alarm(preset: str, tmp_path: Path) -> None:
 @pytest.mark.slow
 @pytest.mark.timeout(3600)
 def test_twenty_healthy_runs_raise_no_alarm(tmp_path: Path) -> None:
-    sets = [load_images(name, resolution=16) for name in ("digits", "glyphs")]
+    datasets = [load_images(name, resolution=16) for name in ("digits", "glyphs")]
     for seed in range(20):
-        data, policy = sets[seed % 2], ("dynamic", "progressive")[seed // 2 % 2]
+        data, policy = datasets[seed % 2], ("dynamic", "progressive")[seed // 2 % 2]
         result = run(data, tmp_path / str(seed), images=10_000, seed=seed, policy=policy)
         assert diagnoses(result) == [], seed
         assert result.events[-1]["event"] == "end" and "stop_reason" not in result.events[-1]
@@ -515,17 +529,17 @@ def test_twenty_healthy_runs_raise_no_alarm(tmp_path: Path) -> None:
 def test_scoring_uses_smaller_batches_if_memory_runs_out(
     data: ImageSet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    original, numbers = CandidateTrainer._score_and_check_health, list[int]()
+    original_method, num_micro_batches = CandidateTrainer._score_and_check_health, list[int]()
 
     def fail_with_whole_batches(trainer: CandidateTrainer, *args: Any) -> None:
-        numbers.append(trainer.num_micro_batches)
+        num_micro_batches.append(trainer.num_micro_batches)
         if trainer.num_micro_batches < 2:
             raise RuntimeError("could not create a primitive")
-        original(trainer, *args)
+        original_method(trainer, *args)
 
     monkeypatch.setattr(CandidateTrainer, "_score_and_check_health", fail_with_whole_batches)
-    finished = run(data, tmp_path / "run", images=800)
-    assert numbers[:2] == [1, 2] and set(numbers[2:]) <= {2}
-    events = [e for e in finished.events if e["event"] == "micro_batches"]
+    result = run(data, tmp_path / "run", images=800)
+    assert num_micro_batches[:2] == [1, 2] and set(num_micro_batches[2:]) <= {2}
+    events = [e for e in result.events if e["event"] == "micro_batches"]
     assert [e["num_micro_batches"] for e in events] == [2]
-    assert all(e["status"] == "scored" for e in finished.events if e["event"] == "candidate")
+    assert all(e["status"] == "scored" for e in result.events if e["event"] == "candidate")

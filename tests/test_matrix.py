@@ -68,34 +68,40 @@ def pairs_in_case(case: Case) -> set[Pair]:
     *values, regularizer_names = case
     axes = list(zip(AXES, values, strict=False))
     pairs = {frozenset(pair) for pair in combinations(axes, 2)}
-    return pairs | {frozenset((one, ("regularizer", r))) for one in axes for r in regularizer_names}
+    return pairs | {
+        frozenset((axis_value, ("regularizer", r)))
+        for axis_value in axes
+        for r in regularizer_names
+    }
 
 
 def all_pairs() -> Iterator[Pair]:
     """Yield all pairs of values, legal or not."""
-    names = [[(axis, value) for value in of] for axis, of in AXES.items()]
-    for a, b in combinations(names, 2):
+    axes = [[(axis, value) for value in values] for axis, values in AXES.items()]
+    for a, b in combinations(axes, 2):
         yield from map(frozenset, product(a, b))
 
 
 def pair_refusal(pair: Pair) -> str:
     """Return why a pair is refused with default values and every preset, or "" if it is legal."""
-    reason, fixed_values = "", dict(pair)
+    first_reason, fixed_values = "", dict(pair)
     for preset in (
         [fixed_values["preset"]] if "preset" in fixed_values else ["pggan", *AXES["preset"]]
     ):
         default_block = make_settings(PRESETS[preset].small_settings).network.block
-        plain = (preset, "non-saturating", "none", default_block, "none", "none", 3)
-        values = (fixed_values.get(axis, value) for axis, value in zip(AXES, plain, strict=False))
-        refused_because = refusal((*values, (fixed_values.get("regularizer", "drift"),)))
-        if not refused_because:
+        default_values = (preset, "non-saturating", "none", default_block, "none", "none", 3)
+        values = (
+            fixed_values.get(axis, value) for axis, value in zip(AXES, default_values, strict=False)
+        )
+        case_reason = refusal((*values, (fixed_values.get("regularizer", "drift"),)))
+        if not case_reason:
             return ""
-        reason = reason or refused_because
-    return reason
+        first_reason = first_reason or case_reason
+    return first_reason
 
 
 def random_case(
-    draws: random.Random, fixed_values: Mapping[str, Any], pair_value: Callable[[Pair], int]
+    rng: random.Random, fixed_values: Mapping[str, Any], pair_value: Callable[[Pair], int]
 ) -> Case:
     """Return a case with ``fixed_values``; the other values maximize the sum of ``pair_value``.
 
@@ -104,13 +110,14 @@ def random_case(
     values_by_axis = dict(fixed_values)
 
     def best_value(axis: str, values: list[Any]) -> Any:
-        other_values = [(other, value) for other, value in values_by_axis.items() if other != axis]
+        other_values = [item for item in values_by_axis.items() if item[0] != axis]
         scores = [
-            sum(pair_value(frozenset((one, (axis, v)))) for one in other_values) for v in values
+            sum(pair_value(frozenset((item, (axis, v)))) for item in other_values) for v in values
         ]
-        return draws.choice([v for v, w in zip(values, scores, strict=True) if w == max(scores)])
+        best = [v for v, score in zip(values, scores, strict=True) if score == max(scores)]
+        return rng.choice(best)
 
-    for axis in draws.sample(list(AXES), len(AXES)):
+    for axis in rng.sample(list(AXES), len(AXES)):
         values_by_axis.setdefault(axis, best_value(axis, AXES[axis]))
     regularizer_names = [values_by_axis["regularizer"]]
     while len(regularizer_names) < NUM_REGULARIZERS:
@@ -129,13 +136,13 @@ def covering_cases(illegal: Collection[Pair]) -> list[Case]:
     """Return legal cases that cover all legal pairs, found greedily."""
     missing = dict.fromkeys(pair for pair in all_pairs() if pair not in illegal)
     cases: list[Case] = []
-    draws = random.Random(0)
+    rng = random.Random(0)
     while missing:
         for _ in range(50):
-            uncovered_pair = draws.choice(list(missing))
+            uncovered_pair = rng.choice(list(missing))
             candidates = [
                 random_case(
-                    draws,
+                    rng,
                     dict(uncovered_pair),
                     lambda pair: -99 if pair in illegal else pair in missing,
                 )
@@ -145,14 +152,14 @@ def covering_cases(illegal: Collection[Pair]) -> list[Case]:
             if not refusal(case):
                 break
         else:
-            raise AssertionError(f"no legal case for {wanted}: {refusal(case)}")
+            raise AssertionError(f"no legal case for {uncovered_pair}: {refusal(case)}")
         cases.append(case)
         for pair in pairs_in_case(case):
             missing.pop(pair, None)
     return cases
 
 
-def name(case: Case) -> str:
+def case_id(case: Case) -> str:
     *values, regularizer_names = case
     return "-".join(map(str, (*values, *regularizer_names)))
 
@@ -239,10 +246,10 @@ def prepare(case: Case) -> tuple[Settings, SearchSpace, tuple[NetworkSpec, Netwo
     """Return settings, search space and specs of a case; raise a UserError if it is illegal."""
     settings = derive_network_settings(validate_settings(case_settings(case)), images(case))
     space = SearchSpace(settings.preset, settings.network, images(case).channels, SIZE)
-    stacks = space.specs_at(0)
-    for spec in stacks:
+    specs = space.specs_at(0)
+    for spec in specs:
         cached_num_parameters(growth_edit(case, space, spec.role, spec).child_spec(spec))
-    return settings, space, stacks
+    return settings, space, specs
 
 
 def refusal(case: Case) -> str:
@@ -256,8 +263,8 @@ def refusal(case: Case) -> str:
 
 def check(case: Case) -> None:
     """Train, grow and train again; all values must stay finite and all weights must change."""
-    settings, space, stacks = prepare(case)
-    gan = Gan.create(*stacks, settings.optimizer, seed=0)
+    settings, space, specs = prepare(case)
+    gan = Gan.create(*specs, settings.optimizer, seed=0)
     batches, objective = Batches(images(case), 8, 0), make_objective(settings)
     runtime = make_runtime("cpu", "bfloat16")
     for grown in (False, True):
@@ -265,19 +272,23 @@ def check(case: Case) -> None:
             edits = [growth_edit(case, space, role, spec) for role, spec in specs_by_role(gan)]
             gan = gan.grown_copy((edits[0],), (edits[1],), seed=1)
             gan.set_alpha(0.5)
-        before = {n: p.detach().clone() for n, p in weights(gan)}
+        before = {name: parameter.detach().clone() for name, parameter in weights(gan)}
         for _ in range(3):
             terms = training_step(gan, batches, objective, settings, runtime=runtime)
             assert all(bool(torch.isfinite(value).all()) for value in terms.values()), terms
         unchanged = [
-            n for n, p in weights(gan) if torch.equal(p, before[n]) and not has_gradient(p)
+            name
+            for name, parameter in weights(gan)
+            if torch.equal(parameter, before[name]) and not has_gradient(parameter)
         ]
         # Relativistic losses have no gradient to the last biases of D.
-        unchanged = [n for n in unchanged if not n.startswith("D.") or not n.endswith("bias")]
+        unchanged = [
+            name for name in unchanged if not name.startswith("D.") or not name.endswith("bias")
+        ]
         if "clip" in settings.regularizers:  # clipped weights may stay at the bound
-            unchanged = [n for n in unchanged if not n.startswith("D.")]
+            unchanged = [name for name in unchanged if not name.startswith("D.")]
         assert unchanged == [], unchanged
-        assert all(bool(torch.isfinite(p).all()) for _, p in weights(gan))
+        assert all(bool(torch.isfinite(parameter).all()) for _, parameter in weights(gan))
 
 
 def has_gradient(parameter: torch.nn.Parameter) -> bool:
@@ -326,21 +337,21 @@ def test_refused_pairs_give_a_reason() -> None:
         assert any(phrase in reason for phrase in REFUSAL_PHRASES), (pair, reason)
 
 
-@pytest.mark.parametrize("case", CASES, ids=name)
-def test_each_pair_of_values_works(case: Case) -> None:
+@pytest.mark.parametrize("case", CASES, ids=case_id)
+def test_every_legal_pair_of_values_trains_and_grows(case: Case) -> None:
     check(case)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("regularizer", AXES["regularizer"])
 @pytest.mark.parametrize("loss", AXES["loss"])
-def test_all_combinations_work(loss: str, regularizer: str) -> None:
-    """Every preset, loss, regularizer and augmentation, with random values of the other axes.
+def test_combinations_of_four_values_train_and_grow(loss: str, regularizer: str) -> None:
+    """Combine every preset, loss, regularizer and augmentation with random values of other axes.
 
-    Where what is drawn is refused, the preset's own layers, without labels, stand in for it; a case
-    that is refused even then has no meaning, and says so.
+    If the random values are refused, the default block of the preset without labels is used. If
+    that is refused too, the error must give a reason.
     """
-    draws = random.Random(f"{loss} {regularizer}")
+    rng = random.Random(f"{loss} {regularizer}")
     for preset, augment in product(AXES["preset"], AXES["augment"]):
         fixed_values = {
             "preset": preset,
@@ -349,7 +360,7 @@ def test_all_combinations_work(loss: str, regularizer: str) -> None:
             "regularizer": regularizer,
         }
         default_block = make_settings(PRESETS[preset].small_settings).network.block
-        cases = [random_case(draws, fixed_values, lambda pair: 0) for _ in range(3)]
+        cases = [random_case(rng, fixed_values, lambda pair: 0) for _ in range(3)]
         cases.append((preset, loss, augment, default_block, "none", "none", 3, (regularizer,)))
         legal = next((case for case in cases if not refusal(case)), None)
         if legal is not None:

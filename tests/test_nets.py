@@ -33,43 +33,43 @@ from growgan.nets.presets import PRESETS
 from growgan.nets.presets.base import resolve_base_grid, stage_width
 from growgan.nets.spec import DiscriminatorSpec, GeneratorSpec, LayerSpec, NetworkSpec
 
-KINDS = ("conv", "strided", "residual")
+BLOCK_NAMES = ("conv", "strided", "residual")
 
 
-def g_spec(kind: str = "conv", base: tuple[int, int] = (4, 4), channels: int = 1) -> NetworkSpec:
+def g_spec(block: str = "conv", base: tuple[int, int] = (4, 4), channels: int = 1) -> NetworkSpec:
     layers = (
-        LayerSpec("g0", kind, 16),
-        LayerSpec("g1", kind, 12, resample_factor=2),
-        LayerSpec("g2", kind, 12, kernel_size=5),
+        LayerSpec("g0", block, 16),
+        LayerSpec("g1", block, 12, resample_factor=2),
+        LayerSpec("g2", block, 12, kernel_size=5),
     )
     return GeneratorSpec(
         base_grid=base, image_channels=channels, stem_width=16, layers=layers, latent_dim=32
     )
 
 
-def d_spec(kind: str = "conv", base: tuple[int, int] = (4, 4), channels: int = 1) -> NetworkSpec:
+def d_spec(block: str = "conv", base: tuple[int, int] = (4, 4), channels: int = 1) -> NetworkSpec:
     layers = (
-        LayerSpec("d0", kind, 16, norm="none"),
-        LayerSpec("d1", kind, 12, resample_factor=2, norm="none"),
-        LayerSpec("d2", kind, 12, kernel_size=5, norm="none"),
+        LayerSpec("d0", block, 16, norm="none"),
+        LayerSpec("d1", block, 12, resample_factor=2, norm="none"),
+        LayerSpec("d2", block, 12, kernel_size=5, norm="none"),
     )
     return DiscriminatorSpec(
         base_grid=base, image_channels=channels, stem_width=16, layers=layers, mbstd_group_size=4
     )
 
 
-def energy_spec(kind: str = "conv") -> NetworkSpec:
-    return replace(d_spec(kind), is_autoencoder=True)
+def energy_spec(block: str = "conv") -> NetworkSpec:
+    return replace(d_spec(block), is_autoencoder=True)
 
 
-def randomised(spec: NetworkSpec, seed: int = 0) -> Generator | Discriminator:
-    """Build a stack with no parameter at its special initial value (zero biases and branches)."""
-    stack = build_network(spec, seed)
+def randomized_network(spec: NetworkSpec, seed: int = 0) -> Generator | Discriminator:
+    """Return a network with random parameters, so that no bias or branch is still zero."""
+    network = build_network(spec, seed)
     rng = torch.Generator().manual_seed(seed)
     with torch.no_grad():
-        for parameter in stack.parameters():
+        for parameter in network.parameters():
             parameter.copy_(torch.randn(parameter.shape, generator=rng))
-    return stack.requires_grad_(False)
+    return network.requires_grad_(False)
 
 
 def noise(*shape: int, seed: int = 1) -> Tensor:
@@ -82,12 +82,12 @@ def test_pixel_norm_divides_by_the_root_mean_square_over_channels() -> None:
     torch.testing.assert_close(PixelNorm()(x).flatten(), expected, rtol=1e-6, atol=0)
 
 
-def test_minibatch_deviation_appends_the_mean_deviation_of_each_group() -> None:
+def test_minibatch_stddev_appends_the_mean_deviation_of_each_group() -> None:
     x = torch.zeros(4, 1, 1, 2)
     x[0], x[1], x[2], x[3] = 1.0, 3.0, 10.0, 10.0
     out = MinibatchStdDev(2)(x)
     assert out.shape == (4, 2, 1, 2)
-    # Biased deviation of {1, 3} is 1, of {10, 10} it is sqrt(1e-8).
+    # The biased standard deviation of {1, 3} is 1; that of {10, 10} is sqrt(1e-8).
     torch.testing.assert_close(out[:2, 1], torch.ones(2, 1, 2), rtol=1e-4, atol=0)
     torch.testing.assert_close(out[2:, 1], torch.full((2, 1, 2), 1e-4), rtol=1e-3, atol=0)
 
@@ -106,37 +106,37 @@ def test_equalized_weights_are_unit_normal_and_scaled_by_gain_over_root_fan_in()
 
 
 @pytest.mark.parametrize("width", [8, 32, 64, 256])
-def test_a_transferred_rate_moves_an_output_alike_at_every_width(width: int) -> None:
+def test_width_scaled_learning_rates_limit_the_change_of_an_output(width: int) -> None:
     conv = ScaledConv2d(width, 4, 3, weight_spec=WEIGHT_SPECS["width"])
-    in_use = float((conv.weight * conv.weight_scale).detach().std())
-    assert in_use == pytest.approx(math.sqrt(2 / (9 * width)), rel=0.1)
-    # A step of Adam moves every stored weight by the rate; aligned inputs then add up.
-    moved = conv.weight_scale * 9 * width
+    effective_std = float((conv.weight * conv.weight_scale).detach().std())
+    assert effective_std == pytest.approx(math.sqrt(2 / (9 * width)), rel=0.1)
+    # A step of Adam changes every stored weight by the learning rate; equal inputs add up.
+    change = conv.weight_scale * 9 * width
     at_reference = math.sqrt(2 * 288)
-    assert moved == pytest.approx(at_reference * min(1.0, math.sqrt(width / 32)))
+    assert change == pytest.approx(at_reference * min(1.0, math.sqrt(width / 32)))
 
 
-def test_project_is_a_dense_map_onto_the_grid() -> None:
-    project = LinearToGrid(8, 3, (2, 5), gain=1.0, weight_spec=EQUALIZED)
+def test_linear_to_grid_is_a_linear_map_onto_the_grid() -> None:
+    layer = LinearToGrid(8, 3, (2, 5), gain=1.0, weight_spec=EQUALIZED)
     z = noise(4, 8)
-    expected = torch.einsum("nz,czhw->nchw", z, project.weight / math.sqrt(8))
-    torch.testing.assert_close(project(z), expected, rtol=1e-5, atol=1e-6)
+    expected = torch.einsum("nz,czhw->nchw", z, layer.weight / math.sqrt(8))
+    torch.testing.assert_close(layer(z), expected, rtol=1e-5, atol=1e-6)
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("block", BLOCK_NAMES)
 @pytest.mark.parametrize("kernel", [1, 3, 5, 7])
 @pytest.mark.parametrize("resample", [1, 2])
-def test_every_kernel_and_kind_keeps_or_doubles_the_size(
-    kind: str, kernel: int, resample: int
+def test_every_block_and_kernel_size_keeps_or_doubles_the_resolution(
+    block: str, kernel: int, resample: int
 ) -> None:
-    layer = LayerSpec("g0", kind, 10, kernel, resample)
+    layer = LayerSpec("g0", block, 10, kernel, resample)
     g = build_network(
         GeneratorSpec(
             base_grid=(4, 6), image_channels=3, stem_width=8, layers=(layer,), latent_dim=16
         ),
         0,
     )
-    mirrored = LayerSpec("d0", kind, 10, kernel, resample, norm="none")
+    mirrored = LayerSpec("d0", block, 10, kernel, resample, norm="none")
     d = build_network(
         DiscriminatorSpec(base_grid=(4, 6), image_channels=3, stem_width=8, layers=(mirrored,)), 0
     )
@@ -145,12 +145,12 @@ def test_every_kernel_and_kind_keeps_or_doubles_the_size(
     assert d(x).shape == (2,)
 
 
-def test_a_spec_survives_json_and_rebuilds_exactly_its_net() -> None:
+def test_a_network_rebuilt_from_json_is_identical() -> None:
     spec = g_spec("residual", (5, 3), 4)
-    again = NetworkSpec.from_json(spec.to_json())
-    assert again == spec and hash(again) == hash(spec)
+    restored = NetworkSpec.from_json(spec.to_json())
+    assert restored == spec and hash(restored) == hash(spec)
     z = noise(2, 32)
-    assert torch.equal(build_network(spec, 3)(z), build_network(again, 3)(z))
+    assert torch.equal(build_network(spec, 3)(z), build_network(restored, 3)(z))
 
 
 @pytest.mark.parametrize(
@@ -160,13 +160,13 @@ def test_a_spec_survives_json_and_rebuilds_exactly_its_net() -> None:
         ({"stem_width": 1.5}, "stem_width must be a valid integer, but got 1.5"),
         ({"stem_width": True}, "stem_width must be a valid integer, but got True"),
         ({"num_fading_layers": 9}, r"num_fading_layers must be at most 3 \(layers\), but got 9"),
-        ({"colour": 1}, "a network spec has no field 'colour'"),
+        ({"color": 1}, "a network spec has no field 'color'"),
         ({"mbstd_group_size": 4}, "a network spec has no field 'mbstd_group_size'"),
         ({"base_grid": None}, "base_grid must be a valid tuple, but got None"),
         ({"role": "critic"}, "'critic' found using 'role' does not match"),
     ],
 )
-def test_a_bad_spec_is_refused_with_its_value(change: dict[str, object], message: str) -> None:
+def test_an_invalid_spec_is_refused_with_its_value(change: dict[str, object], message: str) -> None:
     with pytest.raises(UserError, match=message):
         NetworkSpec.from_json({**g_spec().to_json(), **change})
 
@@ -183,54 +183,54 @@ EDITS: list[Edit] = [
 ]
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("block", BLOCK_NAMES)
 @pytest.mark.parametrize("edit", EDITS, ids=str)
-def test_an_edit_does_not_change_what_the_generator_computes(kind: str, edit: Edit) -> None:
-    parent = randomised(g_spec(kind))
+def test_an_edit_preserves_the_function_of_the_generator(block: str, edit: Edit) -> None:
+    parent = randomized_network(g_spec(block))
     z = noise(8, 32)
     before = parent(z)
-    child = apply_edit(parent, _named(edit, "g"), seed=5)
+    child = apply_edit(parent, _with_layer_prefix(edit, "g"), seed=5)
     expected = F.interpolate(before, scale_factor=edit.resample_factor)
     scale = float(before.abs().max())
     assert float((child(z) - expected).detach().abs().max()) <= 1e-5 * max(1.0, scale)
 
 
 @pytest.mark.parametrize("make", [d_spec, energy_spec])
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("block", BLOCK_NAMES)
 @pytest.mark.parametrize("edit", EDITS, ids=str)
-def test_an_edit_does_not_change_what_the_discriminator_computes(
-    kind: str, edit: Edit, make: Callable[[str], NetworkSpec]
+def test_an_edit_preserves_the_function_of_the_discriminator(
+    block: str, edit: Edit, make: Callable[[str], NetworkSpec]
 ) -> None:
-    parent = randomised(make(kind))
+    parent = randomized_network(make(block))
     x = noise(8, 1, 8, 8)
     before = parent(x)
-    child = apply_edit(parent, _named(edit, "d"), seed=5)
+    child = apply_edit(parent, _with_layer_prefix(edit, "d"), seed=5)
     after = child(F.interpolate(x, scale_factor=edit.resample_factor))
     scale = float(before.abs().max())
     assert float((after - before).detach().abs().max()) <= 1e-5 * max(1.0, scale)
 
 
-def _named(edit: Edit, letter: str) -> Edit:
+def _with_layer_prefix(edit: Edit, prefix: str) -> Edit:
     values = {
-        name: value.replace("?", letter) if isinstance(value, str) else value
+        name: value.replace("?", prefix) if isinstance(value, str) else value
         for name, value in vars(edit).items()
     }
     return type(edit)(**values)
 
 
-def test_fade_follows_the_published_blend_on_both_sides() -> None:
+def test_fade_in_blends_old_and_new_layers_in_both_networks() -> None:
     layer = LayerSpec("x", "conv", 9, 3, 2)
-    g = apply_edit(randomised(g_spec()), Append((layer,)), 1)
-    d = apply_edit(randomised(d_spec()), Append((layer,)), 1)
+    g = apply_edit(randomized_network(g_spec()), Append((layer,)), 1)
+    d = apply_edit(randomized_network(d_spec()), Append((layer,)), 1)
     z, x = noise(4, 32), noise(4, 1, 16, 16)
 
-    def at(stack: nn.Module, given: Tensor, alpha: float) -> Tensor:
-        stack.alpha.fill_(alpha)  # type: ignore[operator]
-        return stack(given)
+    def output_at(network: nn.Module, inputs: Tensor, alpha: float) -> Tensor:
+        network.alpha.fill_(alpha)  # type: ignore[operator]
+        return network(inputs)
 
-    blend = 0.25 * at(g, z, 1.0) + 0.75 * at(g, z, 0.0)
-    torch.testing.assert_close(at(g, z, 0.25), blend, rtol=1e-5, atol=1e-5)
-    # D blends features, not logits: compare where the blend is made.
+    blend = 0.25 * output_at(g, z, 1.0) + 0.75 * output_at(g, z, 0.0)
+    torch.testing.assert_close(output_at(g, z, 0.25), blend, rtol=1e-5, atol=1e-5)
+    # D blends features, not logits: blend the features and apply the remaining layers.
     assert isinstance(d, Discriminator) and d.previous_head is not None
     new = d.layers["d3"](d.head(x))
     old = d.previous_head(F.avg_pool2d(x, 2))
@@ -238,50 +238,55 @@ def test_fade_follows_the_published_blend_on_both_sides() -> None:
     for name in ("d2", "d1", "d0"):
         h = d.layers[name](h)
     features = d.epilogue(h)
-    torch.testing.assert_close(at(d, x, 0.25), d.logits(features), rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(output_at(d, x, 0.25), d.logits(features), rtol=1e-4, atol=1e-4)
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("block", BLOCK_NAMES)
 @pytest.mark.parametrize("edit", EDITS, ids=str)
 @pytest.mark.parametrize("make", [g_spec, d_spec])
-def test_an_edit_keeps_what_batch_normalization_has_learned(
-    make: Callable[[str], NetworkSpec], edit: Edit, kind: str
+def test_an_edit_keeps_the_statistics_of_batch_normalization(
+    make: Callable[[str], NetworkSpec], edit: Edit, block: str
 ) -> None:
-    plain = make(kind)
-    spec = replace(plain, layers=tuple(replace(each, norm="batch") for each in plain.layers))
-    parent = randomised(spec)
+    plain = make(block)
+    spec = replace(plain, layers=tuple(replace(layer, norm="batch") for layer in plain.layers))
+    parent = randomized_network(spec)
     rng = torch.Generator().manual_seed(3)
     for name, value in parent.named_buffers():
         if "running" in name:
             value.copy_(torch.rand(value.shape, generator=rng) + 0.5)
     parent.eval()
-    given = noise(8, 32) if spec.role == "generator" else noise(8, 1, 8, 8)
-    before, child = parent(given), apply_edit(parent, _named(edit, spec.role[0]), seed=5).eval()
+    inputs = noise(8, 32) if spec.role == "generator" else noise(8, 1, 8, 8)
+    before, child = (
+        parent(inputs),
+        apply_edit(parent, _with_layer_prefix(edit, spec.role[0]), seed=5).eval(),
+    )
     if spec.role == "generator":
-        after, before = child(given), F.interpolate(before, scale_factor=edit.resample_factor)
+        after, before = child(inputs), F.interpolate(before, scale_factor=edit.resample_factor)
     else:
-        after = child(F.interpolate(given, scale_factor=edit.resample_factor))
+        after = child(F.interpolate(inputs, scale_factor=edit.resample_factor))
     scale = float(before.abs().max())
     assert float((after - before).detach().abs().max()) <= 1e-5 * max(1.0, scale)
 
 
-def test_energies_are_mean_errors_of_reconstruction_and_fade_in_both_halves() -> None:
-    d = apply_edit(randomised(energy_spec()), Append((LayerSpec("x", "conv", 9, 3, 2, "none"),)), 1)
+def test_energies_are_mean_reconstruction_errors_during_and_after_a_fade_in() -> None:
+    d = apply_edit(
+        randomized_network(energy_spec()), Append((LayerSpec("x", "conv", 9, 3, 2, "none"),)), 1
+    )
     assert isinstance(d, Discriminator)
     x = noise(4, 1, 16, 16)
     for alpha in (0.0, 0.3, 1.0):
         d.set_alpha(alpha)
         assert float(d.decoder.alpha) == float(d.alpha) == pytest.approx(alpha)
-        again = d.decoder(d.features(x))
-        torch.testing.assert_close(d(x), (x - again).abs().mean((1, 2, 3)))
+        reconstruction = d.decoder(d.features(x))
+        torch.testing.assert_close(d(x), (x - reconstruction).abs().mean((1, 2, 3)))
     energy = d(x)
     d.finish_fade()
     torch.testing.assert_close(d(x), energy, rtol=0, atol=0)
     assert set(d.state_dict()) == set(build_network(d.spec).state_dict())
 
 
-def test_finish_fade_leaves_the_new_head_alone() -> None:
-    g = apply_edit(randomised(g_spec()), Append((LayerSpec("x", "conv", 9, 3, 2),)), 1)
+def test_finish_fade_keeps_only_the_new_head() -> None:
+    g = apply_edit(randomized_network(g_spec()), Append((LayerSpec("x", "conv", 9, 3, 2),)), 1)
     g.alpha.fill_(1.0)
     z = noise(4, 32)
     faded = g(z)
@@ -294,11 +299,11 @@ def test_finish_fade_leaves_the_new_head_alone() -> None:
 
 
 @pytest.mark.parametrize("make", [g_spec, d_spec, energy_spec])
-@pytest.mark.parametrize("kind", KINDS)
-def test_every_linear_map_of_a_network_that_can_widen_names_its_widths(
-    kind: str, make: Callable[[str], NetworkSpec]
+@pytest.mark.parametrize("block", BLOCK_NAMES)
+def test_every_linear_map_of_a_network_that_can_be_widened_names_its_widths(
+    block: str, make: Callable[[str], NetworkSpec]
 ) -> None:
-    network = build_network(make(kind), 0)
+    network = build_network(make(block), 0)
     names = {"stem", *(layer.id for layer in network.spec.layers)}
     linear_maps = [s for s in network.slots().values() if isinstance(s.module, ScaledWeight)]
     assert len(linear_maps) > len(network.layers)
@@ -307,21 +312,21 @@ def test_every_linear_map_of_a_network_that_can_widen_names_its_widths(
         assert widths and widths <= names, slot.name
 
 
-def test_only_an_appended_layer_moves_the_image_head() -> None:
-    parent = randomised(g_spec())
-    for edit, moved in [
+def test_only_an_appended_layer_renames_the_image_head() -> None:
+    parent = randomized_network(g_spec())
+    for edit, child_name in [
         (Append((LayerSpec("x", width=9), LayerSpec("x", width=8))), "heads.g3.conv.weight"),
         (Insert("g2", 3, "none"), "heads.image.conv.weight"),
         (Widen(), "heads.image.conv.weight"),
     ]:
         transfers = plan_transfers(parent, apply_edit(parent, edit, 1), edit)
-        assert transfers["heads.image.conv.weight"].child_name == moved
+        assert transfers["heads.image.conv.weight"].child_name == child_name
         assert len({transfer.child_name for transfer in transfers.values()}) == len(transfers)
         assert transfers.keys() == parent.state_dict().keys() - {"alpha"}
 
 
-def test_widened_copies_do_not_stay_alike() -> None:
-    child = apply_edit(randomised(g_spec()), Widen(), 3).requires_grad_()
+def test_duplicated_channels_get_different_gradients() -> None:
+    child = apply_edit(randomized_network(g_spec()), Widen(), 3).requires_grad_()
     child(noise(8, 32)).square().sum().backward()
     gradient = child.layers["g1"].conv.weight.grad
     assert isinstance(gradient, Tensor)
@@ -329,8 +334,8 @@ def test_widened_copies_do_not_stay_alike() -> None:
     assert float((first - second).norm() / first.norm()) > 0.01
 
 
-@pytest.mark.parametrize("edit", [*EDITS])
-def test_edits_survive_json(edit: Edit) -> None:
+@pytest.mark.parametrize("edit", EDITS)
+def test_edits_round_trip_through_json(edit: Edit) -> None:
     assert edit_from_json(edit_to_json(edit)) == edit
 
 
@@ -341,7 +346,7 @@ def test_widths_follow_the_published_formula() -> None:
     assert widths == [512, 512, 512, 512, 256, 128, 64, 32, 16]
 
 
-def test_pggan_at_its_published_size_has_the_published_shape() -> None:
+def test_pggan_at_1024_pixels_has_the_published_size() -> None:
     # Karras et al. 2018, table 2: 23.1 M parameters in G and in D at 1024 x 1024.
     shape = NetworkConfig(
         block="conv", latent_dim=512, width=512, layers_per_resolution=2, full_width_scale=8
@@ -349,8 +354,8 @@ def test_pggan_at_its_published_size_has_the_published_shape() -> None:
     for role in ("generator", "discriminator"):
         spec = PRESETS["pggan"].network_spec(role, shape, 3, (1024, 1024))  # type: ignore[arg-type]
         with torch.device("meta"):
-            stack = (Generator if role == "generator" else Discriminator)(spec)
-        assert stack.num_parameters() == pytest.approx(23.1e6, rel=0.005)
+            network = (Generator if role == "generator" else Discriminator)(spec)
+        assert network.num_parameters() == pytest.approx(23.1e6, rel=0.005)
         assert len(spec.layers) == 16 + (role == "generator")
 
 
@@ -358,13 +363,13 @@ def test_pggan_at_its_published_size_has_the_published_shape() -> None:
     ("target", "base"),
     [((32, 32), (4, 4)), ((48, 32), (6, 4)), ((28, 28), (7, 7)), ((5, 5), (5, 5))],
 )
-def test_base_grid_is_the_smallest_with_sides_of_four(
+def test_the_base_grid_is_the_smallest_with_sides_of_at_least_four(
     target: tuple[int, int], base: tuple[int, int]
 ) -> None:
     assert resolve_base_grid(target) == base
 
 
-def test_a_target_that_doubling_cannot_reach_is_refused_with_choices() -> None:
+def test_an_unreachable_resolution_is_refused_with_alternatives() -> None:
     with pytest.raises(
         UserError, match=r"37x37 cannot be reached.*nearest resolutions that can are 40x40"
     ):
@@ -374,7 +379,7 @@ def test_a_target_that_doubling_cannot_reach_is_refused_with_choices() -> None:
 
 
 def published(name: str, channels: int, size: int) -> tuple[NetworkSpec, NetworkSpec]:
-    """Return the stacks of a preset as its paper has them."""
+    """Return the published networks of a preset."""
     preset = PRESETS[name]
     shape = make_settings(preset.published_settings).network
     g, d = (
@@ -384,14 +389,14 @@ def published(name: str, channels: int, size: int) -> tuple[NetworkSpec, Network
     return g, d
 
 
-def test_dcgan_is_the_published_one() -> None:
+def test_dcgan_has_the_published_layers() -> None:
     """Radford et al. 2016, figure 1: 4x4x1024, 8x8x512, 16x16x256, 32x32x128, 64x64x3."""
     g, d = published("dcgan", 3, 64)
     assert [g.stem_width, *(layer.width for layer in g.layers)] == [1024, 512, 256, 128]
     assert [layer.width for layer in d.layers][::-1] == [128, 256, 512] and d.stem_width == 1024
-    maps = [(1024, 512), (512, 256), (256, 128)]
-    # Each map has a bias a channel, and a gain and a bias of its normalisation.
-    inner = sum(16 * a * b + 3 * b for a, b in maps)
+    channels = [(1024, 512), (512, 256), (256, 128)]
+    # Each convolution has a bias per channel, and its norm has a gain and a bias.
+    inner = sum(16 * a * b + 3 * b for a, b in channels)
     expected = 100 * 1024 * 16 + 3 * 1024 + inner + 16 * 128 * 3 + 3
     assert count_parameters(g) == expected
     z, x = noise(2, 100), noise(2, 3, 64, 64)
@@ -401,7 +406,7 @@ def test_dcgan_is_the_published_one() -> None:
     assert float(first.detach().std()) == pytest.approx(0.02, rel=0.05)  # type: ignore[operator]
 
 
-def test_the_first_gan_is_dense_at_one_resolution() -> None:
+def test_the_original_gan_is_dense_and_has_a_fixed_resolution() -> None:
     g, d = published("gan", 1, 28)
     assert g.resolution == d.resolution == (28, 28)
     assert count_parameters(g) == 100 * 1200 + 1200 + 1200 * 1200 + 1200 + 1200 * 784 + 784
@@ -411,9 +416,9 @@ def test_the_first_gan_is_dense_at_one_resolution() -> None:
         build_network(Append((LayerSpec("x", "dense", resample_factor=2),)).child_spec(g))
 
 
-def test_pixel_norm_is_that_of_the_paper_and_differentiable_twice() -> None:
+def test_pixel_norm_matches_its_formula_and_is_twice_differentiable() -> None:
     norm = PixelNorm()
-    for width in (3, 80):  # by a product of matrices, and by a reduction
+    for width in (3, 80):  # computed by a matrix product and by a reduction
         x = torch.randn(2, width, 3, 2, requires_grad=True)
         expected = x / (x.square().mean(1, keepdim=True) + 1e-8).sqrt()
         torch.testing.assert_close(norm(x), expected, rtol=1e-6, atol=1e-6)

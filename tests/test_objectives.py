@@ -72,16 +72,16 @@ def test_each_loss_matches_its_closed_form(name: str) -> None:
 def test_the_gradients_of_each_loss_have_the_right_sign(name: str) -> None:
     real, fake = torch.tensor([-0.2, 0.3]), torch.tensor([0.1, 0.2])
     loss, state = LOSSES[name](), {"began.k": torch.tensor(0.5)}
-    up = -1 if loss.uses_energy else 1  # the error of a real image falls, its logit rises
+    sign = -1 if loss.uses_energy else 1  # the error of a real image falls, its logit rises
     for logits in (real, fake):
         logits.requires_grad_()
     loss.discriminator_loss(real, fake, state).backward()
     assert real.grad is not None and fake.grad is not None
-    assert (up * real.grad < 0).all() and (up * fake.grad > 0).all()
+    assert (sign * real.grad < 0).all() and (sign * fake.grad > 0).all()
     fake.grad = None
     loss.generator_loss(real, fake, state).backward()
-    assert fake.grad is not None and (up * fake.grad < 0).all()
-    signs = loss.real_sign(torch.tensor([2.0]) * up, torch.tensor([-2.0]) * up)
+    assert fake.grad is not None and (sign * fake.grad < 0).all()
+    signs = loss.real_sign(torch.tensor([2.0]) * sign, torch.tensor([-2.0]) * sign)
     assert signs.tolist() == [1.0], "a real image with an extreme logit is classified as real"
 
 
@@ -117,8 +117,11 @@ def test_began_updates_k_by_its_control_equation() -> None:
             "setting 'regularizers.gp.weight' must be greater than or equal to 0, but got -1",
         ),
         *(
-            (partial(make_regularizer, name, {option: value}), f"{name}.{option}' must be {rule}")
-            for name, option, value, rule in (
+            (
+                partial(make_regularizer, name, {option: value}),
+                f"{name}.{option}' must be {expected}",
+            )
+            for name, option, value, expected in (
                 ("top-k", "min_fraction", 2.0, "less than or equal to 1, but got 2"),
                 ("top-k", "images_per_decay", 0.0, "greater than 0"),
                 ("replay", "replay_fraction", 3.0, "less than or equal to 1"),
@@ -171,31 +174,31 @@ def make_step(
     return StepContext(nn.Identity(), discriminator, real, fake, z, rng, *logits)  # type: ignore[arg-type]
 
 
-def value(name: str, step: StepContext) -> float:
-    rule = REGULARIZERS[name]
-    assert isinstance(rule, Penalty)
-    result = rule.discriminator_term(step)
+def penalty_value(name: str, step: StepContext) -> float:
+    regularizer = REGULARIZERS[name]
+    assert isinstance(regularizer, Penalty)
+    result = regularizer.discriminator_term(step)
     assert result is not None
     return float(result.detach())
 
 
 @pytest.mark.parametrize("norm", [0.5, 3.0])
-def test_gradient_penalties_of_a_linear_critic_are_known(norm: float) -> None:
+def test_gradient_penalties_of_a_linear_critic_match_their_formulas(norm: float) -> None:
     step = make_step(Linear(norm))
     for name in ("r1", "r2"):
-        assert value(name, step) == pytest.approx(norm**2 / 2, rel=1e-5)
-    assert value("gp", step) == pytest.approx((norm - 1) ** 2, rel=1e-4)
+        assert penalty_value(name, step) == pytest.approx(norm**2 / 2, rel=1e-5)
+    assert penalty_value("gp", step) == pytest.approx((norm - 1) ** 2, rel=1e-4)
     drift = step.real_logits.square().mean()
-    assert value("drift", step) == pytest.approx(float(drift.detach()), rel=1e-6)
+    assert penalty_value("drift", step) == pytest.approx(float(drift.detach()), rel=1e-6)
 
 
 @pytest.mark.parametrize("name", ["r1", "r2", "gp"])
-def test_gradient_penalties_train_the_critic_under_bfloat16_autocast_too(name: str) -> None:
+def test_gradient_penalties_train_the_critic_under_bfloat16_autocast(name: str) -> None:
     critic = Linear(2.0)
     with torch.autocast("cpu", torch.bfloat16):
-        rule = REGULARIZERS[name]
-        assert isinstance(rule, Penalty)
-        result = rule.discriminator_term(make_step(critic))
+        regularizer = REGULARIZERS[name]
+        assert isinstance(regularizer, Penalty)
+        result = regularizer.discriminator_term(make_step(critic))
         assert result is not None
         result.backward()
     # d/dw of ||w||²/2 is w, and of (||w|| - 1)² it is 2 (||w|| - 1) w/||w||, which is w for
@@ -225,7 +228,7 @@ def test_r1_agrees_with_finite_differences_of_a_network() -> None:
     step = make_step(Linear(1.0))
     step.discriminator, step.real = d, x
     # Penalties are computed in float32, the finite differences in float64.
-    assert value("r1", _single(step)) == pytest.approx(float(expected), rel=1e-3)
+    assert penalty_value("r1", _single(step)) == pytest.approx(float(expected), rel=1e-3)
 
 
 def _single(step: StepContext) -> StepContext:
@@ -234,7 +237,7 @@ def _single(step: StepContext) -> StepContext:
     return step
 
 
-def test_a_lazy_regularizer_acts_in_every_kth_step_with_k_times_its_weight() -> None:
+def test_a_lazy_regularizer_applies_every_k_steps_with_k_times_its_weight() -> None:
     r1 = make_regularizer("r1", {"gamma": 0.5, "interval": 4})
     objective = Objective(make_loss("wasserstein", {}), {"r1": r1})
     terms = [
@@ -246,11 +249,13 @@ def test_a_lazy_regularizer_acts_in_every_kth_step_with_k_times_its_weight() -> 
 
 
 def test_a_lazy_term_of_g_counts_the_steps_of_g() -> None:
-    ones = LossTerm(function=lambda step: torch.ones(()), applies_to="generator", interval=2)
-    objective = Objective(make_loss("wasserstein", {}), {"x": ones}, critic_steps=2)
+    constant_term = LossTerm(
+        function=lambda step: torch.ones(()), applies_to="generator", interval=2
+    )
+    objective = Objective(make_loss("wasserstein", {}), {"x": constant_term}, critic_steps=2)
     steps = [replace(make_step(Linear(3.0)), index=i) for i in range(1, 10, 2)]
-    acted = [float(objective.generator_terms(step).get("x", torch.zeros(()))) for step in steps]
-    assert acted == [2, 0, 2, 0, 2]
+    values = [float(objective.generator_terms(step).get("x", torch.zeros(()))) for step in steps]
+    assert values == [2, 0, 2, 0, 2]
 
 
 def test_the_default_gradient_penalty_does_not_depend_on_the_resolution() -> None:
@@ -260,15 +265,15 @@ def test_the_default_gradient_penalty_does_not_depend_on_the_resolution() -> Non
     fine.discriminator.w.data = weight.repeat_interleave(2, 1).repeat_interleave(2, 2) / 4
     coarse.discriminator.w.data = weight
     coarse.real = F.avg_pool2d(fine.real, 2)
-    same = (s.discriminator(s.real) for s in (fine, coarse))
-    torch.testing.assert_close(*same)
+    logits = (s.discriminator(s.real) for s in (fine, coarse))
+    torch.testing.assert_close(*logits)
     objective = Objective(make_loss("wasserstein", {}), {"r1": make_regularizer("r1", {})})
     terms = [float(objective.discriminator_terms(s)["r1"].detach()) for s in (fine, coarse)]
     assert terms[0] == pytest.approx(terms[1], rel=1e-5)
 
 
 @pytest.mark.parametrize("name", ["r1", "r2"])
-def test_writing_the_default_options_of_r1_and_r2_changes_nothing(name: str) -> None:
+def test_explicit_default_options_of_r1_and_r2_change_nothing(name: str) -> None:
     defaults = option_defaults(REGULARIZERS[name])
     assert make_regularizer(name, defaults) == REGULARIZERS[name]
     for option, value in defaults.items():
@@ -291,7 +296,7 @@ def test_gamma_is_the_published_weight_at_every_resolution(name: str) -> None:
         assert float(term.detach()) == pytest.approx(10 / 2 * 3**2, rel=1e-5)
 
 
-def test_a_gamma_per_pixel_beside_gamma_is_refused() -> None:
+def test_gamma_and_gamma_per_pixel_cannot_be_combined() -> None:
     with pytest.raises(UserError, match=r"'regularizers.r1.gamma_per_pixel' has no effect while"):
         make_regularizer("r1", {"gamma": 1.0, "gamma_per_pixel": 0.1})
 
@@ -303,9 +308,9 @@ def make_penalty(name: str, options: dict[str, float | None]) -> Penalty:
 
 
 LAYERS = {
-    "dense": lambda spec: ScaledLinear(6, 5, weight_spec=spec),
-    "slow": lambda spec: ScaledLinear(6, 5, weight_spec=spec, lr_multiplier=0.01),
-    "project": lambda spec: LinearToGrid(3, 4, (2, 2), gain=1.0, weight_spec=spec),
+    "linear": lambda spec: ScaledLinear(6, 5, weight_spec=spec),
+    "low-lr": lambda spec: ScaledLinear(6, 5, weight_spec=spec, lr_multiplier=0.01),
+    "linear-to-grid": lambda spec: LinearToGrid(3, 4, (2, 2), gain=1.0, weight_spec=spec),
     "grouped": lambda spec: ScaledGroupedConv2d(8, 2, 1, gain=1.0, weight_spec=spec),
     "convolution": lambda spec: ScaledConv2d(4, 6, 1, weight_spec=spec),
 }
@@ -337,7 +342,7 @@ def test_weight_matrices_are_the_jacobians_of_the_layers(name: str, weight_spec_
     assert largest == pytest.approx(expected[:3].tolist(), rel=1e-3)
 
 
-@pytest.mark.parametrize("name", ["project", "grouped", "dense"])
+@pytest.mark.parametrize("name", ["linear-to-grid", "grouped", "linear"])
 def test_the_largest_singular_value_of_each_layer_is_clamped(name: str) -> None:
     layer = LAYERS[name](EQUALIZED)  # type: ignore[no-untyped-call]
     step = make_step(layer, count=0)  # no images
@@ -358,22 +363,23 @@ def test_orthogonal_regularization_is_per_group_and_skips_the_label_embedding() 
     network = nn.ModuleDict({"a": grouped, "b": project, "label_embedding": label})
     step = make_step(Linear(1.0))
     step.generator = network  # type: ignore[assignment]
-    rule = make_regularizer("orthogonal", {})
-    assert isinstance(rule, Penalty)
-    assert float(rule.generator_term(step).detach()) == 0  # type: ignore[union-attr]
-    grouped.weight.data[0, 1] = 0.5  # the scalar product of its two rows is 0.5
-    assert float(rule.generator_term(step).detach()) == pytest.approx(2 * 0.25)  # type: ignore[union-attr]
+    regularizer = make_regularizer("orthogonal", {})
+    assert isinstance(regularizer, Penalty)
+    assert float(regularizer.generator_term(step).detach()) == 0  # type: ignore[union-attr]
+    grouped.weight.data[0, 1] = 0.5  # the inner product of its two rows is 0.5
+    assert float(regularizer.generator_term(step).detach()) == pytest.approx(2 * 0.25)  # type: ignore[union-attr]
 
 
 def test_orthogonal_regularization_uses_effective_weights() -> None:
-    slow, usual = (
-        ScaledLinear(8, 8, weight_spec=EQUALIZED, lr_multiplier=speed) for speed in (0.01, 1.0)
+    low_lr, default_lr = (
+        ScaledLinear(8, 8, weight_spec=EQUALIZED, lr_multiplier=lr_multiplier)
+        for lr_multiplier in (0.01, 1.0)
     )
-    usual.weight.data = slow.weight.data * 0.01
-    step, rule = make_step(Linear(1.0)), make_regularizer("orthogonal", {})
-    assert isinstance(rule, Penalty)
+    default_lr.weight.data = low_lr.weight.data * 0.01
+    step, regularizer = make_step(Linear(1.0)), make_regularizer("orthogonal", {})
+    assert isinstance(regularizer, Penalty)
     result = []
-    for layer in (slow, usual):
+    for layer in (low_lr, default_lr):
         step.generator = layer  # type: ignore[assignment]
-        result.append(rule.generator_term(step).detach())  # type: ignore[union-attr]
+        result.append(regularizer.generator_term(step).detach())  # type: ignore[union-attr]
     torch.testing.assert_close(result[0], result[1])

@@ -1,4 +1,4 @@
-"""Images made from images: stacks with an encoder, and what both players are told."""
+"""Image-to-image networks: the source encoder of G, the source input of D, and patches."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ from growgan.nets.presets import PRESETS
 from growgan.nets.spec import DiscriminatorSpec, GeneratorSpec, LayerSpec, NetworkSpec, without_fade
 from growgan.tasks.base import TASKS
 
-KINDS = ("strided", "conv", "residual")
+BLOCK_NAMES = ("strided", "conv", "residual")
 
 
-def spec_of(role: str, kind: str = "strided", **more: Any) -> NetworkSpec:
+def make_spec(role: str, block: str = "strided", **fields: Any) -> NetworkSpec:
     layers = (
-        LayerSpec("x0", kind, 12, 3, 2, "pixel" if role == "generator" else "none"),
-        LayerSpec("x1", kind, 8, 3, 2, "pixel" if role == "generator" else "none"),
+        LayerSpec("x0", block, 12, 3, 2, "pixel" if role == "generator" else "none"),
+        LayerSpec("x1", block, 8, 3, 2, "pixel" if role == "generator" else "none"),
     )
     shared: dict[str, Any] = {
         "base_grid": (4, 4),
@@ -34,11 +34,11 @@ def spec_of(role: str, kind: str = "strided", **more: Any) -> NetworkSpec:
         "source_channels": 2,
     }
     if role == "generator":
-        return GeneratorSpec(latent_dim=6, **shared, **more)
-    return DiscriminatorSpec(**shared, **more)
+        return GeneratorSpec(latent_dim=6, **shared, **fields)
+    return DiscriminatorSpec(**shared, **fields)
 
 
-def rows(spec: NetworkSpec, count: int = 3, side: int = 16) -> Tensor:
+def generator_input(spec: NetworkSpec, count: int = 3, side: int = 16) -> Tensor:
     rng = torch.Generator().manual_seed(1)
     z = torch.randn(count, spec.latent_dim, generator=rng)
     return append_condition(
@@ -46,76 +46,76 @@ def rows(spec: NetworkSpec, count: int = 3, side: int = 16) -> Tensor:
     )
 
 
-def awake(stack: Generator | Discriminator) -> None:
-    """Give every weight a value: nothing is the identity because a branch is still zero."""
+def randomize(network: Generator | Discriminator) -> None:
+    """Add noise to every weight, so that no branch is still zero."""
     rng = torch.Generator().manual_seed(5)
-    for weight in stack.parameters():
+    for weight in network.parameters():
         weight.data += 0.1 * torch.randn(weight.shape, generator=rng)
 
 
-def test_what_is_given_decides_the_image() -> None:
-    spec = spec_of("generator")
+def test_the_source_image_changes_the_output() -> None:
+    spec = make_spec("generator")
     g = build_network(spec, 0)
-    z = rows(spec)
-    other = z.clone()
-    other[:, spec.latent_dim :] = -other[:, spec.latent_dim :]
+    z = generator_input(spec)
+    inverted = z.clone()
+    inverted[:, spec.latent_dim :] = -inverted[:, spec.latent_dim :]
     assert g(z).shape == (3, 1, 16, 16)
-    assert (g(z) - g(other)).abs().mean() > 1e-3
+    assert (g(z) - g(inverted)).abs().mean() > 1e-3
 
 
-@pytest.mark.parametrize("kind", KINDS)
-def test_a_given_pixel_reaches_its_own_place_first(kind: str) -> None:
-    """The skips keep places: what is given in a corner changes that corner most."""
-    spec = spec_of("generator", kind)
+@pytest.mark.parametrize("block", BLOCK_NAMES)
+def test_a_source_pixel_mostly_changes_the_output_at_its_position(block: str) -> None:
+    """Skip connections preserve positions: a pixel in a corner changes that corner most."""
+    spec = make_spec("generator", block)
     g = build_network(spec, 0)
-    z = rows(spec)
-    turned = z.clone().unflatten(1, (-1,))
-    turned[:, spec.latent_dim] += 1.0  # the upper left pixel of the first channel
-    change = (g(turned) - g(z)).abs().mean((0, 1))
+    z = generator_input(spec)
+    changed = z.clone().unflatten(1, (-1,))
+    changed[:, spec.latent_dim] += 1.0  # the upper left pixel of the first channel
+    change = (g(changed) - g(z)).abs().mean((0, 1))
     assert change[:4, :4].mean() > 4 * change[12:, 12:].mean()
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("block", BLOCK_NAMES)
 @pytest.mark.parametrize("factor", [1, 2])
-def test_what_is_appended_changes_nothing_at_first(kind: str, factor: int) -> None:
-    spec = spec_of("generator", kind)
+def test_an_appended_layer_preserves_the_function_at_first(block: str, factor: int) -> None:
+    spec = make_spec("generator", block)
     g = build_network(spec, 0)
-    awake(g)
-    child = apply_edit(g, Append((LayerSpec("x", kind, 8, 3, factor),)), 3)
-    given = torch.rand(3, 2, 32, 32) * 2 - 1
+    randomize(g)
+    child = apply_edit(g, Append((LayerSpec("x", block, 8, 3, factor),)), 3)
+    source_images = torch.rand(3, 2, 32, 32) * 2 - 1
     z = torch.randn(3, spec.latent_dim)
-    before = g(append_condition(spec, z, source_images=given))
-    after = child(append_condition(child.spec, z, source_images=given))
+    before = g(append_condition(spec, z, source_images=source_images))
+    after = child(append_condition(child.spec, z, source_images=source_images))
     if factor == 2:
         before = before.repeat_interleave(2, 2).repeat_interleave(2, 3)
     assert torch.allclose(after, before, atol=1e-5)
     child.set_alpha(1.0)
-    faded = child(append_condition(child.spec, z, source_images=given))
+    faded = child(append_condition(child.spec, z, source_images=source_images))
     child.finish_fade()
     assert torch.allclose(
-        child(append_condition(child.spec, z, source_images=given)), faded, atol=1e-5
+        child(append_condition(child.spec, z, source_images=source_images)), faded, atol=1e-5
     )
 
 
-@pytest.mark.parametrize("place", [None, "x0", "x1"])
-def test_what_is_inserted_changes_nothing_at_first(place: str | None) -> None:
-    spec = spec_of("generator")
+@pytest.mark.parametrize("position", [None, "x0", "x1"])
+def test_an_inserted_layer_preserves_the_function(position: str | None) -> None:
+    spec = make_spec("generator")
     g = build_network(spec, 0)
-    awake(g)
-    child = apply_edit(g, Insert(place), 3)
-    assert torch.allclose(child(rows(spec)), g(rows(spec)), atol=1e-5)
+    randomize(g)
+    child = apply_edit(g, Insert(position), 3)
+    assert torch.allclose(child(generator_input(spec)), g(generator_input(spec)), atol=1e-5)
 
 
-def test_what_is_made_is_added_to_the_last_channels_given() -> None:
-    spec = spec_of("generator", residual_output=True)
-    g, z = build_network(spec, 0), rows(spec_of("generator"))
-    last = z[:, spec.latent_dim :].unflatten(1, (2, 16, 16))[:, 1:]
-    assert torch.equal(g(z), last)
-    awake(g)
-    assert (g(z) - last).abs().mean() > 1e-3
+def test_residual_output_is_added_to_the_last_source_channels() -> None:
+    spec = make_spec("generator", residual_output=True)
+    g, z = build_network(spec, 0), generator_input(make_spec("generator"))
+    last_channel = z[:, spec.latent_dim :].unflatten(1, (2, 16, 16))[:, 1:]
+    assert torch.equal(g(z), last_channel)
+    randomize(g)
+    assert (g(z) - last_channel).abs().mean() > 1e-3
     plain = build_network(replace(spec, residual_output=False), 0)
     plain.load_state_dict(g.state_dict())
-    assert torch.allclose(plain(z) + last, g(z), atol=1e-6)
+    assert torch.allclose(plain(z) + last_channel, g(z), atol=1e-6)
     child = apply_edit(g, Append((LayerSpec("x", "strided", 8, 3, 1),)), 3)
     assert torch.allclose(child(z), g(z), atol=1e-5)
     with pytest.raises(
@@ -124,78 +124,86 @@ def test_what_is_made_is_added_to_the_last_channels_given() -> None:
         replace(spec, image_channels=3)
 
 
-def test_the_encoder_is_told_the_label() -> None:
-    spec = spec_of("generator", label_dim=3)
+def test_the_source_encoder_receives_the_label() -> None:
+    spec = make_spec("generator", label_dim=3)
     g = build_network(spec, 0)
-    z, label, given = rows(spec).split([spec.latent_dim, 3, 2 * 16 * 16], 1)
-    seen: list[Tensor] = []
-    g.source_encoder.head.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
-    made = g(torch.cat([z, label, given], 1))
-    assert torch.equal(seen[0][:, :2].flatten(1), given)
-    assert torch.equal(seen[0][:, 2:], label[:, :, None, None].expand(-1, -1, 16, 16))
-    many = build_network(replace(spec, label_dim=100), 0)  # more than images may have channels
+    z, label, source = generator_input(spec).split([spec.latent_dim, 3, 2 * 16 * 16], 1)
+    encoder_inputs: list[Tensor] = []
+    g.source_encoder.head.register_forward_pre_hook(
+        lambda _, inputs: encoder_inputs.append(inputs[0])
+    )
+    images = g(torch.cat([z, label, source], 1))
+    assert torch.equal(encoder_inputs[0][:, :2].flatten(1), source)
+    assert torch.equal(encoder_inputs[0][:, 2:], label[:, :, None, None].expand(-1, -1, 16, 16))
+    g_of_100_classes = build_network(
+        replace(spec, label_dim=100), 0
+    )  # more than the maximum number of image channels
     assert (
-        many(append_condition(many.spec, z, source_images=given.unflatten(1, (2, 16, 16)))).shape
-        == made.shape
+        g_of_100_classes(
+            append_condition(
+                g_of_100_classes.spec, z, source_images=source.unflatten(1, (2, 16, 16))
+            )
+        ).shape
+        == images.shape
     )
     wider = apply_edit(g, Widen(), 3)
-    assert torch.allclose(wider(torch.cat([z, label, given], 1)), made, atol=1e-4)
-    other = g(torch.cat([z, label.roll(1, 1), given], 1))
-    assert (made - other).abs().mean() > 1e-3
+    assert torch.allclose(wider(torch.cat([z, label, source], 1)), images, atol=1e-4)
+    other_label_images = g(torch.cat([z, label.roll(1, 1), source], 1))
+    assert (images - other_label_images).abs().mean() > 1e-3
 
 
-def test_a_wider_stack_computes_what_it_did() -> None:
-    spec = spec_of("generator")
+def test_a_widened_generator_preserves_its_function() -> None:
+    spec = make_spec("generator")
     g = build_network(spec, 0)
-    awake(g)
+    randomize(g)
     child = apply_edit(g, Widen(), 3)
     assert (
         child.subnetworks["source_encoder"].num_parameters()
         > 3 * g.subnetworks["source_encoder"].num_parameters()
     )
-    assert torch.allclose(child(rows(spec)), g(rows(spec)), atol=1e-4)
+    assert torch.allclose(child(generator_input(spec)), g(generator_input(spec)), atol=1e-4)
 
 
-def test_d_sees_what_was_given_beside_the_image() -> None:
-    spec = spec_of("discriminator")
+def test_d_depends_on_the_source_images() -> None:
+    spec = make_spec("discriminator")
     d = build_network(spec, 0)
-    x, given = torch.rand(3, 1, 16, 16), torch.rand(3, 2, 16, 16)
-    one, other = d(x, given.flatten(1)), d(x, given.flip(0).flatten(1))
-    assert one.shape == (3,) and (one - other)[[0, 2]].abs().min() > 1e-4
-    assert torch.allclose(one[1], other[1], atol=1e-5)
+    x, source = torch.rand(3, 1, 16, 16), torch.rand(3, 2, 16, 16)
+    logits, flipped_logits = d(x, source.flatten(1)), d(x, source.flip(0).flatten(1))
+    assert logits.shape == (3,) and (logits - flipped_logits)[[0, 2]].abs().min() > 1e-4
+    assert torch.allclose(logits[1], flipped_logits[1], atol=1e-5)
 
 
-def test_patches_are_judged_each_for_itself() -> None:
-    spec = replace(spec_of("discriminator"), patch_discriminator=True, source_channels=0)
+def test_the_logit_of_a_patch_depends_only_on_that_patch() -> None:
+    spec = replace(make_spec("discriminator"), patch_discriminator=True, source_channels=0)
     d = build_network(spec, 0)
-    awake(d)
+    randomize(d)
     x = torch.rand(2, 1, 16, 16)
     changed = x.clone()
     changed[:, :, 15, 15] += 1.0
-    logits, moved = d(x).view(2, 4, 4), d(changed).view(2, 4, 4)
-    assert (logits - moved)[:, 3, 3].abs().min() > 1e-5
-    assert torch.allclose(logits[:, 0, 0], moved[:, 0, 0], atol=1e-6)
+    logits, changed_logits = d(x).view(2, 4, 4), d(changed).view(2, 4, 4)
+    assert (logits - changed_logits)[:, 3, 3].abs().min() > 1e-5
+    assert torch.allclose(logits[:, 0, 0], changed_logits[:, 0, 0], atol=1e-6)
 
 
-@pytest.mark.parametrize(("side", "places"), [(16, 4), (32, 4), (64, 8), (256, 32)])
-def test_patches_are_no_coarser_than_an_eighth_of_the_images(side: int, places: int) -> None:
-    """64, 128 and 256 channels on the way to a grid of 512, as published; G's alike, to 4x4."""
+@pytest.mark.parametrize(("side", "patches"), [(16, 4), (32, 4), (64, 8), (256, 32)])
+def test_the_patch_grid_is_as_fine_as_published(side: int, patches: int) -> None:
+    """As published, D has 64, 128, 256 and 512 channels, and the grid of G is 4x4."""
     published = TASKS["pix2pix"].published_settings(side)
     shape = make_settings(published).network
     d = PRESETS["pggan"].network_spec(
         "discriminator", shape.for_role("discriminator"), 3, (side, side)
     )
     g = PRESETS["pggan"].network_spec("generator", shape.for_role("generator"), 3, (side, side))
-    assert d.base_grid == (places, places) and g.base_grid == (4, 4)
-    halvings = side // places
+    assert d.base_grid == (patches, patches) and g.base_grid == (4, 4)
+    halvings = side // patches
     assert [layer.width for layer in d.layers] == [256, 128, 64][: len(d.layers)]
     assert d.stem_width == 512 and halvings == 2 ** len(d.layers)
     assert g.layers[-1].width == (64 if side >= 32 else 128)
-    whole = make_settings(published, {"network": {"base_grid": (4, 4)}}).network
-    assert PRESETS["pggan"].family.base_grid(whole, (side, side), "discriminator") == (4, 4)
+    shape_4x4 = make_settings(published, {"network": {"base_grid": (4, 4)}}).network
+    assert PRESETS["pggan"].family.base_grid(shape_4x4, (side, side), "discriminator") == (4, 4)
 
 
-def test_a_patch_sees_fifty_four_pixels() -> None:
+def test_the_receptive_field_of_a_patch_has_54_pixels() -> None:
     shape = make_settings(
         TASKS["pix2pix"].published_settings(64), {"network": {"width": 16}}
     ).network
@@ -205,16 +213,16 @@ def test_a_patch_sees_fifty_four_pixels() -> None:
         ),
         0,
     )
-    awake(d)
+    randomize(d)
     x = torch.rand(2, 1, 64, 64).requires_grad_()
     d.train(False)
     d(x).view(2, 8, 8)[0, 4, 4].backward()
     assert x.grad is not None
-    seen = x.grad[0, 0].abs() > 0
-    assert int(seen.any(0).sum()) == int(seen.any(1).sum()) == 54
+    has_gradient = x.grad[0, 0].abs() > 0
+    assert int(has_gradient.any(0).sum()) == int(has_gradient.any(1).sum()) == 54
 
 
-def test_a_stack_of_another_form_cannot_be_given_images() -> None:
+def test_ends_without_support_for_source_images_are_refused() -> None:
     with pytest.raises(UserError, match="the ends 'dcgan' do not support source images"):
-        build_network(replace(spec_of("generator"), ends="dcgan"), 0)
-    assert without_fade(spec_of("generator")).source_channels == 2
+        build_network(replace(make_spec("generator"), ends="dcgan"), 0)
+    assert without_fade(make_spec("generator")).source_channels == 2
