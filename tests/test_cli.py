@@ -1,4 +1,4 @@
-"""The command line's contract: what it prints, where, and with which exit code."""
+"""Tests of the command line: output, errors and exit codes."""
 
 from __future__ import annotations
 
@@ -201,7 +201,7 @@ sys.exit(cli.main(["wait"]))
 
 @pytest.fixture
 def waiting() -> Iterator[subprocess.Popen[str]]:
-    """Start a process whose verb waits; it is gone when the test is over."""
+    """Start a process whose verb waits; kill it after the test."""
     process = subprocess.Popen(
         [sys.executable, "-c", WAITING],
         stdout=subprocess.PIPE,
@@ -243,7 +243,7 @@ def test_python_dash_m_growgan() -> None:
     assert done.stderr.startswith("growgan: error: unknown command 'nonsense'")
 
 
-def test_list_prints_every_entry_a_line_each(run: Run) -> None:
+def test_list_prints_one_line_per_entry(run: Run) -> None:
     code, out, err = run("list")
     assert (code, err) == (0, "")
     entries = [(kind, entry) for kind in REGISTRY_PATHS for entry in load_registry(kind)]

@@ -1,4 +1,4 @@
-"""Settings: merging, overrides, and what is said about mistakes."""
+"""Tests of settings: merging, overrides and errors."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def test_a_mistake_is_named_with_the_choices(override: str, message: str) -> Non
         make_settings(overrides=[override])
 
 
-def test_settings_survive_a_file(tmp_path: Path) -> None:
+def test_settings_are_unchanged_after_writing_and_reading_a_file(tmp_path: Path) -> None:
     settings = make_settings({"resolution": (32, 48), "growth": {"top_k": 2}, "threads": 1})
     path = tmp_path / "config.yaml"
     path.write_text(settings.to_yaml())

@@ -1,4 +1,4 @@
-"""Rendered characters: seeded, legible, balanced, inside the image."""
+"""Tests of rendered characters: seeded, legible, balanced and inside the image."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from growgan.data.glyphs import LUMA, MIN_CONTRAST, choose_lumas, draw_mask, ope
 from growgan.errors import UserError
 
 
-def test_every_pair_of_colours_is_legible() -> None:
+def test_every_pair_of_colors_is_legible() -> None:
     uniform = np.random.default_rng(0).random((5000, 3))
     lumas = choose_lumas(uniform)
     assert lumas.min() >= 0
@@ -22,10 +22,10 @@ def test_every_pair_of_colours_is_legible() -> None:
     assert colors.min() >= -1e-6
     assert colors.max() <= 255 + 1e-6
     assert np.allclose(colors @ LUMA, lumas, atol=1e-6)  # hue changes, luma and contrast do not
-    assert np.ptp(colors, axis=-1).mean() > 30  # and they are colors indeed
+    assert np.ptp(colors, axis=-1).mean() > 30  # the colors are not gray
 
 
-def test_the_ink_is_there_and_stays_inside() -> None:
+def test_the_ink_is_visible_and_inside_the_image() -> None:
     numbers = np.random.default_rng(2).random((300, 16))
     for size in ((32, 32), (16, 16), (64, 96)):
         for index in range(100):
@@ -56,27 +56,27 @@ def test_labels_are_balanced_and_name_the_characters(tmp_path: Path) -> None:
     assert not images.duplicates
 
 
-def test_labels_say_what_is_drawn() -> None:
-    """The nearest mean of ink among half the images names the character of most of the rest."""
+def test_labels_match_the_drawn_characters() -> None:
+    """The nearest class mean of half the images predicts the character of most of the rest."""
     glyphs = open_glyphs("count=600,chars=L07T", 0, None)
     ink = np.stack(
         [draw_mask("L07T"[glyphs.labels[i]], glyphs.numbers[i], (16, 16)) for i in range(600)]
     )
-    drawn = np.stack([glyphs.load_pixels(i, (16, 16))[..., 0] for i in range(600)]).astype(float)
-    ground, color = glyphs.paints[:, 0, :, None], glyphs.paints[:, 1, :, None]
-    seen = (drawn - ground) / (color - ground)
-    assert np.abs(seen - ink).max() < 0.5 / MIN_CONTRAST + 1e-3  # half a gray level
-    means = np.stack([seen[:300][glyphs.labels[:300] == k].mean(axis=0) for k in range(4)])
-    far = ((seen[300:, None] - means) ** 2).sum(axis=(2, 3))
-    assert (far.argmin(axis=1) == glyphs.labels[300:]).mean() > 0.6  # chance: 0.25
+    pixels = np.stack([glyphs.load_pixels(i, (16, 16))[..., 0] for i in range(600)]).astype(float)
+    background, color = glyphs.paints[:, 0, :, None], glyphs.paints[:, 1, :, None]
+    measured_ink = (pixels - background) / (color - background)
+    assert np.abs(measured_ink - ink).max() < 0.5 / MIN_CONTRAST + 1e-3  # half a gray level
+    means = np.stack([measured_ink[:300][glyphs.labels[:300] == k].mean(axis=0) for k in range(4)])
+    distances = ((measured_ink[300:, None] - means) ** 2).sum(axis=(2, 3))
+    assert (distances.argmin(axis=1) == glyphs.labels[300:]).mean() > 0.6  # chance: 0.25
 
 
-def test_asking_for_channels_chooses_gray_or_colour(tmp_path: Path) -> None:
+def test_the_number_of_channels_selects_gray_or_color(tmp_path: Path) -> None:
     for channels in (1, 3, 4):
         images = load_images("glyphs:count=8", channels=channels, cache=tmp_path)
         assert images.channels == channels
-    colourful = load_images("glyphs:count=8", channels=3, cache=tmp_path).images
-    assert np.ptp(colourful.astype(int), axis=1).max() > 30
+    color_images = load_images("glyphs:count=8", channels=3, cache=tmp_path).images
+    assert np.ptp(color_images.astype(int), axis=1).max() > 30
     alpha = load_images("glyphs:count=8", channels=4, cache=tmp_path).images[:, 3]
     assert (alpha == 255).all()
 
@@ -97,14 +97,16 @@ def test_bad_options_are_user_errors(name: str, message: str, tmp_path: Path) ->
         load_images(name, cache=tmp_path)
 
 
-def test_styles_show_the_same_in_other_fonts() -> None:
+def test_styles_draw_the_same_characters_in_other_fonts() -> None:
     sets = [open_glyphs(f"count=40,style={style}", 0, None) for style in ("serif", "sans")]
     serif, sans = sets
     assert serif.labels.tolist() == sans.labels.tolist()
     assert serif.name == "glyphs:style=serif" and serif.content_digest() != sans.content_digest()
     images = [np.stack([s.load_pixels(i, (32, 32)) for i in range(40)]).astype(int) for s in sets]
-    differ = np.abs(images[0] - images[1]).mean((1, 2, 3))
-    apart = np.abs(images[0] - np.roll(images[1], 1, 0)).mean((1, 2, 3))
-    assert (differ > 0).all() and differ.mean() < 0.5 * apart.mean()
+    font_differences = np.abs(images[0] - images[1]).mean((1, 2, 3))
+    character_differences = np.abs(images[0] - np.roll(images[1], 1, 0)).mean((1, 2, 3))
+    assert (
+        font_differences > 0
+    ).all() and font_differences.mean() < 0.5 * character_differences.mean()
     with pytest.raises(UserError, match="unknown style of glyphs"):
         open_glyphs("style=gothic", 0, None)

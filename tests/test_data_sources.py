@@ -1,4 +1,4 @@
-"""What is read from folders, archives, arrays and names, against images made by hand."""
+"""Tests of reading images from folders, archives, arrays and named sources."""
 
 from __future__ import annotations
 
@@ -78,7 +78,7 @@ def test_class_folders_become_labels_in_name_order(tmp_path: Path, load: Load) -
     [("a.png", "b.png"), ("one/a.png", "one/b.png"), ("one/a.png", "b.png")],
     ids=["flat", "one folder", "some outside"],
 )
-def test_folders_that_are_no_classes_give_no_labels(
+def test_folders_that_are_not_classes_give_no_labels(
     tmp_path: Path, load: Load, names: tuple[str, ...]
 ) -> None:
     for seed, name in enumerate(names):
@@ -87,7 +87,7 @@ def test_folders_that_are_no_classes_give_no_labels(
     assert (images.labels, images.classes, len(images)) == (None, (), 2)
 
 
-def test_classes_lie_below_the_folders_that_all_share(tmp_path: Path, load: Load) -> None:
+def test_classes_are_the_folders_below_the_common_ones(tmp_path: Path, load: Load) -> None:
     for seed, name in enumerate(["in/train/cat/1.png", "in/train/catfish/1.png"]):
         put(tmp_path / "set" / name, encode(noise(seed, 8, 8)))
     assert load(tmp_path / "set").classes == ("cat", "catfish")
@@ -137,7 +137,7 @@ def test_exif_turns_the_image_upright() -> None:
     assert read_header(encode(noise(0, 40, 60, 3), "JPEG", exif=exif)) == (60, 40, 3)
 
 
-def test_palettes_become_their_colours() -> None:
+def test_palettes_are_converted_to_colors() -> None:
     image = Image.new("P", (2, 1))
     image.putpalette([10, 20, 30, 200, 100, 50])
     image.putdata([0, 1])
@@ -161,7 +161,9 @@ def test_palettes_become_their_colours() -> None:
         (np.array([0, 65535], dtype=np.int32), [0, 255]),
     ],
 )
-def test_numbers_of_any_usual_range_become_bytes(values: NDArray[Any], expected: list[int]) -> None:
+def test_numbers_of_usual_ranges_are_converted_to_uint8(
+    values: NDArray[Any], expected: list[int]
+) -> None:
     assert to_uint8(values).tolist() == expected
 
 
@@ -178,7 +180,7 @@ def test_a_jpeg_decoded_small_stays_above_twice_the_target() -> None:
     assert np.abs(small[32, :, 0].astype(int) - np.linspace(0, 255, 64)).max() < 6
 
 
-def test_too_many_pixels_are_broken_before_decoding() -> None:
+def test_an_image_with_too_many_pixels_is_refused_before_decoding() -> None:
     header = b"P5 100000 100000 255\n"
     with pytest.raises(BrokenImageError):
         decode(header + b"\0")
@@ -226,10 +228,10 @@ def test_unsafe_names_and_bombs_in_a_zip_are_broken(tmp_path: Path, load: Load) 
     assert images.classes == ("a", "b")
     assert images.labels is not None
     assert images.labels.tolist() == [0, 1]
-    told = " ".join(images.broken)
-    assert "../up.png (unsafe name" in told
-    assert "/abs.png (unsafe name" in told
-    assert "a/bomb.png (unpacks from" in told
+    broken = " ".join(images.broken)
+    assert "../up.png (unsafe name" in broken
+    assert "/abs.png (unsafe name" in broken
+    assert "a/bomb.png (unpacks from" in broken
     assert not (tmp_path.parent / "up.png").exists()
 
 
@@ -244,7 +246,7 @@ def test_damaged_zips_are_user_errors(tmp_path: Path, load: Load) -> None:
 def test_pixels_of_a_zip_are_counted_before_they_are_decoded(
     tmp_path: Path, load: Load, monkeypatch: pytest.MonkeyPatch, side: int, good: bool
 ) -> None:
-    flat = encode(np.zeros((side, side), dtype=np.uint8))  # a thousand pixels a byte
+    flat = encode(np.zeros((side, side), dtype=np.uint8))  # a thousand pixels per byte
     path = make_zip(tmp_path / "flat.zip", {f"{i}.png": flat for i in range(2)})
     monkeypatch.setattr(archives, "MIN_SUSPICIOUS_PIXELS", 25_000_000)
     if good:
@@ -254,11 +256,11 @@ def test_pixels_of_a_zip_are_counted_before_they_are_decoded(
         UserError, match=r"flat.zip' states 72,000,000 pixels; .* have 25,000,000: un"
     ):
         load(path, resolution=8)
-    put(tmp_path / "flat/0.png", flat)  # in a folder they are the user's own
+    put(tmp_path / "flat/0.png", flat)  # a folder holds the user's own files
     assert load(tmp_path / "flat", resolution=8).images.shape == (1, 1, 8, 8)
 
 
-def test_no_zip_states_more_pixels_than_anyone_has(
+def test_a_zip_with_too_many_pixels_is_refused(
     tmp_path: Path, load: Load, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path = make_zip(tmp_path / "set.zip", {f"{i}.png": encode(noise(i, 9, 9)) for i in range(3)})
@@ -277,26 +279,28 @@ def test_a_zip_of_too_many_entries_is_refused(
         load(path)
 
 
-def test_a_zip_that_unpacks_to_far_too_much_in_all_is_refused(tmp_path: Path, load: Load) -> None:
-    entries = {f"{i}.png": bytes(60 << 20) for i in range(2)}  # each below what is suspicious
+def test_a_zip_with_too_large_a_total_size_is_refused(tmp_path: Path, load: Load) -> None:
+    entries = {
+        f"{i}.png": bytes(60 << 20) for i in range(2)
+    }  # each is below the limit of a single file
     with pytest.raises(UserError, match="unpacks to over 200 times its size: unpack it into a"):
         load(make_zip(tmp_path / "set.zip", entries))
 
 
-def test_what_could_steer_a_terminal_is_written_out(
+def test_control_characters_in_names_are_escaped(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setenv("GROWGAN_CACHE", str(tmp_path / "cache"))
     monkeypatch.setenv("COLUMNS", "200")
-    red, turned = "\x1b[31mred\x07", "\u202egnp"
+    red, reversed_text = "\x1b[31mred\x07", "\u202egnp"
     entries = {f"{red}/{i}.png": encode(noise(i, 8, 8)) for i in range(2)}
-    entries |= {f"b/{turned}.png": b"broken", f"b/{red}.png": entries[f"{red}/0.png"]}
+    entries |= {f"b/{reversed_text}.png": b"broken", f"b/{red}.png": entries[f"{red}/0.png"]}
     assert main(["data", str(make_zip(tmp_path / f"{red}.zip", entries)), "--max-broken", "1"]) == 0
-    shown = capsys.readouterr().out
-    assert not set(shown) & {"\x1b", "\x07", "\u202e"}
-    assert "\\x1b[31mred\\x07.zip" in shown  # its name
-    assert "\\x1b[31mred\\x07 " in shown  # a class
-    assert "\\u202egnp.png (not an image)" in shown
+    output = capsys.readouterr().out
+    assert not set(output) & {"\x1b", "\x07", "\u202e"}
+    assert "\\x1b[31mred\\x07.zip" in output  # its name
+    assert "\\x1b[31mred\\x07 " in output  # a class
+    assert "\\u202egnp.png (not an image)" in output
 
 
 # ------------------------------------------------------------------ npz
@@ -378,7 +382,9 @@ def test_bad_npz_files_are_user_errors(tmp_path: Path, load: Load) -> None:
 
 
 @pytest.mark.parametrize("packed", [False, True])
-def test_idx_images_with_labels_beside(tmp_path: Path, load: Load, packed: bool) -> None:
+def test_idx_images_are_read_with_the_labels_in_the_same_folder(
+    tmp_path: Path, load: Load, packed: bool
+) -> None:
     pixels, labels = noise(0, 6, 5, 7), np.array([3, 1, 3, 2, 1, 2], dtype=np.uint8)
     ending, pack = (".gz", gzip.compress) if packed else ("", bytes)
     file = put(tmp_path / f"set/train-images-idx3-ubyte{ending}", pack(idx_bytes(pixels)))
@@ -394,11 +400,11 @@ def test_idx_images_with_labels_beside(tmp_path: Path, load: Load, packed: bool)
 
 
 def test_bad_idx_files_are_user_errors(tmp_path: Path, load: Load) -> None:
-    whole = idx_bytes(noise(0, 6, 5, 7))
+    content = idx_bytes(noise(0, 6, 5, 7))
     with pytest.raises(UserError, match="is not of that length"):
-        load(put(tmp_path / "short-idx3-ubyte", whole[:-1]))
+        load(put(tmp_path / "short-idx3-ubyte", content[:-1]))
     with pytest.raises(UserError, match="cannot be read as IDX"):
-        load(put(tmp_path / "cut-idx3-ubyte.gz", gzip.compress(whole)[:-9]))
+        load(put(tmp_path / "cut-idx3-ubyte.gz", gzip.compress(content)[:-9]))
     with pytest.raises(UserError, match="1-dimensional data; it must be the images file"):
         load(put(tmp_path / "labels-idx1-ubyte", idx_bytes(noise(0, 6))))
     huge = struct.pack(">HBB3I", 0, 8, 3, 60000, 4000, 4000)
@@ -409,7 +415,7 @@ def test_bad_idx_files_are_user_errors(tmp_path: Path, load: Load) -> None:
 
 
 @pytest.mark.skipif(not fashion_module.DEBIAN_FOLDER.is_dir(), reason="needs dataset-fashion-mnist")
-def test_fashion_mnist_is_the_published_one(load: Load) -> None:
+def test_fashion_mnist_has_the_published_images(load: Load) -> None:
     images = load("fashion-mnist:test", resolution=32)
     assert images.images.shape == (10_000, 1, 32, 32)
     assert images.labels is not None
@@ -423,7 +429,7 @@ def test_fashion_mnist_is_the_published_one(load: Load) -> None:
 
 
 def fake_fashion(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, served: dict[str, bytes]) -> None:
-    """Make small files the published ones, and let ``served`` be all that can be downloaded."""
+    """Replace the published files by small ones, and let only ``served`` be downloaded."""
 
     def answer(address: str, timeout: float) -> io.BytesIO:
         name = address.rsplit("/", 1)[-1]
@@ -455,7 +461,7 @@ def test_fashion_mnist_is_downloaded_once_and_checked(
     assert len(load("fashion-mnist", resolution=32)) == 3
 
 
-def test_fashion_mnist_out_of_reach_says_how_to_get_it(
+def test_an_unreachable_fashion_mnist_is_an_error_with_instructions(
     tmp_path: Path, load: Load, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     fake_fashion(monkeypatch, tmp_path, {})
@@ -480,7 +486,7 @@ def test_digits_are_spread_over_the_whole_range(load: Load) -> None:
     assert levels.tolist() == [round(level * 255 / 16) for level in range(17)]
 
 
-def test_digits_without_scikit_learn_say_what_to_install(
+def test_digits_without_scikit_learn_name_the_package_to_install(
     load: Load, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(sys.modules, "sklearn", None)
@@ -501,7 +507,7 @@ HubImage.__name__ = "Image"
 
 
 class Rows:
-    """As much of a dataset of the hub as is used."""
+    """The part of a dataset of the hub that growgan uses."""
 
     _fingerprint = "abc"
 
@@ -523,16 +529,16 @@ class Rows:
 def test_hub_reads_encoded_rows_and_class_labels(
     tmp_path: Path, load: Load, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    beside = put(tmp_path / "b.png", encode(noise(1, 8, 8, 3)))
+    image_file = put(tmp_path / "b.png", encode(noise(1, 8, 8, 3)))
     rows: list[dict[str, Any]] = [
         {"picture": {"bytes": encode(noise(0, 8, 8, 3)), "path": None}, "answer": 1},
-        {"picture": {"bytes": None, "path": str(beside)}, "answer": None},
+        {"picture": {"bytes": None, "path": str(image_file)}, "answer": None},
         {"picture": Image.fromarray(noise(2, 8, 8, 3)), "answer": 0},
     ]
-    asked: list[tuple[Any, ...]] = []
+    requests: list[tuple[Any, ...]] = []
 
     def load_dataset(name: str, config: str | None, split: str) -> Rows:
-        asked.append((name, config, split))
+        requests.append((name, config, split))
         if name == "gone":
             raise FileNotFoundError("no such dataset\non the hub")
         return Rows(rows)
@@ -541,7 +547,7 @@ def test_hub_reads_encoded_rows_and_class_labels(
     vars(stand_in).update(load_dataset=load_dataset, Image=HubImage)
     monkeypatch.setitem(sys.modules, "datasets", stand_in)
     images = load("hub:people/faces,split=test")
-    assert asked == [("people/faces", None, "test")]
+    assert requests == [("people/faces", None, "test")]
     assert images.name == "faces"
     assert images.classes == ("no", "yes")
     assert images.labels is not None
@@ -552,7 +558,7 @@ def test_hub_reads_encoded_rows_and_class_labels(
         load("hub:gone")
 
 
-def test_hub_without_the_library_says_what_to_install(
+def test_hub_without_its_library_names_the_package_to_install(
     load: Load, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(sys.modules, "datasets", None)

@@ -1,4 +1,4 @@
-"""Preparing, storing, splitting and batching images, and counting what is wrong with them."""
+"""Tests of preparing, storing, splitting, batching and summarizing images."""
 
 from __future__ import annotations
 
@@ -50,15 +50,15 @@ def png(path: Path, pixels: NDArray[np.uint8]) -> Path:
     return path
 
 
-def make_set(count: int, labelled: bool = True) -> ImageSet:
-    """Images that carry their own number in their pixels."""
+def make_set(count: int, labeled: bool = True) -> ImageSet:
+    """Return images whose pixels encode their number."""
     images = np.zeros((count, 1, 4, 4), dtype=np.uint8)
     images[:, 0, 0, 0], images[:, 0, 0, 1] = np.arange(count) % 256, np.arange(count) // 256
-    labels = np.arange(count) % 7 if labelled else None
-    return ImageSet("made", images, labels, tuple("abcdefg") if labelled else (), "f00")
+    labels = np.arange(count) % 7 if labeled else None
+    return ImageSet("numbered", images, labels, tuple("abcdefg") if labeled else (), "f00")
 
 
-def numbers(images: Any) -> NDArray[np.int64]:
+def numbers_of(images: Any) -> NDArray[np.int64]:
     pixels = np.asarray(images).astype(np.int64)
     return pixels[:, 0, 0, 0] + 256 * pixels[:, 0, 0, 1]
 
@@ -67,7 +67,7 @@ def numbers(images: Any) -> NDArray[np.int64]:
 
 
 def halves(height: int, width: int) -> NDArray[np.uint8]:
-    """Left half dark, right half bright."""
+    """Return an image with a dark left half and a bright right half."""
     pixels = np.full((height, width, 1), 20, dtype=np.uint8)
     pixels[:, width // 2 :] = 220
     return pixels
@@ -75,13 +75,13 @@ def halves(height: int, width: int) -> NDArray[np.uint8]:
 
 def test_crop_takes_the_middle_at_the_short_side() -> None:
     pixels = np.zeros((8, 16, 1), dtype=np.uint8)
-    pixels[:, 4:12] = 200  # just the middle square
+    pixels[:, 4:12] = 200  # only the middle square
     assert (crop(pixels, (8, 8)) == 200).all()
     tall = crop(np.swapaxes(pixels, 0, 1).copy(), (8, 8))
     assert (tall == 200).all()
 
 
-def test_pad_fits_all_of_it_and_stretch_fills() -> None:
+def test_pad_keeps_the_whole_image_and_stretch_fills_the_size() -> None:
     padded = pad(halves(8, 16), (8, 8))
     assert (padded[[0, 1, 6, 7]] == 0).all()
     assert (padded[2:6, 0] == 20).all()
@@ -91,7 +91,7 @@ def test_pad_fits_all_of_it_and_stretch_fills() -> None:
     assert (stretched[:, 7] == 220).all()
 
 
-def test_border_does_not_touch_pixels_unless_they_are_too_many() -> None:
+def test_border_keeps_the_pixels_unless_the_image_is_too_large() -> None:
     pixels = noise(0, 28, 27, 3)
     out = pad_without_scaling(pixels, (32, 32))
     assert np.array_equal(out[2:30, 2:29], pixels)
@@ -124,7 +124,9 @@ def test_prepared_images_are_channels_first() -> None:
 @pytest.mark.parametrize(
     ("side", "fit"), [(28, "border"), (25, "border"), (24, "crop"), (33, "crop")]
 )
-def test_auto_pads_what_is_less_than_a_quarter_smaller(tmp_path: Path, side: int, fit: str) -> None:
+def test_auto_pads_images_that_are_less_than_a_quarter_smaller(
+    tmp_path: Path, side: int, fit: str
+) -> None:
     png(tmp_path / "set/a.png", noise(0, side, side) // 2 + 100)
     image = load_images(tmp_path / "set", resolution=32, cache=tmp_path / "c").images[0, 0]
     assert bool((image[0] == 0).all()) == (fit == "border")
@@ -133,12 +135,12 @@ def test_auto_pads_what_is_less_than_a_quarter_smaller(tmp_path: Path, side: int
 @pytest.mark.parametrize(
     ("text", "size"), [("32", (32, 32)), ("48x64", (48, 64)), (16, (16, 16)), ((4, 8), (4, 8))]
 )
-def test_resolutions_are_read(text: Any, size: tuple[int, int]) -> None:
+def test_resolutions_are_parsed(text: Any, size: tuple[int, int]) -> None:
     assert parse_resolution(text) == size
 
 
 @pytest.mark.parametrize("text", ["", "0", "32x", "a", "1x2x3", "9999", -4])
-def test_other_resolutions_are_user_errors(text: Any) -> None:
+def test_invalid_resolutions_are_user_errors(text: Any) -> None:
     with pytest.raises(
         UserError, match=f"resolution must be SIDE or HEIGHTxWIDTH.*but got '{text}'"
     ):
@@ -194,7 +196,7 @@ def test_a_second_load_decodes_nothing(tmp_path: Path, monkeypatch: pytest.Monke
     assert np.array_equal(again.images, first.images)
 
 
-def test_changed_content_is_noticed(tmp_path: Path) -> None:
+def test_changed_content_is_detected(tmp_path: Path) -> None:
     path = png(tmp_path / "set/a.png", noise(0, 8, 8))
     first = load_images(tmp_path / "set", cache=tmp_path / "c")
     os.utime(png(path, noise(1, 8, 8)), ns=(path.stat().st_atime_ns, path.stat().st_mtime_ns))
@@ -205,7 +207,7 @@ def test_changed_content_is_noticed(tmp_path: Path) -> None:
     assert len(load_images(tmp_path / "set", cache=tmp_path / "c")) == 2
 
 
-def test_the_index_distrusts_what_was_just_written(tmp_path: Path) -> None:
+def test_the_index_does_not_trust_a_file_that_was_just_written(tmp_path: Path) -> None:
     old, new = [10, 1_000, 1_000], [10, time.time_ns(), 1_000]
     index = FileIndex(tmp_path, tmp_path)
     index.save({"old": [*old, "x"], "new": [*new, "y"]}, time.time_ns())
@@ -224,7 +226,9 @@ def test_a_moved_folder_keeps_its_store(tmp_path: Path) -> None:
     assert len(list((tmp_path / "c/images").iterdir())) == 1
 
 
-def test_nothing_half_written_is_left(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_interrupted_write_leaves_no_files(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     png(tmp_path / "set/a.png", noise(0, 8, 8))
 
     def stop(*_: Any) -> None:
@@ -248,7 +252,7 @@ def flip_a_bit(file: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["images.npy", "labels.npy"])
-def test_a_damaged_store_is_made_again_and_that_is_said(name: str, tmp_path: Path) -> None:
+def test_a_damaged_store_is_rebuilt_with_a_warning(name: str, tmp_path: Path) -> None:
     for number in range(6):
         png(tmp_path / f"set/{number % 2}/{number}.png", noise(number, 8, 8))
     good = load_images(tmp_path / "set", cache=tmp_path / "c")
@@ -263,7 +267,7 @@ def test_a_damaged_store_is_made_again_and_that_is_said(name: str, tmp_path: Pat
     assert load_images(tmp_path / "set", cache=tmp_path / "c").fingerprint == good.fingerprint
 
 
-def test_what_killed_processes_left_is_swept_and_what_is_in_use_is_not(tmp_path: Path) -> None:
+def test_files_of_killed_processes_are_deleted_unless_they_are_in_use(tmp_path: Path) -> None:
     png(tmp_path / "set/a.png", noise(0, 8, 8))
     images = tmp_path / "c/images"
     for name in (".tmp-dead", ".tmp-live"):
@@ -272,11 +276,11 @@ def test_what_killed_processes_left_is_swept_and_what_is_in_use_is_not(tmp_path:
     (images / ".tmp-gone.lock").write_text("")
     with FileLock(images / ".tmp-live.lock"):
         load_images(tmp_path / "set", cache=tmp_path / "c")
-        left = {path.name for path in images.glob(".*")}
-    assert left == {".tmp-live", ".tmp-live.lock"}
+        remaining = {path.name for path in images.glob(".*")}
+    assert remaining == {".tmp-live", ".tmp-live.lock"}
 
 
-def break_some(folder: Path, good: int, broken: int) -> None:
+def write_good_and_broken_files(folder: Path, good: int, broken: int) -> None:
     folder.mkdir()
     for index in range(good):
         png(folder / f"g{index:02d}.png", noise(index, 8, 8))
@@ -288,24 +292,24 @@ def break_some(folder: Path, good: int, broken: int) -> None:
 
 
 def test_broken_files_are_skipped_and_listed_up_to_the_limit(tmp_path: Path) -> None:
-    break_some(tmp_path / "set", 18, 2)
+    write_good_and_broken_files(tmp_path / "set", 18, 2)
     load = partial(load_images, tmp_path / "set", resolution=8, cache=tmp_path / "c")
     for _ in range(2):  # decoding, then from the store
         with pytest.raises(UserError) as caught:
             load()
-        told = str(caught.value)
-        assert told.startswith(
+        message = str(caught.value)
+        assert message.startswith(
             "2 of 20 images are broken, but at most 5 % are allowed: h0.png (empty"
         )
-        assert told.endswith("remove them or raise --max-broken")
+        assert message.endswith("remove them or raise --max-broken")
         images = load(max_broken=0.1)
     assert len(images) == 18
     assert [name.split(" ")[0] for name in images.broken] == ["h0.png", "h1.png"]
     assert np.array_equal(images.images[17, 0], noise(17, 8, 8))
 
 
-def test_nothing_but_broken_files_is_an_error(tmp_path: Path) -> None:
-    break_some(tmp_path / "set", 0, 2)
+def test_a_folder_of_broken_files_is_an_error(tmp_path: Path) -> None:
+    write_good_and_broken_files(tmp_path / "set", 0, 2)
     with pytest.raises(UserError, match="no image can be read"):
         load_images(tmp_path / "set", resolution=8, max_broken=1, cache=tmp_path / "c")
 
@@ -321,24 +325,24 @@ def test_duplicates_are_found_by_pixels_not_bytes(tmp_path: Path) -> None:
     assert (record["count"], record["duplicates"], record["resolution"]) == (3, 1, [8, 8])
 
 
-def test_workers_give_what_one_process_gives() -> None:
+def test_workers_give_the_same_blocks_as_one_process() -> None:
     source = open_source("glyphs:count=40", SourceContext(Path("unused")))
     task = partial(decode_block, source, PreprocessPlan((8, 8), 1, "crop"))
-    here = list(run_blocks(task, 40, 8, workers=1))
-    there = list(_run_in_workers(task, 40, 8, 1, 2))
-    assert [block.indices for block in there] == [block.indices for block in here[1:]]
-    for a, b in zip(here[1:], there, strict=True):
+    serial = list(run_blocks(task, 40, 8, workers=1))
+    parallel = list(_run_in_workers(task, 40, 8, 1, 2))
+    assert [block.indices for block in parallel] == [block.indices for block in serial[1:]]
+    for a, b in zip(serial[1:], parallel, strict=True):
         assert np.array_equal(a.images, b.images)
         assert a.digests == b.digests
 
 
-def test_errors_in_a_worker_are_raised_here() -> None:
+def test_errors_in_a_worker_are_raised_in_the_caller() -> None:
     with pytest.raises(TypeError, match="not subscriptable"):
         list(_run_in_workers(operator.getitem, 4, 1, 0, 2))  # type: ignore[arg-type]
 
 
-def dying(flag: Path, times: int, start: int, stop: int) -> tuple[int, int]:
-    """Return the range, but end the process the first ``times`` times that it holds 4."""
+def exit_at_image_4(flag: Path, times: int, start: int, stop: int) -> tuple[int, int]:
+    """Return the range, but exit the first ``times`` times that the range holds 4."""
     if start <= 4 < stop and len(list(flag.parent.glob("died-*"))) < times:
         (flag.parent / f"died-{os.getpid()}").touch()
         os._exit(9)
@@ -346,13 +350,13 @@ def dying(flag: Path, times: int, start: int, stop: int) -> tuple[int, int]:
 
 
 def test_a_worker_that_dies_is_replaced_once(tmp_path: Path) -> None:
-    blocks = list(_run_in_workers(partial(dying, tmp_path / "x", 1), 10, 2, 0, 2))
+    blocks = list(_run_in_workers(partial(exit_at_image_4, tmp_path / "x", 1), 10, 2, 0, 2))
     assert blocks == [(0, 2), (2, 4), (4, 6), (6, 8), (8, 10)]
 
 
 def test_images_that_kill_every_worker_are_named(tmp_path: Path) -> None:
     with pytest.raises(RuntimeError, match=r"exited early \(exit code 9\) at images 4 to 5"):
-        list(_run_in_workers(partial(dying, tmp_path / "x", 9), 10, 2, 0, 2))
+        list(_run_in_workers(partial(exit_at_image_4, tmp_path / "x", 9), 10, 2, 0, 2))
 
 
 def test_the_cache_can_be_chosen(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -365,17 +369,17 @@ def test_the_cache_can_be_chosen(monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 # ------------------------------------------------------------------ sets and batches
 
 
-def test_held_out_splits_once_and_for_all() -> None:
+def test_the_held_out_split_is_always_the_same() -> None:
     images = make_set(1000)
-    train, held = images.split_held_out(0.2)
-    assert (len(train), len(held)) == (800, 200)
-    together = np.concatenate([numbers(train.images), numbers(held.images)])
+    train, held_out = images.split_held_out(0.2)
+    assert (len(train), len(held_out)) == (800, 200)
+    together = np.concatenate([numbers_of(train.images), numbers_of(held_out.images)])
     assert sorted(together.tolist()) == list(range(1000))
-    assert held.labels is not None
-    assert np.array_equal(held.labels, numbers(held.images) % 7)
-    assert np.array_equal(images.split_held_out(0.2)[1].images, held.images)
-    assert len({images.fingerprint, train.fingerprint, held.fingerprint}) == 3
-    assert 300 < numbers(held.images).mean() < 700  # chosen from everywhere
+    assert held_out.labels is not None
+    assert np.array_equal(held_out.labels, numbers_of(held_out.images) % 7)
+    assert np.array_equal(images.split_held_out(0.2)[1].images, held_out.images)
+    assert len({images.fingerprint, train.fingerprint, held_out.fingerprint}) == 3
+    assert 300 < numbers_of(held_out.images).mean() < 700  # drawn from the whole set
     with pytest.raises(UserError, match="must leave images on both sides"):
         images.split_held_out(0.0001)
 
@@ -389,7 +393,7 @@ def test_consecutive_rows_are_a_view_and_large_parts_are_mapped(
     rows = np.arange(0, 3000, 2)
     mapped = images.subset(rows)
     assert isinstance(mapped.images, np.memmap)
-    assert np.array_equal(numbers(mapped.images), rows)
+    assert np.array_equal(numbers_of(mapped.images), rows)
     assert len(images.subset(np.array([], dtype=np.int64))) == 0
 
 
@@ -397,10 +401,10 @@ def test_consecutive_rows_are_a_view_and_large_parts_are_mapped(
 def test_every_epoch_holds_every_image_once(batch: int) -> None:
     batches = Batches(make_set(10), batch, seed=4)
     steps = 30 // batch + 2
-    seen = np.concatenate([numbers(batches.batch_at(i * batch)[0]) for i in range(steps)])
+    order = np.concatenate([numbers_of(batches.batch_at(i * batch)[0]) for i in range(steps)])
     for epoch in range(3):
-        assert sorted(seen[10 * epoch : 10 * epoch + 10].tolist()) == list(range(10))
-    assert seen[:10].tolist() != seen[10:20].tolist()
+        assert sorted(order[10 * epoch : 10 * epoch + 10].tolist()) == list(range(10))
+    assert order[:10].tolist() != order[10:20].tolist()
 
 
 def test_batches_depend_on_seed_and_position_alone() -> None:
@@ -414,18 +418,20 @@ def test_batches_depend_on_seed_and_position_alone() -> None:
         assert labels is not None
         assert a.dtype == torch.uint8
         assert labels.dtype == torch.int64
-        assert np.array_equal(labels.numpy(), numbers(a) % 7)
+        assert np.array_equal(labels.numpy(), numbers_of(a) % 7)
     assert not torch.equal(one.batch_at(0)[0], Batches(images, 64, seed=2).batch_at(0)[0])
-    late = numbers(Batches(images, 32, seed=1).batch_at(96)[0])
-    whole = numbers(Batches(images, 128, seed=1).batch_at(0)[0])
-    assert np.array_equal(whole[96:], late)  # the batch size changes no order
+    small_batch = numbers_of(Batches(images, 32, seed=1).batch_at(96)[0])
+    large_batch = numbers_of(Batches(images, 128, seed=1).batch_at(0)[0])
+    assert np.array_equal(
+        large_batch[96:], small_batch
+    )  # the order does not depend on the batch size
 
 
 def test_batches_without_labels_or_images() -> None:
-    assert Batches(make_set(8, labelled=False), 4, 0).batch_at(0)[1] is None
+    assert Batches(make_set(8, labeled=False), 4, 0).batch_at(0)[1] is None
     with pytest.raises(UserError, match="batch_size must be at least 1, but got 0"):
         Batches(make_set(8), 0, 0)
-    with pytest.raises(UserError, match="'made' has too few images"):
+    with pytest.raises(UserError, match="'numbered' has too few images"):
         Batches(make_set(8).subset(np.array([], dtype=np.int64)), 4, 0)
     with pytest.raises(ValueError, match="position"):
         Batches(make_set(8), 4, 0).batch_at(-1)
@@ -468,15 +474,20 @@ def test_the_command_prints_tables_and_json(
 ) -> None:
     monkeypatch.setenv("GROWGAN_CACHE", str(tmp_path / "c"))
     pets = str(make_pets(tmp_path / "pets"))
-    shown = run(pets, "--max-broken", "0.5")
-    assert shown.exit_code == 0
+    result = run(pets, "--max-broken", "0.5")
+    assert result.exit_code == 0
     for text in ("8 x 6", "3 (RGB)", "cat", "dog/d.png (not an image)", "choose one with"):
-        assert text in shown.output
-    told = json.loads(run(pets, "--json", "--max-broken", "0.5", "--resolution", "8").output)
-    assert told["count"] == 3
-    assert told["sizes"][0] == {"height": 8, "width": 8, "count": 2}
-    assert told["channels"] == {"1": 1, "3": 2}
-    assert told["prepared"] == {"resolution": [8, 8], "channels": 3, "fit": "crop", "enlarged": 1}
+        assert text in result.output
+    summary = json.loads(run(pets, "--json", "--max-broken", "0.5", "--resolution", "8").output)
+    assert summary["count"] == 3
+    assert summary["sizes"][0] == {"height": 8, "width": 8, "count": 2}
+    assert summary["channels"] == {"1": 1, "3": 2}
+    assert summary["prepared"] == {
+        "resolution": [8, 8],
+        "channels": 3,
+        "fit": "crop",
+        "enlarged": 1,
+    }
 
 
 def test_the_command_fails_on_too_many_broken(
@@ -487,6 +498,6 @@ def test_the_command_fails_on_too_many_broken(
     failed = run(pets)
     assert isinstance(failed.exception, UserError)
     assert "1 of 4 images are broken" in str(failed.exception)
-    assert "8 x 6" in failed.output  # and still says what there is
+    assert "8 x 6" in failed.output  # the tables are still printed
     assert isinstance(run(pets, "--max-broken", "5").exception, UserError)
     assert isinstance(run(pets, "--resolution", "big").exception, UserError)

@@ -1,4 +1,4 @@
-"""The displays: lines without control characters, a panel that leaves the terminal clean."""
+"""Tests of the displays: plain lines of text, and a live panel that restores the terminal."""
 
 from __future__ import annotations
 
@@ -80,7 +80,7 @@ except KeyboardInterrupt:
 
 
 class Clock:
-    """Returns the given moments one by one."""
+    """A clock that returns the given times one by one."""
 
     def __init__(self, moments: Iterable[float]) -> None:
         self.moments: Iterator[float] = iter(moments)
@@ -89,8 +89,8 @@ class Clock:
         return next(self.moments)
 
 
-def tell(display: Display) -> None:
-    """Play one short run."""
+def show_run(display: Display) -> None:
+    """Show the events of a short run."""
     display.start(START)
     display.progress(STATUS)
     display.candidate(CANDIDATE)
@@ -107,9 +107,9 @@ def terminal(width: int = 80) -> tuple[io.StringIO, Console]:
     return stream, console
 
 
-def test_plain_lines_say_everything_once() -> None:
+def test_text_lines_report_everything_once() -> None:
     stream = io.StringIO()
-    tell(TextDisplay(stream))
+    show_run(TextDisplay(stream))
     assert stream.getvalue().splitlines() == [
         "growgan: shirts (60,000 images), policy dynamic, preset pggan, to 32x32,"
         " budget 5 min, seed 0",
@@ -124,7 +124,7 @@ def test_plain_lines_say_everything_once() -> None:
     ]
 
 
-def test_plain_progress_comes_every_five_seconds_and_less_often_in_a_long_run() -> None:
+def test_text_progress_appears_every_five_seconds_and_less_often_in_a_long_run() -> None:
     stream = io.StringIO()
     display = TextDisplay(stream, clock=Clock([0.0, 4.9, 5.0, 9.9, 10.1, 19.0, 20.2]))
     for elapsed in (0.0, 4.9, 5.0, 9.9, 1000.0, 1009.0, 1010.0):
@@ -133,7 +133,7 @@ def test_plain_progress_comes_every_five_seconds_and_less_often_in_a_long_run() 
     assert moments == ["0:00", "0:05", "16:40", "16:50"]
 
 
-def test_plain_lines_hold_no_control_characters_nor_what_the_stream_cannot_say() -> None:
+def test_text_lines_hold_no_control_characters_and_fit_the_encoding_of_the_stream() -> None:
     data = io.BytesIO()
     stream = io.TextIOWrapper(data, encoding="ascii")
     display = TextDisplay(stream)
@@ -165,13 +165,13 @@ def test_the_panel_shows_the_status_and_the_last_events() -> None:
     display.candidate(CANDIDATE)
     display.select(SELECT)
     display.progress(STATUS)
-    drawn = stream.getvalue()
-    for words in (
+    output = stream.getvalue()
+    for text in (
         "fade in 16x16, alpha 0.42", "48k, 812 per second", "1.92, best 1.31",
         "generator 1.32 discriminator 0.842 r1 0.0213", "35%, 1 min 45 s used, 3 min 15 s left",
         "0007 16x16, G + conv 3x3 64, score 1.23 +- 0.04", "round 3: 0007, 0005 continue",
     ):  # fmt: skip
-        assert words in drawn
+        assert text in output
     display.stop({"report": "RUN/report.html"})
     assert "report: RUN/report.html" in stream.getvalue()
 
@@ -199,9 +199,9 @@ def test_the_panel_fits_its_terminal(width: int) -> None:
     display.stop({})
 
 
-def test_the_cursor_comes_back_once() -> None:
+def test_the_cursor_is_restored_once() -> None:
     stream, console = terminal()
-    tell(LiveDisplay(console))
+    show_run(LiveDisplay(console))
     assert stream.getvalue().count("\x1b[?25l") == stream.getvalue().count("\x1b[?25h") == 1
     assert stream.getvalue().count("best: 0007") == 1
     assert "rolled back once" in stream.getvalue()
@@ -220,17 +220,17 @@ def test_make_display_chooses_by_the_stream(monkeypatch: pytest.MonkeyPatch) -> 
     assert isinstance(make_display(stream=Terminal()), TextDisplay)
 
 
-def test_a_run_from_python_tells_how_it_goes_on_unless_it_is_silenced(
+def test_a_run_from_python_prints_progress_unless_display_is_false(
     make_blob_images: Callable[..., gg.ImageSet], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    own: Any = {"policy": "fixed", "batch_size": 8, "network": {"width": 8, "latent_dim": 8}}
-    how = {"images": 64, "settings": {**own, "score": {"num_samples": 32}}}
+    settings: Any = {"policy": "fixed", "batch_size": 8, "network": {"width": 8, "latent_dim": 8}}
+    options = {"images": 64, "settings": {**settings, "score": {"num_samples": 32}}}
     data = make_blob_images(64, 1, 16, 16)
-    gg.grow(data, out=tmp_path / "told", **how)
+    gg.grow(data, out=tmp_path / "printed", **options)
     out, err = capsys.readouterr()
     assert out == "" and err.startswith("growgan: blobs (64 images), policy fixed")
     assert "% of the budget" in err and "0000 16x16, start, score" in err
-    gg.grow(data, out=tmp_path / "silent", display=False, **how)
+    gg.grow(data, out=tmp_path / "silent", display=False, **options)
     assert capsys.readouterr() == ("", "")
 
 
@@ -243,28 +243,28 @@ def test_an_interrupt_leaves_the_terminal_clean(ending: str) -> None:
         [sys.executable, "-c", CHILD, ending], stdout=slave, stderr=slave, env=environment
     )
     os.close(slave)
-    seen = read_until(master, b"train 8x8")
+    output = read_until(master, b"train 8x8")
     child.send_signal(signal.SIGINT)
-    seen += read_until(master, None)
+    output += read_until(master, None)
     os.close(master)
     assert child.wait(10) == 130
-    assert seen.count(b"\x1b[?25l") == seen.count(b"\x1b[?25h") == 1
-    after = seen.rpartition(b"\x1b[?25h")[2]
-    assert b"\xe2\x94\x82" not in after  # no panel after the cursor has come back
+    assert output.count(b"\x1b[?25l") == output.count(b"\x1b[?25h") == 1
+    after = output.rpartition(b"\x1b[?25h")[2]
+    assert b"\xe2\x94\x82" not in after  # no panel after the cursor is restored
     assert (b"run: RUN" in after) == (ending == "finally")
 
 
-def read_until(file: int, words: bytes | None) -> bytes:
-    """Return what comes out of a terminal until ``words`` are seen, or until it closes."""
-    seen, end = b"", time.monotonic() + 20
-    while time.monotonic() < end and (words is None or words not in seen):
+def read_until(file: int, text: bytes | None) -> bytes:
+    """Return the output of a terminal up to ``text``, or until it closes."""
+    output, deadline = b"", time.monotonic() + 20
+    while time.monotonic() < deadline and (text is None or text not in output):
         if not select.select([file], [], [], 0.2)[0]:
             continue
         try:
             data = os.read(file, 65536)
-        except OSError:  # Linux says so when the other side has closed
+        except OSError:  # Linux raises it when the other side has closed
             break
         if not data:
             break
-        seen += data
-    return seen
+        output += data
+    return output

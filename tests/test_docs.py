@@ -101,30 +101,30 @@ def python(text: str) -> str:
     return re.sub(r'budget="\w+"', small, text)
 
 
-def pictures(folder: Path, count: int, seed: int) -> None:
+def write_photos(folder: Path, count: int, seed: int) -> None:
     """Write photographs of two classes, of several sizes."""
     rng = np.random.default_rng(seed)
     for i in range(count):
-        place = folder / ("cats" if i % 2 else "dogs")
-        place.mkdir(parents=True, exist_ok=True)
+        class_dir = folder / ("cats" if i % 2 else "dogs")
+        class_dir.mkdir(parents=True, exist_ok=True)
         height, width = (48, 64) if i % 3 else (40, 56)
         pixels = rng.integers(0, 256, (height // 8, width // 8, 3), dtype=np.uint8)
         large = Image.fromarray(pixels).resize((width, height), Image.Resampling.BICUBIC)
-        large.save(place / f"{i:03d}.png")
+        large.save(class_dir / f"{i:03d}.png")
 
 
 @pytest.mark.parametrize("page", PAGES, ids=name)
-def test_every_block_says_what_it_is(page: Path) -> None:
+def test_every_code_block_names_its_language(page: Path) -> None:
     parts = re.split(r"^```(\w*)$", page.read_text(), flags=re.MULTILINE)
     kinds, texts = parts[1::4], parts[2::4]  # between them are the closing fences
     assert len(parts) % 4 == 1 and not any(parts[3::4]) and set(kinds) <= KINDS | {""}
     plain = [text for kind, text in zip(kinds, texts, strict=True) if not kind]
-    # A command is run, so it says sh.
+    # Commands belong in blocks of sh, which are run.
     assert not any(line.startswith("growgan ") for text in plain for line in text.splitlines())
 
 
 @pytest.mark.parametrize("page", PAGES, ids=name)
-def test_no_command_is_hidden_by_an_indent(page: Path) -> None:
+def test_no_command_is_in_an_indented_block(page: Path) -> None:
     assert not INDENTED.findall(BLOCK.sub("", page.read_text()))
 
 
@@ -151,15 +151,15 @@ def test_a_command_that_no_test_runs_is_valid(page: Path, arguments: list[str]) 
     check_command(arguments)
 
 
-def test_a_command_that_could_not_be_given_is_found() -> None:
+def test_invalid_commands_are_detected() -> None:
     (words,) = parsed_commands(
-        'x=1 torchrun --nproc 4 \\\n  -m growgan per-class a b --only-class "$I"  # so'
+        'x=1 torchrun --nproc 4 \\\n  -m growgan per-class a b --only-class "$I"  # comment'
     )
     assert words == ["per-class", "a", "b", "--only-class", "1"]
     check_command(words)
     assert not [*parsed_commands("growgan: blobs (64 images)\ngrowgan 0.1.0")]
     assert len([words for _, words in PARSED_COMMANDS if "--executor" in words]) >= 8
-    for wrong in (
+    for invalid in (
         "--gpu 1",
         "--gpus-per-worker one",
         "--budget 3x",
@@ -167,7 +167,7 @@ def test_a_command_that_could_not_be_given_is_found() -> None:
         "--set batch_size=x",
     ):
         with pytest.raises((UserError, typer.TyperException)):
-            check_command(["grow", "photos/", *wrong.split()])
+            check_command(["grow", "photos/", *invalid.split()])
     with pytest.raises(UserError, match="unknown command"):
         check_command(["gorw", "photos/"])
 
@@ -175,11 +175,11 @@ def test_a_command_that_could_not_be_given_is_found() -> None:
 def pages_of(entries: list[Any]) -> Iterator[str]:
     """Yield the pages of a site's navigation."""
     for entry in entries:
-        (found,) = entry.values() if isinstance(entry, dict) else (entry,)
-        if isinstance(found, list):
-            yield from pages_of(found)
+        (target,) = entry.values() if isinstance(entry, dict) else (entry,)
+        if isinstance(target, list):
+            yield from pages_of(target)
         else:
-            yield found
+            yield target
 
 
 def test_the_site_has_every_page_and_nothing_else() -> None:
@@ -193,15 +193,15 @@ def test_the_site_has_every_page_and_nothing_else() -> None:
 def test_the_site_is_built_without_a_warning(tmp_path: Path) -> None:
     if find_spec("mkdocs") is None or find_spec("mkdocstrings") is None:
         pytest.skip("mkdocs and mkdocstrings are not installed")
-    words = [sys.executable, "-m", "mkdocs", "build", "--strict", "--site-dir", str(tmp_path)]
-    done = subprocess.run(words, cwd=ROOT, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr[-3000:]
+    command = [sys.executable, "-m", "mkdocs", "build", "--strict", "--site-dir", str(tmp_path)]
+    process = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert process.returncode == 0, process.stderr[-3000:]
     reference = (tmp_path / "reference" / "index.html").read_text()
-    for shown in (
+    for identifier in (
         "growgan.sampling.trained_generator.TrainedGenerator.sample",
         "growgan.Generator.from_pretrained",
     ):
-        assert f'id="{shown}"' in reference
+        assert f'id="{identifier}"' in reference
     assert 'id="growgan.RayCluster"' in reference
 
 
@@ -213,7 +213,7 @@ def test_the_site_is_built_without_a_warning(tmp_path: Path) -> None:
         ("TOOLBOX", [], "stylegan2"),
     ],
 )
-def test_what_is_made_from_the_code_is_current(
+def test_pages_generated_from_the_code_are_current(
     page: str, kind: list[str], expected: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert main(["list", *kind, "--markdown"]) == 0
@@ -227,7 +227,7 @@ def test_what_is_made_from_the_code_is_current(
 
 
 @pytest.mark.parametrize("page", PAGES, ids=name)
-def test_every_link_leads_somewhere(page: Path) -> None:
+def test_every_link_has_a_target(page: Path) -> None:
     for target in re.findall(r"\]\(([^)#\s]+)\)", page.read_text()):
         if "://" not in target:
             assert (page.parent / target).exists(), target
@@ -236,9 +236,9 @@ def test_every_link_leads_somewhere(page: Path) -> None:
 @pytest.mark.slow
 @pytest.mark.timeout(900)
 @pytest.mark.parametrize("page", [p for p in PAGES if blocks(p)], ids=name)
-def test_what_a_page_tells_to_type_works(page: Path, tmp_path: Path) -> None:
-    told = [(kind, text) for kind, text in blocks(page) if kind in ("sh", "python")]
-    if any("fashion-mnist" in text for _, text in told):
+def test_the_commands_and_code_of_a_page_work(page: Path, tmp_path: Path) -> None:
+    page_blocks = [(kind, text) for kind, text in blocks(page) if kind in ("sh", "python")]
+    if any("fashion-mnist" in text for _, text in page_blocks):
         from growgan.data import default_cache
         from growgan.data.fashion import open_fashion_mnist
 
@@ -246,26 +246,28 @@ def test_what_a_page_tells_to_type_works(page: Path, tmp_path: Path) -> None:
             open_fashion_mnist("", default_cache())
         except UserError as error:
             pytest.skip(str(error))
-    pictures(tmp_path / "photos", 60, 0)
-    pictures(tmp_path / "others", 120, 1)
+    write_photos(tmp_path / "photos", 60, 0)
+    write_photos(tmp_path / "others", 120, 1)
     for folder, seed in (("folder_a", 2), ("folder_b", 3)):
-        pictures(tmp_path / folder, 24, seed)
+        write_photos(tmp_path / folder, 24, seed)
     scripts = Path(sys.executable).parent
     environment = {**os.environ, "PATH": f"{scripts}{os.pathsep}{os.environ['PATH']}"}
-    run = []
+    steps = []
     program = ""
-    for kind, text in told:
+    for kind, text in page_blocks:
         if kind == "sh":
-            run += [("sh", command) for command in commands(text)]
+            steps += [("sh", command) for command in commands(text)]
         else:  # the blocks of a page are one program
             program += python(text) + "\n"
-    run += [("python", program)] if program else []
-    for kind, text in run:
-        words = ["bash", "-ec", text] if kind == "sh" else [sys.executable, "-c", text]
-        done = subprocess.run(
-            words, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False
+    steps += [("python", program)] if program else []
+    for kind, text in steps:
+        arguments = ["bash", "-ec", text] if kind == "sh" else [sys.executable, "-c", text]
+        process = subprocess.run(
+            arguments, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False
         )
-        assert done.returncode == 0, f"{text}\n{done.stdout[-2000:]}\n{done.stderr[-2000:]}"
+        assert process.returncode == 0, (
+            f"{text}\n{process.stdout[-2000:]}\n{process.stderr[-2000:]}"
+        )
 
 
 @pytest.mark.slow
@@ -278,9 +280,9 @@ def test_a_notebook_runs_from_end_to_end(
     nbformat, nbclient = (pytest.importorskip(name) for name in ("nbformat", "nbclient"))
     monkeypatch.setenv("GROWGAN_BUDGET", "20s")
     notebook = nbformat.read(path, as_version=4)
-    assert not any(cell.get("outputs") for cell in notebook.cells)  # they are made, not kept
-    where = {"metadata": {"path": str(tmp_path)}}
-    nbclient.NotebookClient(notebook, timeout=600, resources=where).execute()
+    assert not any(cell.get("outputs") for cell in notebook.cells)  # outputs are not stored
+    resources = {"metadata": {"path": str(tmp_path)}}
+    nbclient.NotebookClient(notebook, timeout=600, resources=resources).execute()
     code = [cell for cell in notebook.cells if cell.cell_type == "code"]
     assert any("image/png" in str(cell.outputs) for cell in code)
 
@@ -290,36 +292,36 @@ def test_a_notebook_runs_from_end_to_end(
 def test_the_explorer_is_served_by_its_command(tmp_path: Path) -> None:
     for module in ("starlette", "uvicorn"):
         pytest.importorskip(module)
-    pictures(tmp_path / "photos", 60, 0)
+    write_photos(tmp_path / "photos", 60, 0)
     grow = next(commands("growgan grow photos/ --resolution 16 --budget 5m --out runs/photos"))
     python = [sys.executable, "-m", "growgan"]
     subprocess.run([*python, *shlex.split(grow)[1:]], cwd=tmp_path, check=True, capture_output=True)
-    words = ["explore", "runs/photos", "--data", "photos/", "--no-browser", "--port", "0"]
-    told = {"stdout": subprocess.PIPE, "stderr": subprocess.DEVNULL, "text": True}
-    with subprocess.Popen([*python, *words], cwd=tmp_path, **told) as served:
+    options = ["explore", "runs/photos", "--data", "photos/", "--no-browser", "--port", "0"]
+    streams = {"stdout": subprocess.PIPE, "stderr": subprocess.DEVNULL, "text": True}
+    with subprocess.Popen([*python, *options], cwd=tmp_path, **streams) as server:
         try:
-            assert served.stdout is not None
-            address = served.stdout.readline().split()[0]
+            assert server.stdout is not None
+            address = server.stdout.readline().split()[0]
             opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
-            for _ in range(100):  # it is said just before it listens
+            for _ in range(100):  # the address is printed just before the server listens
                 with contextlib.suppress(OSError), opener.open(address, timeout=10) as page:
                     assert b"growgan explorer" in page.read()
                     break
             else:
                 raise AssertionError(f"nothing answers at {address}")
         finally:
-            served.terminate()
+            server.terminate()
 
 
 @pytest.mark.slow
 @pytest.mark.timeout(900)
-def test_the_demo_is_made_as_the_readme_says(tmp_path: Path) -> None:
+def test_the_demo_of_the_readme_works(tmp_path: Path) -> None:
     if shutil.which("make") is None or not (ROOT / ".venv" / ".ready").is_file():
-        pytest.skip("there is no make, or no environment that it made")
-    # Nothing is installed anew: the test is of the demo.
-    words = ["make", "demo", f"DEMO={tmp_path / 'demo'}", "--old-file=.venv/.ready"]
-    done = subprocess.run(words, cwd=ROOT, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr[-2000:]
-    for made in ("report.html", "samples.png"):
-        assert (tmp_path / "demo" / made).stat().st_size > 1000
-        assert made in done.stdout
+        pytest.skip("needs make and an environment that it created")
+    # Install nothing: only the demo is tested.
+    command = ["make", "demo", f"DEMO={tmp_path / 'demo'}", "--old-file=.venv/.ready"]
+    process = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert process.returncode == 0, process.stderr[-2000:]
+    for filename in ("report.html", "samples.png"):
+        assert (tmp_path / "demo" / filename).stat().st_size > 1000
+        assert filename in process.stdout

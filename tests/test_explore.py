@@ -95,17 +95,17 @@ def test_responses_hold_the_images_of_the_generator(api: ExplorerApi, run: gg.Ru
 @pytest.fixture(params=["plain", "styles"])
 def any_api(request: pytest.FixtureRequest, make_blob_images: Make, tmp_path: Path) -> ExplorerApi:
     """Return a short run with two classes, with or without a mapping network."""
-    stack = {"width": 8, "discriminator_width": 8, "latent_dim": 8}
-    own = {
+    network = {"width": 8, "discriminator_width": 8, "latent_dim": 8}
+    common = {
         "policy": "fixed",
         "conditioning": "projection",
         "batch_size": 8,
         "score": {"num_samples": 32},
     }
-    settings: Any = {**own, "network": stack}
+    settings: Any = {**common, "network": network}
     if request.param == "styles":
-        more = {"preset": "stylegan2", "network": {**stack, "mapping_layers": 2}}
-        settings = make_settings(PRESETS["stylegan2"].small_settings, {**own, **more})
+        changes = {"preset": "stylegan2", "network": {**network, "mapping_layers": 2}}
+        settings = make_settings(PRESETS["stylegan2"].small_settings, {**common, **changes})
     data = make_blob_images(64, 3, 16, 16)
     return ExplorerApi(
         gg.grow(data, out=tmp_path / "any_api", images=64, settings=settings).path, data
@@ -114,8 +114,8 @@ def any_api(request: pytest.FixtureRequest, make_blob_images: Make, tmp_path: Pa
 
 def max_difference(a: Any, b: Any) -> int:
     """Return the largest difference of two images, each an array or a data URI."""
-    one, other = (pixels(each) if isinstance(each, str) else each for each in (a, b))
-    return int(np.abs(one.astype(int) - other).max())
+    first, second = (pixels(image) if isinstance(image, str) else image for image in (a, b))
+    return int(np.abs(first.astype(int) - second).max())
 
 
 @pytest.mark.parametrize("truncation", [None, 0.5])
@@ -135,15 +135,15 @@ def test_every_tool_uses_the_samples_that_are_shown(
     ][0]
     total = any_api.handle("latent_arithmetic", {**sheet, "plus": [[pick]]})["images"][0]
     near = any_api.handle("nearest_images", {**sheet, "index": pick})["sample"]
-    for found in (still, interpolation, total, near):
-        assert max_difference(found, samples[pick]) <= 1
+    for image in (still, interpolation, total, near):
+        assert max_difference(image, samples[pick]) <= 1
     if any_api.handle("about", {})["num_styles"]:
         table = any_api.handle(
             "style_mix", {**sheet, "row_indices": [pick], "column_indices": [pick]}
         )["images"]
         assert max_difference(table[0], samples[pick]) <= 1
-    morph = {"labels": [0, 1], "steps": 1, "rows": 6, "seed": 3, "truncation": truncation}
-    first = any_api.handle("interpolate_classes", morph)["images"][0]
+    params = {"labels": [0, 1], "steps": 1, "rows": 6, "seed": 3, "truncation": truncation}
+    first = any_api.handle("interpolate_classes", params)["images"][0]
     of_its_class = any_api.handle("sample", {**sheet, "labels": [0]})["images"][0]
     assert max_difference(first, of_its_class) <= 1
 
@@ -168,12 +168,12 @@ def test_an_image_to_image_run_can_be_explored(make_blob_images: Make, tmp_path:
         max_difference(api.handle("edit_latent", {"index": 1, "count": 4})["images"][0], samples[1])
         == 0
     )
-    for name, form in (
+    for name, params in (
         ("interpolate", {"indices": [0, 1]}),
         ("latent_arithmetic", {"plus": [[0]]}),
     ):
-        found = api.handle(name, {**form, "count": 4})["images"]
-        assert max_difference(found[0], samples[0]) <= 1
+        images = api.handle(name, {**params, "count": 4})["images"]
+        assert max_difference(images[0], samples[0]) <= 1
     for name in ("tree", "candidate", "timelapse"):
         assert api.handle(name, {})
 
@@ -192,23 +192,25 @@ def test_a_run_is_read_again_only_if_its_files_changed(
 
 
 def test_a_candidate_of_default_size_opens_fast(make_blob_images: Make, tmp_path: Path) -> None:
-    own = {"policy": "fixed", "batch_size": 16, "score": {"kind": "swd", "num_samples": 64}}
-    run = gg.grow(make_blob_images(64, 1, 32, 32), out=tmp_path / "usual", images=16, settings=own)
-    spent = []
+    settings = {"policy": "fixed", "batch_size": 16, "score": {"kind": "swd", "num_samples": 64}}
+    run = gg.grow(
+        make_blob_images(64, 1, 32, 32), out=tmp_path / "usual", images=16, settings=settings
+    )
+    cpu_seconds = []
     for _ in range(3):  # CPU time, because other processes may be running
         api = ExplorerApi(run.path)
         before = time.process_time()
         assert len(api.handle("about", {})["explained_variance_ratio"]) == 10
-        spent.append(time.process_time() - before)
-    assert min(spent) < 0.45
+        cpu_seconds.append(time.process_time() - before)
+    assert min(cpu_seconds) < 0.45
 
 
 def test_the_nearest_images_are_the_nearest_by_the_runs_features(api: ExplorerApi) -> None:
     assert api.data is not None
-    found = api.handle("nearest_images", {"index": 1, "num_neighbors": 20, "count": 4})
-    assert found["distances"] == sorted(found["distances"]) and len(found["images"]) == 20
-    known = {image.transpose(1, 2, 0).tobytes() for image in api.data.images}
-    assert {pixels(uri).tobytes() for uri in found["images"]} <= known
+    response = api.handle("nearest_images", {"index": 1, "num_neighbors": 20, "count": 4})
+    assert response["distances"] == sorted(response["distances"]) and len(response["images"]) == 20
+    training_images = {image.transpose(1, 2, 0).tobytes() for image in api.data.images}
+    assert {pixels(uri).tobytes() for uri in response["images"]} <= training_images
     with pytest.raises(UserError, match="index must be from 0 to 3, but got 4"):
         api.handle("nearest_images", {"index": 4, "count": 4})
     with pytest.raises(UserError, match="start with --data DATA"):
@@ -221,10 +223,13 @@ def test_growth_is_described(api: ExplorerApi, run: gg.Run) -> None:
     assert about["num_styles"] == 0 and about["has_data"]
     assert len(about["explained_variance_ratio"]) == 8
     assert [node["id"] for node in tree if node["status"] == "best"] == [run.best_id]
-    own = api.handle("candidate", {"candidate": run.best_id})
-    g = run.best.load_network().spec
-    assert len(own["generator"]) == 1 + len(g.layers) and "upsamples" in own["generator"][1]
-    assert own["facts"]["score"] and pixels(own["sample_sheet"]).shape == (96, 96, 3)
+    details = api.handle("candidate", {"candidate": run.best_id})
+    generator_spec = run.best.load_network().spec
+    assert (
+        len(details["generator"]) == 1 + len(generator_spec.layers)
+        and "upsamples" in details["generator"][1]
+    )
+    assert details["facts"]["score"] and pixels(details["sample_sheet"]).shape == (96, 96, 3)
     frames = api.handle("timelapse", {})["frames"]
     assert frames[-1]["id"] == run.best_id and pixels(frames[0]["sample_sheet"]).shape == (
         64,
@@ -284,11 +289,11 @@ def test_invalid_requests_get_an_error_of_one_line(
 @pytest.mark.parametrize("value", ["NaN", "Infinity", "-Infinity"])
 def test_offsets_must_be_finite(value: str, api: ExplorerApi) -> None:
     client = testclient.TestClient(create_app(api), BASE_URL)
-    how = {
+    request = {
         "content": '{"direction_offsets": {"0": VALUE}}'.replace("VALUE", value),
         "headers": {"content-type": "application/json"},
     }
-    assert client.post("/api/edit_latent", **how).status_code == 400
+    assert client.post("/api/edit_latent", **request).status_code == 400
 
 
 def test_an_edit_starts_from_the_latent_of_the_sample(api: ExplorerApi) -> None:
@@ -304,28 +309,30 @@ def test_an_edit_starts_from_the_latent_of_the_sample(api: ExplorerApi) -> None:
     assert max_difference(both["images"][0], one["images"][0]) and max_difference(
         both["images"][0], other["images"][0]
     )
-    own = {str(i): value for i, value in enumerate(still["latent"])}
-    again = api.handle("edit_latent", {**sheet, "latent_values": own})
+    same_values = {str(i): value for i, value in enumerate(still["latent"])}
+    again = api.handle("edit_latent", {**sheet, "latent_values": same_values})
     assert max_difference(again["images"][0], still["images"][0]) <= 1
 
 
 def test_all_training_segments_are_candidates(make_blob_images: Make, tmp_path: Path) -> None:
-    own: Any = {"policy": "dynamic", "batch_size": 8, "network": {"width": 8, "latent_dim": 8}}
-    own |= {"score": {"num_samples": 32}, "growth": {"trial_budget_fraction": 0.0}}
-    run = gg.grow(make_blob_images(64, 3, 8, 8), out=tmp_path / "run", images=960, settings=own)
+    settings: Any = {"policy": "dynamic", "batch_size": 8, "network": {"width": 8, "latent_dim": 8}}
+    settings |= {"score": {"num_samples": 32}, "growth": {"trial_budget_fraction": 0.0}}
+    run = gg.grow(
+        make_blob_images(64, 3, 8, 8), out=tmp_path / "run", images=960, settings=settings
+    )
     api = ExplorerApi(run.path)
     nodes = api.handle("tree", {})["nodes"]
     members = [member["id"] for node in nodes for member in node["segments"]]
-    known = [event for event in run.events if event["event"] == "candidate"]
-    assert sorted(members) == sorted(event["id"] for event in known)
+    candidates = [event for event in run.events if event["event"] == "candidate"]
+    assert sorted(members) == sorted(event["id"] for event in candidates)
     (long,) = [node for node in nodes if len(node["segments"]) > 1][:1]
     for number, member in enumerate(long["segments"], 1):
-        found = api.handle("candidate", {"candidate": member["id"]})
-        assert found["segments"] == long["segments"]
-        assert found["has_weights"] == member["has_weights"]
-        said = f"{long['growth']}, segment {number} of {len(long['segments'])}"
-        assert found["facts"]["growth"] == said
-        assert "for all segments" in found["facts"]["segment time"]
+        details = api.handle("candidate", {"candidate": member["id"]})
+        assert details["segments"] == long["segments"]
+        assert details["has_weights"] == member["has_weights"]
+        expected = f"{long['growth']}, segment {number} of {len(long['segments'])}"
+        assert details["facts"]["growth"] == expected
+        assert "for all segments" in details["facts"]["segment time"]
 
 
 def test_the_page_is_self_contained_and_other_hosts_are_refused(api: ExplorerApi) -> None:
@@ -387,16 +394,16 @@ def test_samples_and_the_generator_can_be_downloaded(api: ExplorerApi, run: gg.R
     arrays = np.load(io.BytesIO(client.get("/download/npz?count=4&seed=1").content))
     np.testing.assert_array_equal(arrays["images"], run.best.sample(4, seed=1))
     assert arrays["labels"].tolist() == [0, 1, 0, 1]
-    packed = client.get("/download/safetensors").content
-    with zipfile.ZipFile(io.BytesIO(packed)) as archive:
+    export_zip = client.get("/download/safetensors").content
+    with zipfile.ZipFile(io.BytesIO(export_zip)) as archive:
         names = archive.namelist()
     assert names == ["README.md", "config.json", "model.safetensors"]
     assert client.get("/download/exe").status_code == 400
     for query in ("count=x", "count=-5", "count=4097", "seed=-1", "truncation=nan", "cuont=3"):
         assert client.get(f"/download/png?{query}").status_code == 400
     assert client.get("/download/npz?candidate=&count=1&truncation=").status_code == 200
-    named = client.get("/download/npz?count=4&seed=1&labels=1,0&truncation=0.5").content
-    arrays = np.load(io.BytesIO(named))
+    labeled = client.get("/download/npz?count=4&seed=1&labels=1,0&truncation=0.5").content
+    arrays = np.load(io.BytesIO(labeled))
     expected = run.best.sample(4, seed=1, labels=[1, 0], truncation=0.5)
     np.testing.assert_array_equal(arrays["images"], expected)
     assert arrays["labels"].tolist() == [1, 0, 1, 0]
@@ -426,8 +433,10 @@ def test_downloads_work_for_any_folder_name(name: str, api: ExplorerApi) -> None
     client = testclient.TestClient(create_app(ExplorerApi(renamed_dir)), BASE_URL)
     response = client.get("/download/png?count=1")
     assert response.status_code == 200
-    said = response.headers["content-disposition"]
-    plain, _, full = said.removeprefix("attachment; filename=").partition("; filename*=UTF-8''")
+    disposition = response.headers["content-disposition"]
+    plain, _, full = disposition.removeprefix("attachment; filename=").partition(
+        "; filename*=UTF-8''"
+    )
     assert re.fullmatch(r'"[\w. -]+"', plain, flags=re.ASCII)
     assert unquote(full).startswith(f"{name}-")
 
@@ -479,7 +488,7 @@ def test_an_export_does_not_block_the_page(
     assert done == [200]
 
 
-def test_a_candidate_of_another_run_is_not_taken_away(api: ExplorerApi, run: gg.Run) -> None:
+def test_a_candidate_of_another_run_cannot_be_downloaded(api: ExplorerApi, run: gg.Run) -> None:
     shutil.copytree(run.path, run.path.parent / "other")
     client = testclient.TestClient(create_app(api), BASE_URL)
     outside = f"../../other/candidates/{run.best_id}"
@@ -496,10 +505,10 @@ def test_a_folder_without_a_run_and_a_port_in_use_are_refused(
 ) -> None:
     assert main(["explore", str(tmp_path)]) == 2
     assert "is not a run directory" in capsys.readouterr().err
-    with socket.socket() as taken:
-        taken.bind(("127.0.0.1", 0))
-        taken.listen()
-        port = str(taken.getsockname()[1])
+    with socket.socket() as busy:
+        busy.bind(("127.0.0.1", 0))
+        busy.listen()
+        port = str(busy.getsockname()[1])
         assert main(["explore", str(run.path), "--port", port, "--no-browser"]) == 2
     assert f"--port {port} is in use" in capsys.readouterr().err
     assert main(["explore", str(run.path), "--host", "192.0.2.7", "--no-browser"]) == 2
@@ -509,30 +518,30 @@ def test_a_folder_without_a_run_and_a_port_in_use_are_refused(
 def test_the_explorer_listens_on_this_machine_by_default(
     run: gg.Run, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    heard: list[str] = []
-    monkeypatch.setattr(uvicorn, "run", lambda app, *, host, **rest: heard.append(host))
-    for words in ([], ["--host", "0.0.0.0"]):
-        assert main(["explore", str(run.path), "--port", "0", "--no-browser", *words]) == 0
-    assert heard == ["127.0.0.1", "0.0.0.0"]
+    hosts: list[str] = []
+    monkeypatch.setattr(uvicorn, "run", lambda app, *, host, **others: hosts.append(host))
+    for options in ([], ["--host", "0.0.0.0"]):
+        assert main(["explore", str(run.path), "--port", "0", "--no-browser", *options]) == 0
+    assert hosts == ["127.0.0.1", "0.0.0.0"]
     assert "anyone who can reach this address" in capsys.readouterr().err
 
 
 def test_slow_steps_of_the_start_are_announced(
     make_blob_images: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    made = make_blob_images(64, 3, 16, 16)
+    images = make_blob_images(64, 3, 16, 16)
     source = tmp_path / "blobs.npz"
-    np.savez(source, images=made.images.transpose(0, 2, 3, 1), labels=made.labels)
+    np.savez(source, images=images.images.transpose(0, 2, 3, 1), labels=images.labels)
     data = gg.load_images(source, resolution=16)
-    own = {"policy": "fixed", "batch_size": 8, "network": {"width": 8, "latent_dim": 8}}
-    own |= {"score": {"num_samples": 32}}
-    run = gg.grow(data, out=tmp_path / "run", images=64, settings=own)
+    settings = {"policy": "fixed", "batch_size": 8, "network": {"width": 8, "latent_dim": 8}}
+    settings |= {"score": {"num_samples": 32}}
+    run = gg.grow(data, out=tmp_path / "run", images=64, settings=settings)
     order: list[str] = []
     monkeypatch.setattr("typer.echo", lambda text, err=False: order.append(text))
     monkeypatch.setattr(ExplorerApi, "preload", lambda api: order.append("preload"))
-    monkeypatch.setattr(uvicorn, "run", lambda app, **rest: order.append("serve"))
-    words = ["explore", str(run.path), "--data", str(source), "--port", "0", "--no-browser"]
-    assert main(words) == 0
+    monkeypatch.setattr(uvicorn, "run", lambda app, **others: order.append("serve"))
+    command = ["explore", str(run.path), "--data", str(source), "--port", "0", "--no-browser"]
+    assert main(command) == 0
     assert [text.partition("/ ")[2] or text for text in order] == [
         "...",
         "computing features of 64 training images ...",
@@ -549,24 +558,24 @@ def test_slow_steps_of_the_start_are_announced(
 class TimedApi(ExplorerApi):
     """An API that records the longest CPU time in seconds by endpoint."""
 
-    def __init__(self, *known: Any) -> None:
-        self.took: dict[str, float] = {}
-        super().__init__(*known)
+    def __init__(self, *arguments: Any) -> None:
+        self.max_seconds: dict[str, float] = {}
+        super().__init__(*arguments)
 
     def handle(self, endpoint_name: str, params: Any) -> dict[str, Any]:
         before = time.thread_time()
         try:
             return super().handle(endpoint_name, params)
         finally:
-            self.took[endpoint_name] = max(
-                self.took.get(endpoint_name, 0.0), time.thread_time() - before
+            self.max_seconds[endpoint_name] = max(
+                self.max_seconds.get(endpoint_name, 0.0), time.thread_time() - before
             )
 
 
 @pytest.fixture
 def styled(make_blob_images: Make, tmp_path: Path) -> TimedApi:
     """Return the API of a run with growth, styles, classes and training images."""
-    own = {
+    values = {
         "preset": "stylegan2",
         "policy": "progressive",
         "conditioning": "projection",
@@ -575,7 +584,7 @@ def styled(make_blob_images: Make, tmp_path: Path) -> TimedApi:
         "score": {"num_samples": 32},
     }
     data = make_blob_images(96, 3, 32, 32)
-    settings = make_settings(PRESETS["stylegan2"].small_settings, own)
+    settings = make_settings(PRESETS["stylegan2"].small_settings, values)
     run = gg.grow(data, out=tmp_path / "styled", images=640, settings=settings)
     return TimedApi(run.path, data)
 
@@ -600,17 +609,17 @@ def served(api: ExplorerApi) -> Iterator[str]:
 
 @pytest.fixture
 def address(styled: ExplorerApi) -> Iterator[str]:
-    with served(styled) as found:
-        yield found
+    with served(styled) as url:
+        yield url
 
 
 class WatchedPage:
     """A page that records the time of each response, and all errors."""
 
-    def __init__(self, browser: Any, address: str, width: int, height: int, **how: Any) -> None:
-        self.page = browser.new_page(viewport={"width": width, "height": height}, **how)
+    def __init__(self, browser: Any, address: str, width: int, height: int, **options: Any) -> None:
+        self.page = browser.new_page(viewport={"width": width, "height": height}, **options)
         self.errors: list[str] = []
-        self.took: dict[str, float] = {}
+        self.max_milliseconds: dict[str, float] = {}
         self.page.on("pageerror", lambda error: self.errors.append(str(error)))
         self.page.on("requestfinished", self._finished)
         self.page.on("console", lambda m: self.errors.append(m.text) if m.type == "error" else None)
@@ -621,14 +630,15 @@ class WatchedPage:
         if "/api/" in request.url:
             name = request.url.rpartition("/")[2]
             timing = request.timing
-            self.took[name] = max(self.took.get(name, 0), timing["responseEnd"])
+            longest = max(self.max_milliseconds.get(name, 0), timing["responseEnd"])
+            self.max_milliseconds[name] = longest
 
     def settle(self) -> None:
         self.page.wait_for_load_state("networkidle")
 
     def count(self, selector: str) -> int:
-        found: int = self.page.locator(selector).count()
-        return found
+        number: int = self.page.locator(selector).count()
+        return number
 
     def open_generate_tab(self) -> Any:
         """Open the tab with the samples and return the page."""
@@ -636,9 +646,9 @@ class WatchedPage:
         self.wait("#samples img", 36)
         return self.page
 
-    def wait(self, selector: str, least: int = 1) -> None:
+    def wait(self, selector: str, min_count: int = 1) -> None:
         script = "([s, n]) => document.querySelectorAll(s).length >= n"
-        self.page.wait_for_function(script, arg=[selector, least], timeout=10_000)
+        self.page.wait_for_function(script, arg=[selector, min_count], timeout=10_000)
 
 
 @pytest.mark.slow
@@ -647,7 +657,7 @@ class WatchedPage:
 def test_every_panel_works_in_a_browser(
     width: int, scheme: str, styled: TimedApi, address: str, browser: Any
 ) -> None:
-    styled.took.clear()
+    styled.max_seconds.clear()
     watched = WatchedPage(browser, address, width, 900, color_scheme=scheme)
     page = watched.page
     assert watched.count("#tree li") >= 1 and watched.count("#detail dd") == 7
@@ -672,14 +682,14 @@ def test_every_panel_works_in_a_browser(
     page.wait_for_function("src => document.querySelector('#edit-after').src !== src", arg=before)
     watched.settle()
     assert not serious_violations(page)
-    for name, images, least in (
+    for name, images, min_count in (
         ("Interpolate", "#interpolate-images img", 25),
         ("Style mixing", "#style-mix-images img", 4),
         ("Classes", "#classes-images img", 28),
         ("Nearest images", "#nearest-images img", 6),
     ):
         page.get_by_role("tab", name=name).click()
-        watched.wait(images, least)
+        watched.wait(images, min_count)
         watched.settle()
         assert not serious_violations(page), name
     page.get_by_role("tab", name="Latent arithmetic").click()
@@ -691,8 +701,8 @@ def test_every_panel_works_in_a_browser(
     watched.wait("#arithmetic-images img", 9)
     watched.settle()
     assert not serious_violations(page)
-    summed = page.locator("#arithmetic-images img").first
-    before = summed.get_attribute("src")
+    result = page.locator("#arithmetic-images img").first
+    before = result.get_attribute("src")
     page.get_by_role("tab", name="Interpolate").click()
     page.locator("#class").select_option("1")
     page.get_by_role("tab", name="Latent arithmetic").click()
@@ -703,19 +713,19 @@ def test_every_panel_works_in_a_browser(
     page.get_by_role("button", name="New samples").click()
     page.wait_for_function("() => !document.querySelector('#arithmetic-images img')")
     page.get_by_role("tab", name="Download").click()
-    with page.expect_download() as waited:
+    with page.expect_download() as download:
         page.get_by_text("npz file").click()
-    arrays = np.load(waited.value.path())
+    arrays = np.load(download.value.path())
     assert arrays["images"].shape == (36, 32, 32, 3) and set(arrays["labels"]) == {1}
     watched.settle()
     assert not serious_violations(page)
     assert page.evaluate("document.documentElement.scrollWidth <= innerWidth")
     assert not watched.errors and page.locator("#message").inner_text() == ""
-    slow = {name: took for name, took in styled.took.items() if took > 0.3}
+    slow = {name: duration for name, duration in styled.max_seconds.items() if duration > 0.3}
     slow |= {
-        name: took for name, took in watched.took.items() if took > 2000
+        name: duration for name, duration in watched.max_milliseconds.items() if duration > 2000
     }  # ms, on a busy machine
-    assert not slow and len(watched.took) == len(ENDPOINTS)
+    assert not slow and len(watched.max_milliseconds) == len(ENDPOINTS)
 
 
 @pytest.mark.slow
@@ -725,22 +735,22 @@ def test_the_largest_responses_are_fast_and_fields_are_clamped(
     watched = WatchedPage(browser, address, 1280, 900)
     page = watched.open_generate_tab()
 
-    def written(field: str, value: str, used: str) -> None:
+    def fill_field(field: str, value: str, expected: str) -> None:
         page.locator(field).fill(value)
         page.locator(field).blur()
-        script = "([s, used]) => document.querySelector(s).value === used"
-        page.wait_for_function(script, arg=[field, used], timeout=10_000)
+        script = "([s, expected]) => document.querySelector(s).value === expected"
+        page.wait_for_function(script, arg=[field, expected], timeout=10_000)
 
-    for value, used in (("0", "4"), ("-1", "4"), ("1000", "144"), ("", "36"), ("12.4", "12")):
-        written("#count", value, used)
-    exactly = "n => document.querySelectorAll('#samples img').length === n"
-    page.wait_for_function(exactly, arg=12)
-    written("#seed", "-1", "4294967295")
+    for value, expected in (("0", "4"), ("-1", "4"), ("1000", "144"), ("", "36"), ("12.4", "12")):
+        fill_field("#count", value, expected)
+    has_count = "n => document.querySelectorAll('#samples img').length === n"
+    page.wait_for_function(has_count, arg=12)
+    fill_field("#seed", "-1", "4294967295")
     page.get_by_role("button", name="New samples").click()
     assert page.locator("#seed").input_value() == "0"
-    written("#count", "144", "144")
-    page.wait_for_function(exactly, arg=144)
-    styled.took.clear()
+    fill_field("#count", "144", "144")
+    page.wait_for_function(has_count, arg=144)
+    styled.max_seconds.clear()
 
     def pick(numbers: range) -> None:
         page.evaluate(
@@ -751,7 +761,7 @@ def test_the_largest_responses_are_fast_and_fields_are_clamped(
 
     page.get_by_role("tab", name="Interpolate").click()
     pick(range(16))
-    written("#interpolate-steps", "1000", "9")
+    fill_field("#interpolate-steps", "1000", "9")
     watched.wait("#interpolate-images img", 136)
     assert "At most 9 images per segment" in page.locator("#interpolate-note").inner_text()
     pick(range(16, 40))
@@ -761,7 +771,7 @@ def test_the_largest_responses_are_fast_and_fields_are_clamped(
     watched.settle()
     assert not serious_violations(page) and not watched.errors
     assert page.locator("#message").inner_text() == ""
-    assert not {name: took for name, took in styled.took.items() if took > 0.3}
+    assert not {name: duration for name, duration in styled.max_seconds.items() if duration > 0.3}
 
 
 @pytest.mark.slow
@@ -772,19 +782,19 @@ def test_several_dimensions_are_changed_and_reset(
     page = watched.open_generate_tab()
     page.locator('#samples [data-index="2"]').click()
     watched.settle()
-    own = styled.handle("edit_latent", {"index": 2})["latent"]
+    latent = styled.handle("edit_latent", {"index": 2})["latent"]
     slider, number = page.locator("#dimension-value"), page.locator("#dimension")
 
-    def stands_at(value: float) -> None:
+    def check_slider(value: float) -> None:
         assert abs(float(slider.input_value()) - max(-3, min(3, value))) <= 0.051
 
-    stands_at(own[0])
+    check_slider(latent[0])
     requests: list[Any] = []
     page.on(
         "request", lambda r: requests.append(r.post_data_json) if "edit_latent" in r.url else None
     )
 
-    def are_set(expected: dict[str, float]) -> None:
+    def wait_for_overrides(expected: dict[str, float]) -> None:
         for _ in range(200):
             if requests and requests[-1]["latent_values"] == expected:
                 return
@@ -794,18 +804,18 @@ def test_several_dimensions_are_changed_and_reset(
     slider.fill("3")
     number.fill("5")
     number.blur()
-    stands_at(own[5])
+    check_slider(latent[5])
     slider.fill("-2")
-    are_set({"0": 3, "5": -2})
-    taken = page.locator("#overrides button")
-    assert taken.all_inner_texts() == ["Reset dimension 0: 3", "Reset dimension 5: -2"]
-    taken.first.click()
-    are_set({"5": -2})
+    wait_for_overrides({"0": 3, "5": -2})
+    buttons = page.locator("#overrides button")
+    assert buttons.all_inner_texts() == ["Reset dimension 0: 3", "Reset dimension 5: -2"]
+    buttons.first.click()
+    wait_for_overrides({"5": -2})
     assert not serious_violations(page)
     page.locator("#edit-reset").click()
-    are_set({})
+    wait_for_overrides({})
     assert page.locator("#no-overrides").is_visible()
-    stands_at(own[5])
+    check_slider(latent[5])
     assert (
         page.evaluate("document.documentElement.scrollWidth <= innerWidth") and not watched.errors
     )
@@ -819,8 +829,10 @@ def test_the_page_can_be_used_with_the_keyboard(
     page = watched.page
 
     def focused() -> str:
-        found: str = page.evaluate("document.activeElement.id || document.activeElement.className")
-        return found
+        element: str = page.evaluate(
+            "document.activeElement.id || document.activeElement.className"
+        )
+        return element
 
     def tab_to(selector: str) -> None:
         for _ in range(200):
@@ -867,25 +879,25 @@ def test_errors_are_shown_in_view(styled: ExplorerApi, address: str, browser: An
     page = WatchedPage(browser, address, 390, 700).open_generate_tab()
     page.get_by_role("tab", name="Download").click()
 
-    def answered(status: int, body: str) -> None:
+    def download_with_response(status: int, body: str) -> None:
         page.route("**/download/**", lambda route: route.fulfill(status=status, body=body))
         page.get_by_text("npz file").scroll_into_view_if_needed()
         page.get_by_text("npz file").click()
 
-    def said(words: str) -> None:
+    def check_message(text: str) -> None:
         script = "w => document.querySelector('#message').textContent.includes(w)"
-        page.wait_for_function(script, arg=words)
+        page.wait_for_function(script, arg=text)
         box = page.locator("#message").bounding_box()
         assert box is not None and 0 <= box["y"] < 700
 
-    answered(400, "this cannot be written")
-    said("this cannot be written")
-    answered(500, "Internal Server Error")
-    said("The explorer failed (500)")
+    download_with_response(400, "this cannot be written")
+    check_message("this cannot be written")
+    download_with_response(500, "Internal Server Error")
+    check_message("The explorer failed (500)")
     page.unroute("**/download/**")
     page.route("**/api/**", lambda route: route.abort())
     page.get_by_role("button", name="New samples").click()
-    said("is not responding")
+    check_message("is not responding")
     page.unroute("**/api/**")
     page.get_by_role("button", name="New samples").click()
     page.wait_for_function("() => document.querySelector('#message').textContent === ''")
@@ -916,8 +928,8 @@ def test_dropped_files_are_ignored(styled: ExplorerApi, address: str, browser: A
     drop = """() => {
         const data = new DataTransfer();
         data.items.add(new File(["x"], "photo.png"));
-        const how = { dataTransfer: data, bubbles: true, cancelable: true };
-        document.querySelector('[data-set="a"]').dispatchEvent(new DragEvent("drop", how));
+        const options = { dataTransfer: data, bubbles: true, cancelable: true };
+        document.querySelector('[data-set="a"]').dispatchEvent(new DragEvent("drop", options));
     }"""
     page.evaluate(drop)
     assert page.locator('[data-set="a"] li').count() == 0
@@ -934,17 +946,17 @@ def test_take_screenshots(browser: Any) -> None:
         watched = WatchedPage(browser, address, 1180, 700)
         page = watched.page
 
-        def shot(name: str) -> None:
+        def take_screenshot(name: str) -> None:
             watched.settle()
             page.wait_for_timeout(500)
             page.screenshot(path=str(Path(str(SCREENSHOT_DIR)) / f"explore-{name}.png"))
 
-        shot("growth")
+        take_screenshot("growth")
         watched.open_generate_tab()
         for index in (3, 5, 7, 8):
             page.locator(f'#samples [data-index="{index}"]').click()
         page.locator("#direction-0").fill("3")
-        shot("vary")
+        take_screenshot("vary")
         for tab_name, file_name in (
             ("Interpolate", "between"),
             ("Nearest images", "nearest"),
@@ -954,10 +966,10 @@ def test_take_screenshots(browser: Any) -> None:
             tab = page.get_by_role("tab", name=tab_name)
             if tab.is_visible():
                 tab.click()
-                shot(file_name)
+                take_screenshot(file_name)
         page.get_by_role("tab", name="Latent arithmetic").click()
-        for index, place in enumerate("abc"):
+        for index, set_name in enumerate("abc"):
             dragged = page.locator(f'#samples [data-index="{index}"]')
-            dragged.drag_to(page.locator(f'[data-set="{place}"]'))
-        shot("arithmetic")
+            dragged.drag_to(page.locator(f'[data-set="{set_name}"]'))
+        take_screenshot("arithmetic")
         assert not watched.errors

@@ -55,7 +55,7 @@ def small_network(name: str, seed: int = 0) -> Generator:
     assert isinstance(network, Generator)
     with torch.no_grad():
         for key, parameter in network.named_parameters():
-            if "strength" in key:  # of StyleGAN2's noise, 0 at first
+            if "strength" in key:  # StyleGAN2's noise, which is initially 0
                 parameter.fill_(0.3)
     return network.eval()
 
@@ -79,8 +79,8 @@ def write_export(to: str, network: Generator, folder: Path) -> Path:
 def run_onnx(file: Path, *inputs: Tensor) -> Tensor:
     runtime = pytest.importorskip("onnxruntime")
     session = runtime.InferenceSession(str(file), providers=["CPUExecutionProvider"])
-    named = dict(zip(("z", "y"), (each.numpy() for each in inputs), strict=False))
-    return torch.from_numpy(session.run(["images"], named)[0])
+    feeds = dict(zip(("z", "y"), (value.numpy() for value in inputs), strict=False))
+    return torch.from_numpy(session.run(["images"], feeds)[0])
 
 
 def check(to: str, file: Path, network: Generator) -> None:
@@ -88,12 +88,12 @@ def check(to: str, file: Path, network: Generator) -> None:
     spec = network.spec
     module: Any = torch.jit.load(str(file)) if to == "torchscript" else None
     for n in (1, 2, 5):
-        given = [torch.randn(n, spec.latent_dim, generator=torch.Generator().manual_seed(n))]
+        inputs = [torch.randn(n, spec.latent_dim, generator=torch.Generator().manual_seed(n))]
         if spec.label_dim:
-            given.append(torch.eye(spec.label_dim)[torch.arange(n) % spec.label_dim])
+            inputs.append(torch.eye(spec.label_dim)[torch.arange(n) % spec.label_dim])
         with torch.no_grad():
-            expected = network(torch.cat(given, 1))
-            images = module(*given) if module else run_onnx(file, *given)
+            expected = network(torch.cat(inputs, 1))
+            images = module(*inputs) if module else run_onnx(file, *inputs)
         assert images.shape == (n, spec.image_channels, *spec.resolution)
         assert float((images - expected).abs().max()) <= 1e-4
 
@@ -110,15 +110,15 @@ def test_an_export_gives_the_same_images_as_its_run(
     np.testing.assert_array_equal(gg.load(run.path).sample(3), run.best.sample(3))
     network = gg.Generator.from_pretrained(folder)
     assert not network.training and network.spec == run.best.load_network().spec
-    (seen,) = [e["images"] for e in run.events if e.get("id") == run.best_id]
+    (images_seen,) = [e["images"] for e in run.events if e.get("id") == run.best_id]
     card = (folder / "README.md").read_text()
     assert card.startswith("---\nlibrary_name: growgan\n") and run.best.classes[0] in card
     assert "unconditional" not in card
-    assert json.loads((folder / "config.json").read_text())["images_seen"] == seen
+    assert json.loads((folder / "config.json").read_text())["images_seen"] == images_seen
     assert main(["sample", str(folder), "-n", "4", "--out", str(tmp_path / "s.npz")]) == 0
     assert len(np.load(tmp_path / "s.npz")["labels"]) == 4
-    found = gg.evaluate(model, make_blob_images(40, 3, 16, 16), metrics="fid", features="pixels")
-    assert found["fid"].value > 0
+    results = gg.evaluate(model, make_blob_images(40, 3, 16, 16), metrics="fid", features="pixels")
+    assert results["fid"].value > 0
     with pytest.raises(UserError, match="is an export, which has no settings"):
         _ = model.settings
 
@@ -167,25 +167,25 @@ def test_graphs_of_an_earlier_export_are_deleted(run: gg.Run, tmp_path: Path) ->
 def test_a_model_card_edited_by_hand_is_kept(
     run: gg.Run, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    words = ["export", str(run.path), "--out", str(tmp_path / "out")]
+    command = ["export", str(run.path), "--out", str(tmp_path / "out")]
     card = tmp_path / "out" / "README.md"
-    assert main(words) == 0
-    made = card.read_text()
-    assert main(words) == 0 and card.read_text() == made
+    assert main(command) == 0
+    original = card.read_text()
+    assert main(command) == 0 and card.read_text() == original
     assert "by hand" not in capsys.readouterr().err
-    card.write_text(made + "Mine.\n")
+    card.write_text(original + "Mine.\n")
     for _ in range(2):
-        assert main(words) == 0 and card.read_text() == made + "Mine.\n"
+        assert main(command) == 0 and card.read_text() == original + "Mine.\n"
         assert "was edited by hand" in capsys.readouterr().err
 
 
 def test_the_example_of_the_model_card_runs(run: gg.Run, tmp_path: Path) -> None:
     folder = export(run.best, "safetensors", tmp_path / "out")
     (program,) = re.findall(r"```python\n(.*?)```", (folder / "README.md").read_text(), re.DOTALL)
-    found: dict[str, Any] = {}
-    exec(program.replace("FOLDER", str(folder)), found)
+    namespace: dict[str, Any] = {}
+    exec(program.replace("FOLDER", str(folder)), namespace)
     assert run.best.load_network().spec.label_dim == 2
-    assert found["images"].shape == (64, 3, 16, 16)
+    assert namespace["images"].shape == (64, 3, 16, 16)
 
 
 def test_torchscript_matches_the_conditional_generator(run: gg.Run, tmp_path: Path) -> None:
@@ -225,8 +225,8 @@ def test_a_name_without_a_folder_is_loaded_from_the_hub(
     folder = export(run.best, "safetensors", tmp_path / "out")
     calls: list[Any] = []
 
-    def snapshot_download(repo_id: str, *, allow_patterns: list[str], **how: Any) -> str:
-        calls.append((repo_id, how))
+    def snapshot_download(repo_id: str, *, allow_patterns: list[str], **options: Any) -> str:
+        calls.append((repo_id, options))
         if repo_id != "someone/model":
             raise OSError("404: no such repository")
         return str(folder)
@@ -239,9 +239,9 @@ def test_a_name_without_a_folder_is_loaded_from_the_hub(
             class Address(str):
                 pass
 
-            made = Address(f"hub/{repo_id}")
-            made.repo_id = repo_id  # type: ignore[attr-defined]
-            return made
+            address = Address(f"hub/{repo_id}")
+            address.repo_id = repo_id  # type: ignore[attr-defined]
+            return address
 
         def upload_folder(self, *, repo_id: str, folder_path: str) -> None:
             calls.append((repo_id, sorted(p.name for p in Path(folder_path).iterdir())))
@@ -332,33 +332,33 @@ def test_a_spec_allocates_no_memory_before_its_weights_are_checked(
 ) -> None:
     folder = export(run.best, "safetensors", tmp_path / "out")
     (folder / "config.json").write_text(json.dumps({"spec": spec}))
-    drawn = run.path / "candidates" / run.best_id
-    specs = json.loads((drawn / "spec.json").read_text())
-    (drawn / "spec.json").write_text(json.dumps(specs | {"generator": spec}))
-    write_manifest(drawn)
-    for load_it in (Generator.from_pretrained, load_gan, load_generator):
-        where = folder if load_it == Generator.from_pretrained else drawn
+    checkpoint = run.path / "candidates" / run.best_id
+    specs = json.loads((checkpoint / "spec.json").read_text())
+    (checkpoint / "spec.json").write_text(json.dumps(specs | {"generator": spec}))
+    write_manifest(checkpoint)
+    for load_from in (Generator.from_pretrained, load_gan, load_generator):
+        path = folder if load_from == Generator.from_pretrained else checkpoint
         before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-        with pytest.raises(UserError, match=f"'{where}.*{message}"):
-            load_it(where)
+        with pytest.raises(UserError, match=f"'{path}.*{message}"):
+            load_from(path)
         assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 100_000  # KB
 
 
 def write_manifest(candidate: Path) -> None:
     """Write the manifest that matches the current files of a candidate."""
-    sums = {
+    digests = {
         name: hashlib.sha256((candidate / name).read_bytes()).hexdigest()
         for name in CHECKPOINT_FILES
     }
-    (candidate / MANIFEST_FILE).write_text(json.dumps(sums))
+    (candidate / MANIFEST_FILE).write_text(json.dumps(digests))
 
 
 @pytest.mark.parametrize("name", ["stylegan2", "biggan-deep", "stylegan3", "r3gan"])
 def test_the_largest_published_networks_are_within_limits(name: str) -> None:
     preset = PRESETS[name]
-    shape = make_settings(preset.published_settings, preset.large_image_settings).network
+    network_settings = make_settings(preset.published_settings, preset.large_image_settings).network
     with torch.device("meta"), skip_init():
-        network = build_network(preset.network_spec("generator", shape, 3, (1024, 1024)))
+        network = build_network(preset.network_spec("generator", network_settings, 3, (1024, 1024)))
     count = sum(tensor.numel() for tensor in network.state_dict().values())
     assert count < MAX_PARAMETERS / 10
 
@@ -436,7 +436,7 @@ def test_invalid_class_names_are_refused(run: gg.Run, tmp_path: Path) -> None:
     (run.path / "data.json").write_text('{"classes": 5}')
     with pytest.raises(UserError, match=r"data\.json' cannot be read"):
         _ = run.best.classes
-    (tmp_path / "pool").mkdir()
-    (tmp_path / "pool/per_class.json").write_text("{}")
+    (tmp_path / "ensemble").mkdir()
+    (tmp_path / "ensemble/per_class.json").write_text("{}")
     with pytest.raises(UserError, match=r"per_class\.json' cannot be read"):
-        _ = load(tmp_path / "pool").classes
+        _ = load(tmp_path / "ensemble").classes

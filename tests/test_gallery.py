@@ -1,4 +1,4 @@
-"""Tests of the gallery, and of the page that shows it."""
+"""Tests of the gallery and of the report page that shows it."""
 
 from __future__ import annotations
 
@@ -36,8 +36,8 @@ pytestmark = pytest.mark.usefixtures("temporary_cache")
 def source(
     make_blob_images: Callable[..., ImageSet], tmp_path_factory: pytest.TempPathFactory
 ) -> Path:
-    made, path = make_blob_images(300, 1, 16, 16), tmp_path_factory.mktemp("data") / "blobs.npz"
-    np.savez(path, images=made.images.transpose(0, 2, 3, 1), labels=made.labels)
+    images, path = make_blob_images(300, 1, 16, 16), tmp_path_factory.mktemp("data") / "blobs.npz"
+    np.savez(path, images=images.images.transpose(0, 2, 3, 1), labels=images.labels)
     return path
 
 
@@ -73,7 +73,7 @@ def test_the_nearest_image_of_a_training_image_is_itself(
     run: Run, data: ImageSet, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     copies = np.array(data.images[[7, 3, 250]]).transpose(0, 2, 3, 1)
-    monkeypatch.setattr(TrainedGenerator, "sample", lambda model, count, **how: copies)
+    monkeypatch.setattr(TrainedGenerator, "sample", lambda model, count, **options: copies)
     fakes, reals = nearest_images(run.best, data, PixelExtractor(16))
     assert np.array_equal(fakes, reals)
 
@@ -83,21 +83,21 @@ def test_growgan_sample_shows_nearest_images_and_a_truncation_sweep(
 ) -> None:
     sheet, command = tmp_path / "near.npz", ["sample", str(run.path), "-n", "5", "--seed", "3"]
     assert main([*command, "--nearest", str(source), "--out", str(sheet)]) == 0
-    with np.load(sheet) as found:
-        images = found["images"]
+    with np.load(sheet) as arrays:
+        images = arrays["images"]
     assert len(images) == 10 and np.array_equal(images[:5], run.best.sample(5, seed=3))
-    known = {image.tobytes() for image in data.images.transpose(0, 2, 3, 1)}
-    assert all(image.tobytes() in known for image in images[5:])
-    assert not any(image.tobytes() in known for image in images[:5])
+    training_images = {image.tobytes() for image in data.images.transpose(0, 2, 3, 1)}
+    assert all(image.tobytes() in training_images for image in images[5:])
+    assert not any(image.tobytes() in training_images for image in images[:5])
     capsys.readouterr()
     assert main([*command, "--truncation-sweep", str(source), "--out", str(sheet)]) == 0
     lines = capsys.readouterr().out.splitlines()
     assert lines[0].split() == ["truncation", "precision", "recall"]
     assert [line.split()[0] for line in lines[1:-1]] == "0.25 0.5 0.75 1 1.5 2 none".split()
-    with np.load(sheet) as found:
-        rows = found["images"].reshape(7, 8, 16, 16, 1)
-    for row, cut in zip(rows, (0.25, 0.5, 0.75, 1.0, 1.5, 2.0, None), strict=True):
-        assert np.array_equal(row, run.best.sample(8, seed=3, truncation=cut))
+    with np.load(sheet) as arrays:
+        rows = arrays["images"].reshape(7, 8, 16, 16, 1)
+    for row, truncation in zip(rows, (0.25, 0.5, 0.75, 1.0, 1.5, 2.0, None), strict=True):
+        assert np.array_equal(row, run.best.sample(8, seed=3, truncation=truncation))
 
 
 def test_samples_without_diversity_have_low_recall(
@@ -137,14 +137,14 @@ def test_the_data_of_a_run_are_preprocessed_as_in_the_run(tmp_path: Path) -> Non
         "network": {"latent_dim": 16, "width": 8},
         "score": {"kind": "swd", "num_samples": 32},
     }
-    whole = load_images(source, resolution=16, channels=1, fit="stretch")
-    run = grow(whole, out=tmp_path / "run", images=64, settings=settings)
+    all_classes = load_images(source, resolution=16, channels=1, fit="stretch")
+    run = grow(all_classes, out=tmp_path / "run", images=64, settings=settings)
     assert run.best.load_data(source).fingerprint == data.fingerprint
     assert main(["report", str(run.path), "--data", str(source)]) == 0
     assert (run.path / "gallery" / "nearest.png").is_file()
     command = ["sample", str(run.path), "-n", "4", "--out", str(sheet)]
-    for way in ("--nearest", "--truncation-sweep"):
-        assert main([*command, way, str(source)]) == 0
+    for option in ("--nearest", "--truncation-sweep"):
+        assert main([*command, option, str(source)]) == 0
 
 
 def test_other_data_is_refused(run: Run, make_blob_images: Callable[..., ImageSet]) -> None:
@@ -174,9 +174,9 @@ def test_a_conditional_run_shows_its_classes(data: ImageSet, tmp_path: Path) -> 
     assert {"classes.png", "class_interpolation.png", "classes.json"} <= {
         p.name for p in folder.iterdir()
     }
-    found = json.loads((folder / "classes.json").read_text())
-    assert set(found["frechet_distances"]) == set(data.classes)
-    assert set(found["label_sensitivity"]) == {
+    results = json.loads((folder / "classes.json").read_text())
+    assert set(results["frechet_distances"]) == set(data.classes)
+    assert set(results["label_sensitivity"]) == {
         f"{kind}, {name} label" for kind in ("real", "fake") for name in ("correct", "wrong")
     }
     assert main(["report", str(run.path)]) == 0
@@ -208,11 +208,11 @@ def check_sample_modes(run: Run, sheet: Path) -> None:
         assert main(["sample", str(run.path), "-n", "9", *options, *mode, "--out", str(sheet)]) == 0
         with np.load(sheet) as file:
             assert np.array_equal(file["images"], images)
-    for words in (
+    for invalid_options in (
         ["--interpolate-classes", "0,1", "--labels", "1"],
         ["--truncation-sweep", "x", "--truncation", "1"],
     ):
-        assert main(["sample", str(run.path), *words]) == 2
+        assert main(["sample", str(run.path), *invalid_options]) == 2
 
 
 @pytest.mark.parametrize("conditioning", ["ac", "adc", "mh", "semi", "2c"])
@@ -222,27 +222,27 @@ def test_label_sensitivity_of_a_classifier_is_its_logit_of_the_label(
     settings = make_settings(
         {"conditioning": conditioning, "network": {"latent_dim": 8, "width": 8}}
     )
-    stack = derive_network_settings(settings, data).network
+    network = derive_network_settings(settings, data).network
     gan = Gan.create(
-        *SearchSpace("pggan", stack, 1, (16, 16)).specs_at(2), OptimizerSettings(), seed=0
+        *SearchSpace("pggan", network, 1, (16, 16)).specs_at(2), OptimizerSettings(), seed=0
     )
     name = "embedding" if conditioning == "2c" else "classifier"
     with torch.no_grad():
-        readout = gan.discriminator.linear_heads[name]
-        readout.weight.zero_()
-        readout.bias.zero_()[0] = 1.0
-        if conditioning == "2c":  # the directions are those of the first two axes
+        head = gan.discriminator.linear_heads[name]
+        head.weight.zero_()
+        head.bias.zero_()[0] = 1.0
+        if conditioning == "2c":  # the class embeddings point along the first two axes
             gan.discriminator.class_embeddings.copy_(
                 torch.eye(*gan.discriminator.class_embeddings.shape)
             )
-    share = float((data.labels == 0).mean())  # type: ignore[union-attr]
-    found = label_sensitivity(gan, data)
-    assert found["real, correct label"] == pytest.approx(share, abs=0.05)
-    assert found["real, wrong label"] == pytest.approx(1 - share, abs=0.05)
+    fraction = float((data.labels == 0).mean())  # type: ignore[union-attr]
+    sensitivity = label_sensitivity(gan, data)
+    assert sensitivity["real, correct label"] == pytest.approx(fraction, abs=0.05)
+    assert sensitivity["real, wrong label"] == pytest.approx(1 - fraction, abs=0.05)
 
 
 def test_label_sensitivity_shows_whether_d_uses_labels(data: ImageSet) -> None:
-    shape = NetworkConfig(
+    network = NetworkConfig(
         latent_dim=8,
         width=8,
         label_dim=2,
@@ -250,16 +250,20 @@ def test_label_sensitivity_shows_whether_d_uses_labels(data: ImageSet) -> None:
         linear_heads=(("classifier", 2),),
     )
     gan = Gan.create(
-        *SearchSpace("pggan", shape, 1, (16, 16)).specs_at(2), OptimizerSettings(), seed=0
+        *SearchSpace("pggan", network, 1, (16, 16)).specs_at(2), OptimizerSettings(), seed=0
     )
     with torch.no_grad():
-        readout = gan.discriminator.linear_heads["classifier"]
-        readout.weight.zero_()
-    blind = label_sensitivity(gan, data)
-    assert blind["real, correct label"] == pytest.approx(blind["real, wrong label"], abs=1e-6)
+        head = gan.discriminator.linear_heads["classifier"]
+        head.weight.zero_()
+    insensitive = label_sensitivity(gan, data)
+    assert insensitive["real, correct label"] == pytest.approx(
+        insensitive["real, wrong label"], abs=1e-6
+    )
     with torch.no_grad():
-        readout.bias.copy_(torch.tensor([1.0, 3.0]))
-    share = float((data.labels == 1).mean())  # type: ignore[union-attr]
-    told = label_sensitivity(gan, data)
-    gap = (1 - share) * (1 - 3) + share * (3 - 1)
-    assert told["real, correct label"] - told["real, wrong label"] == pytest.approx(gap, abs=0.05)
+        head.bias.copy_(torch.tensor([1.0, 3.0]))
+    fraction = float((data.labels == 1).mean())  # type: ignore[union-attr]
+    sensitivity = label_sensitivity(gan, data)
+    gap = (1 - fraction) * (1 - 3) + fraction * (3 - 1)
+    assert sensitivity["real, correct label"] - sensitivity["real, wrong label"] == pytest.approx(
+        gap, abs=0.05
+    )

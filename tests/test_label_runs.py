@@ -1,4 +1,4 @@
-"""Finetuning on labels, and one GAN per class."""
+"""Tests of finetuning with labels, and of one GAN per class."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def data(make_blob_images: Callable[..., ImageSet]) -> ImageSet:
 
 @pytest.fixture(scope="module")
 def bare(data: ImageSet, tmp_path_factory: pytest.TempPathFactory) -> gg.Run:
-    """A run without labels."""
+    """Return a run without labels."""
     out = tmp_path_factory.mktemp("bare") / "run"
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("GROWGAN_CACHE", str(out.parent / "cache"))
@@ -63,25 +63,25 @@ def noise(*shape: int, seed: int = 1) -> Tensor:
 
 
 @pytest.mark.parametrize("blocks", [1, 3])
-def test_the_modifier_can_be_undone(blocks: int) -> None:
+def test_the_invertible_map_can_be_inverted(blocks: int) -> None:
     torch.manual_seed(0)
-    modifier = InvertibleLatentMap(32, 5, blocks)
-    optimiser = torch.optim.Adam(modifier.parameters(), lr=0.05)
+    latent_map = InvertibleLatentMap(32, 5, blocks)
+    optimizer = torch.optim.Adam(latent_map.parameters(), lr=0.05)
     u, y = noise(64, 32), one_hot(torch.arange(64) % 5, 5)
-    for _ in range(50):  # far from how it begins, pulled apart with all its might
-        optimiser.zero_grad()
-        (-modifier(u, y).square().mean()).backward()
-        optimiser.step()
-    modifier.eval()
+    for _ in range(50):  # move it far away from its initial state
+        optimizer.zero_grad()
+        (-latent_map(u, y).square().mean()).backward()
+        optimizer.step()
+    latent_map.eval()
     with torch.no_grad():
-        z = modifier(u, y)
+        z = latent_map(u, y)
     assert float((z - u).norm() / u.norm()) > 0.5
-    torch.testing.assert_close(modifier.inverse(z, y), u, rtol=1e-4, atol=1e-4)
-    again = modifier(modifier.inverse(u, y), y)
-    torch.testing.assert_close(again, u, rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(latent_map.inverse(z, y), u, rtol=1e-4, atol=1e-4)
+    restored = latent_map(latent_map.inverse(u, y), y)
+    torch.testing.assert_close(restored, u, rtol=1e-4, atol=1e-4)
 
 
-def test_no_block_of_the_modifier_stretches_or_folds() -> None:
+def test_the_singular_values_of_a_block_are_bounded() -> None:
     torch.manual_seed(0)
     block = InvertibleLatentMap(8, 2, 1).blocks[0].eval()
     jacobian = torch.autograd.functional.jacobian(lambda x: block(x[None])[0], noise(8))
@@ -106,9 +106,9 @@ def test_the_positive_unlabeled_loss_is_that_of_the_paper() -> None:
     assert float(constant.update_state(real, fake, state, 2)["pu_prior"]) == 0.25
 
 
-def test_labels_that_may_be_wrong_pass_the_same_channel() -> None:
+def test_label_noise_changes_the_labels_of_the_generator() -> None:
     n, classes = 20_000, 4
-    y = one_hot(torch.arange(n) % (classes + 1) - 1, classes)  # a fifth has none
+    y = one_hot(torch.arange(n) % (classes + 1) - 1, classes)  # a fifth has no label
     rng = torch.Generator().manual_seed(0)
     z = torch.cat([noise(n, 3), y], 1)
     step = cast(
@@ -152,7 +152,7 @@ def test_few_labels_are_drawn_from_each_class_and_rare_classes_are_repeated(
         replace(data, labels=None).class_balanced()
 
 
-FORMS = [entry.name for entry in PRESETS if entry.name != "gan"]
+CONVOLUTIONAL_PRESETS = [entry.name for entry in PRESETS if entry.name != "gan"]
 
 
 def conditional(specs: tuple[Any, Any], method: str) -> tuple[Any, Any]:
@@ -169,48 +169,50 @@ def conditional(specs: tuple[Any, Any], method: str) -> tuple[Any, Any]:
     )
 
 
-@pytest.mark.parametrize("preset", FORMS)
-def test_a_pair_that_learns_labels_begins_with_what_it_could(preset: str) -> None:
-    shape = make_settings(PRESETS[preset].small_settings, TINY, {"preset": preset}).network
-    some: dict[str, Any] = {
+@pytest.mark.parametrize("preset", CONVOLUTIONAL_PRESETS)
+def test_finetuning_starts_from_the_images_of_the_pretrained_generator(preset: str) -> None:
+    network_settings = make_settings(
+        PRESETS[preset].small_settings, TINY, {"preset": preset}
+    ).network
+    changes: dict[str, Any] = {
         "width": 16,
         "attention_resolution": None,
-        "latent_chunk_dim": 4 * bool(shape.latent_chunk_dim),
+        "latent_chunk_dim": 4 * bool(network_settings.latent_chunk_dim),
     }
-    small = shape.model_copy(update={**some, "style_mixing_prob": 0.0})
+    small = network_settings.model_copy(update={**changes, "style_mixing_prob": 0.0})
     space = SearchSpace(preset, small, 1, (32, 32))
     parent = Gan.create(*space.specs_at(space.max_level), OptimizerSettings(), seed=3)
     parent.ema.eval()
     z = noise(4, small.latent_dim)
     before = [p.clone() for p in parent.ema.parameters()]
-    stacks = parent.generator.spec, parent.discriminator.spec
-    for way in ("reprogram", "finetune"):
-        specs = conditional(stacks, way)
+    parent_specs = parent.generator.spec, parent.discriminator.spec
+    for method in ("reprogram", "finetune"):
+        specs = conditional(parent_specs, method)
         child = init_from_pretrained(parent, specs, OptimizerSettings(), seed=4)
         child.ema.eval()
         y = one_hot(torch.tensor([0, 1, -1, 1]), 2)
         with torch.no_grad():
-            torch.manual_seed(0)  # of a generator's own noise
+            torch.manual_seed(0)  # for the noise inside the generator
             expected = parent.ema(z)
-            made = child.ema
-            if way == "reprogram":
-                u = made.invertible_map.inverse(z, y)
+            generator = child.ema
+            if method == "reprogram":
+                u = generator.invertible_map.inverse(z, y)
                 torch.manual_seed(0)
-                got = made(torch.cat([u, y], 1))
+                images = generator(torch.cat([u, y], 1))
             else:
                 torch.manual_seed(0)
-                got = made(torch.cat([z, y], 1))
+                images = generator(torch.cat([z, y], 1))
         scale = float(expected.abs().mean()) + 1e-6
-        assert float((got - expected).abs().max()) <= 2e-3 * scale + 1e-4, (preset, way)
-        learns = [name for name, p in child.generator.named_parameters() if p.requires_grad]
-        if way == "reprogram":
-            assert learns and all(name.startswith("invertible_map.") for name in learns)
+        assert float((images - expected).abs().max()) <= 2e-3 * scale + 1e-4, (preset, method)
+        trainable = [name for name, p in child.generator.named_parameters() if p.requires_grad]
+        if method == "reprogram":
+            assert trainable and all(name.startswith("invertible_map.") for name in trainable)
     assert all(map(torch.equal, before, parent.ema.parameters()))
 
 
-def test_a_budget_of_time_pays_for_as_many_images_as_the_run_saw_in_it(bare: gg.Run) -> None:
-    told = [event for event in bare.events if event["event"] == "candidate"]
-    rate = next(event["images_per_second"] for event in told if event["id"] == bare.best_id)
+def test_a_time_budget_is_converted_to_images_at_the_speed_of_the_run(bare: gg.Run) -> None:
+    candidates = [event for event in bare.events if event["event"] == "candidate"]
+    rate = next(event["images_per_second"] for event in candidates if event["id"] == bare.best_id)
     assert images_within_budget(bare, "2m") == pytest.approx(120 * rate, abs=1)
     assert (
         images_within_budget(bare, "5k images") == 5_000
@@ -218,23 +220,23 @@ def test_a_budget_of_time_pays_for_as_many_images_as_the_run_saw_in_it(bare: gg.
     )
 
 
-def test_a_run_is_reprogrammed_from_few_labels_and_its_generator_stays(
+def test_reprogramming_with_few_labels_keeps_the_generator(
     bare: gg.Run, data: ImageSet, tmp_path: Path
 ) -> None:
-    how: dict[str, Any] = {"out": tmp_path / "run", "images": 160}
-    run = gg.finetune(bare, data, settings={"labels": {"fraction": 0.25}}, **how)
+    options: dict[str, Any] = {"out": tmp_path / "run", "images": 160}
+    run = gg.finetune(bare, data, settings={"labels": {"fraction": 0.25}}, **options)
     first, last = bare.best.load_network(), run.best.load_network()
     assert last.spec.label_dim == 2 and last.spec.invertible_map_blocks == 3
-    kept = dict(last.named_parameters())
+    parameters = dict(last.named_parameters())
     for name, value in first.named_parameters():
-        assert torch.equal(value, kept[name]), name
-    moved = last.invertible_map.label_embedding.weight
-    start = continued_start(run)
-    assert not torch.equal(moved, start.invertible_map.label_embedding.weight)
+        assert torch.equal(value, parameters[name]), name
+    embedding = last.invertible_map.label_embedding.weight
+    start = initial_generator(run)
+    assert not torch.equal(embedding, start.invertible_map.label_embedding.weight)
     assert run.best.sample(4, labels=[1]).shape == (4, 16, 16, 1)
     assert run.best.classes == data.classes
-    seen = [e for e in run.events if e["event"] == "candidate"]
-    assert max(e["images"] for e in seen) == 160
+    candidates = [e for e in run.events if e["event"] == "candidate"]
+    assert max(e["images"] for e in candidates) == 160
     again = gg.grow(data, out=run.path, images=240, resume=True)
     assert again.best.load_network().spec.invertible_map_blocks == 3
     out = tmp_path / "fine"
@@ -242,46 +244,51 @@ def test_a_run_is_reprogrammed_from_few_labels_and_its_generator_stays(
     assert main([*command, "--label-fraction", "150%"]) == 2 and not out.exists()
 
 
-def continued_start(run: gg.Run) -> Generator:
-    """Return the generator with which a run began."""
+def initial_generator(run: gg.Run) -> Generator:
+    """Return the generator from which a finetuned run started."""
     from growgan.execution.warm_start import conditional_specs, load_pretrained_gan
 
     parent = load_pretrained_gan(run.path)
     assert parent is not None
     settings = gg.Settings.from_yaml(run.path / "config.yaml")
-    shape = settings.network.model_copy(
+    network_settings = settings.network.model_copy(
         update={"label_dim": 2, "linear_heads": (("classifier", 2),)}
     )
-    pair = conditional_specs(
-        run.path / "pretrained", shape.model_copy(update={"logit_conditioning": "per_class_logits"})
+    specs = conditional_specs(
+        run.path / "pretrained",
+        network_settings.model_copy(update={"logit_conditioning": "per_class_logits"}),
     )
-    return init_from_pretrained(parent, pair, OptimizerSettings(), seed=0).generator
+    return init_from_pretrained(parent, specs, OptimizerSettings(), seed=0).generator
 
 
-def test_fine_tuning_trains_all_of_both_players(
+def test_finetuning_trains_all_weights_of_g_and_d(
     bare: gg.Run, data: ImageSet, tmp_path: Path
 ) -> None:
     run = gg.finetune(bare, data, out=tmp_path / "run", method="finetune", images=160)
     first, last = bare.best.load_network(), run.best.load_network()
-    kept = dict(last.named_parameters())
-    same = [torch.equal(v, kept[name]) for name, v in first.named_parameters() if name in kept]
-    assert len(same) > 4 and not any(same)
-    d = cast(Discriminator, run_pair(run).discriminator)
+    parameters = dict(last.named_parameters())
+    unchanged = [
+        torch.equal(v, parameters[name])
+        for name, v in first.named_parameters()
+        if name in parameters
+    ]
+    assert len(unchanged) > 4 and not any(unchanged)
+    d = cast(Discriminator, load_best_gan(run).discriminator)
     assert d.spec.logit_conditioning == "projection" and d.spec.label_dim == 2
 
 
-def run_pair(run: gg.Run) -> Gan:
+def load_best_gan(run: gg.Run) -> Gan:
     from growgan.training.checkpoint import load_gan
 
     return load_gan(run.path / "candidates" / run.best_id)
 
 
-def test_what_cannot_be_taught_is_refused_before_anything_is_written(
+def test_invalid_finetuning_is_refused_before_anything_is_written(
     bare: gg.Run, data: ImageSet, make_blob_images: Callable[..., ImageSet], tmp_path: Path
 ) -> None:
     out = tmp_path / "run"
     other = make_blob_images(64, 3, 16, 16)
-    for given, values, message in (
+    for images, values, message in (
         (other, {}, "images are 16x16 with 1 channel, but those of '.*' are 16x16 with 3 channels"),
         (replace(data, labels=None, classes=()), {}, "needs labels of at least two classes"),
         (data, {"method": "remember"}, "unknown method 'remember'.* finetune, reprogram"),
@@ -292,65 +299,83 @@ def test_what_cannot_be_taught_is_refused_before_anything_is_written(
         ),
     ):
         with pytest.raises(UserError, match=message):
-            gg.finetune(bare, given, out=out, images=80, **values)  # type: ignore[arg-type]
+            gg.finetune(bare, images, out=out, images=80, **values)  # type: ignore[arg-type]
         assert not out.exists()
     with pytest.raises(
         UserError, match=r"network.invertible_map_blocks needs a pretrained generator"
     ):
         gg.grow(data, out=out, images=80, settings={"network": {"invertible_map_blocks": 2}})
-    once = gg.finetune(bare, data, out=tmp_path / "once", images=80)
+    conditional_run = gg.finetune(bare, data, out=tmp_path / "once", images=80)
     with pytest.raises(UserError, match="is conditional already; it has 2 classes"):
-        gg.finetune(once, data, out=out, images=80)
+        gg.finetune(conditional_run, data, out=out, images=80)
 
 
-def test_a_pair_for_each_label_is_trained_alone_and_pooled(tmp_path: Path) -> None:
-    """Through real processes: interrupted labels go on, finished ones are left alone."""
+def test_one_gan_per_class_is_trained_and_the_samples_are_combined(tmp_path: Path) -> None:
+    """Real processes continue interrupted classes and do not train finished ones again."""
     rng = np.random.default_rng(0)
     folder = tmp_path / "data"
-    for name, shade in (("dark", 40), ("light", 200)):
+    for name, brightness in (("dark", 40), ("light", 200)):
         (folder / name).mkdir(parents=True)
         for i in range(24):
-            pixels = rng.integers(shade - 30, shade + 30, (16, 16), dtype=np.uint8)
+            pixels = rng.integers(brightness - 30, brightness + 30, (16, 16), dtype=np.uint8)
             Image.fromarray(pixels).save(folder / name / f"{i}.png")
-    out = tmp_path / "pool"
+    out = tmp_path / "ensemble"
     common = ["per-class", "pggan", str(folder), "--out", str(out), "--images", "96"]
-    small = ["--set", "batch_size=8", "--set", "network.latent_dim=8", "--set", "network.width=8"]
-    small += ["--set", "score.num_samples=16", "--set", "network.mbstd_group_size=4"]
-    assert main([*common, *small, "--only-class", "1"]) == 0
-    pool = PerClassEnsemble(out)
-    assert not pool.has_started(0) and pool.is_finished(1)
-    before = (pool.run_dir(1) / "ledger.jsonl").read_bytes()
-    assert main([*common, *small, "--jobs", "2"]) == 0
-    assert pool.is_finished(0) and (pool.run_dir(1) / "ledger.jsonl").read_bytes() == before
-    assert pool.classes == ("dark", "light")
-    start = pool.run(0).events[0]
+    overrides = [
+        "--set",
+        "batch_size=8",
+        "--set",
+        "network.latent_dim=8",
+        "--set",
+        "network.width=8",
+    ]
+    overrides += ["--set", "score.num_samples=16", "--set", "network.mbstd_group_size=4"]
+    assert main([*common, *overrides, "--only-class", "1"]) == 0
+    ensemble = PerClassEnsemble(out)
+    assert not ensemble.has_started(0) and ensemble.is_finished(1)
+    before = (ensemble.run_dir(1) / "ledger.jsonl").read_bytes()
+    assert main([*common, *overrides, "--jobs", "2"]) == 0
+    assert ensemble.is_finished(0) and (ensemble.run_dir(1) / "ledger.jsonl").read_bytes() == before
+    assert ensemble.classes == ("dark", "light")
+    start = ensemble.run(0).events[0]
     assert start["data"]["count"] == 24
-    images = pool.sample(6, seed=3)
-    assert images.shape == (6, 16, 16, 1) and pool.sample_labels(6).tolist() == [0, 1, 0, 1, 0, 1]
-    assert np.array_equal(images[1::2], pool.run(1).best.sample(3, seed=3))
-    assert main(["sample", str(out), "-n", "4", "--out", str(tmp_path / "drawn.npz")]) == 0
-    with np.load(tmp_path / "drawn.npz") as found:
-        assert found["labels"].tolist() == [0, 1, 0, 1]
+    images = ensemble.sample(6, seed=3)
+    assert images.shape == (6, 16, 16, 1) and ensemble.sample_labels(6).tolist() == [
+        0,
+        1,
+        0,
+        1,
+        0,
+        1,
+    ]
+    assert np.array_equal(images[1::2], ensemble.run(1).best.sample(3, seed=3))
+    assert main(["sample", str(out), "-n", "4", "--out", str(tmp_path / "samples.npz")]) == 0
+    with np.load(tmp_path / "samples.npz") as arrays:
+        assert arrays["labels"].tolist() == [0, 1, 0, 1]
     data = gg.load_images(folder)
-    found_ = gg.evaluate(pool, data, metrics="intra-fid", features="pixels", num_fake=40)
-    assert found_["intra-fid"].protocol.num_images == (40, 48)
+    results = gg.evaluate(ensemble, data, metrics="intra-fid", features="pixels", num_fake=40)
+    assert results["intra-fid"].protocol.num_images == (40, 48)
     command = ["evaluate", str(out), str(folder), "--metrics", "fid", "--features", "pixels"]
     assert main([*command, "-n", "40"]) == 0
-    assert main([*common, "--set", "batch_size=4"]) == 2  # asked for otherwise
+    assert (
+        main([*common, "--set", "batch_size=4"]) == 2
+    )  # the settings differ from those of the ensemble
 
 
-def test_jobs_of_an_array_may_begin_a_pool_at_once(tmp_path: Path) -> None:
-    asked = {"classes": ["a", "b"], "command": [str(i) for i in range(1000)]}
+def test_concurrent_jobs_may_create_the_same_ensemble(tmp_path: Path) -> None:
+    manifest = {"classes": ["a", "b"], "command": [str(i) for i in range(1000)]}
     for number in range(20):
-        path = tmp_path / str(number) / "pool"
-        with ThreadPoolExecutor(8) as jobs:
-            pools = list(jobs.map(lambda _, path=path: create_or_open(path, asked), range(8)))
-        assert all(pool.manifest == asked for pool in pools)
+        path = tmp_path / str(number) / "ensemble"
+        with ThreadPoolExecutor(8) as executor:
+            ensembles = list(
+                executor.map(lambda _, path=path: create_or_open(path, manifest), range(8))
+            )
+        assert all(ensemble.manifest == manifest for ensemble in ensembles)
         assert [file.name for file in path.iterdir()] == ["per_class.json"]
     (tmp_path / "taken").mkdir()
     (tmp_path / "taken" / "x").touch()
     with pytest.raises(UserError, match="not an empty folder"):
-        create_or_open(tmp_path / "taken", asked)
+        create_or_open(tmp_path / "taken", manifest)
 
 
 def test_a_search_may_score_within_classes(data: ImageSet, tmp_path: Path) -> None:
@@ -361,5 +386,7 @@ def test_a_search_may_score_within_classes(data: ImageSet, tmp_path: Path) -> No
     assert not (tmp_path / "x").exists()
     settings["conditioning"] = "projection"
     run = gg.grow(data, out=tmp_path / "run", images=80, settings=settings)
-    tried = [event for event in run.events if event["event"] == "candidate"]
-    assert tried and all(set(event["score_components"]) == {"intra-fd"} for event in tried)
+    candidates = [event for event in run.events if event["event"] == "candidate"]
+    assert candidates and all(
+        set(event["score_components"]) == {"intra-fd"} for event in candidates
+    )

@@ -118,19 +118,19 @@ class ReversedExecutor:
 
     def __init__(self, inner: SerialExecutor, workers: int) -> None:
         self.inner, self.num_workers = inner, workers
-        self.flying: list[tuple[Trial, Gan | None]] = []
-        self.most = 0
+        self.running: list[tuple[Trial, Gan | None]] = []
+        self.max_running = 0
 
-    def run(self, tasks: Iterable[Trial]) -> Iterator[TrialResult]:
-        yield from self.inner.run(tasks)
+    def run(self, trials: Iterable[Trial]) -> Iterator[TrialResult]:
+        yield from self.inner.run(trials)
 
-    def submit(self, task: Trial) -> None:
-        parent = task.proposal.parent_id
-        self.flying.append((task, self.inner.load_parent(parent) if parent else None))
-        self.most = max(self.most, len(self.flying))
+    def submit(self, trial: Trial) -> None:
+        parent = trial.proposal.parent_id
+        self.running.append((trial, self.inner.load_parent(parent) if parent else None))
+        self.max_running = max(self.max_running, len(self.running))
 
     def wait(self) -> TrialResult:
-        return self.inner.trainer.run(*self.flying.pop())
+        return self.inner.trainer.run(*self.running.pop())
 
 
 def grow_asynchronously(
@@ -152,7 +152,7 @@ def test_in_asynchronous_mode_no_worker_is_idle(
     data: ImageSet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     executor = grow_asynchronously(data, tmp_path / "run", monkeypatch, workers=3)
-    assert executor.most == 3
+    assert executor.max_running == 3
     run = gg.Run.open(tmp_path / "run")
     children = [e for e in run.events if e["event"] == "candidate"]
     names = [e["id"] for e in children]
@@ -161,10 +161,10 @@ def test_in_asynchronous_mode_no_worker_is_idle(
     # No growth of the same parent is tried twice.
     tried = [(e["parent"], e["growth"]) for e in children]
     assert len(set(tried)) == len(tried)
-    own = [
+    images_trained = [
         e["images"] - (0 if e["parent"] is None else parent_images(children, e)) for e in children
     ]
-    assert sum(own) <= 2400 and sum(own) > 2400 - 8 * executor.num_workers
+    assert sum(images_trained) <= 2400 and sum(images_trained) > 2400 - 8 * executor.num_workers
     assert run.best.sample(2).shape == (2, 16, 16, 1)
     # A search with rounds can resume the run.
     monkeypatch.undo()
@@ -176,11 +176,11 @@ def test_in_asynchronous_mode_no_worker_is_idle(
 def test_one_asynchronous_worker_gives_the_ledger_of_rounds(
     data: ImageSet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    alone = gg.grow(data, out=tmp_path / "rounds", images=2400, settings=settings())
-    grow_asynchronously(data, tmp_path / "free", monkeypatch, workers=1)
-    found = ledger_without_times(gg.Run.open(tmp_path / "free"))
-    assert {event["growth"] for event in found if "growth" in event} - {"no growth"}
-    assert found == ledger_without_times(alone)
+    rounds = gg.grow(data, out=tmp_path / "rounds", images=2400, settings=settings())
+    grow_asynchronously(data, tmp_path / "async", monkeypatch, workers=1)
+    events = ledger_without_times(gg.Run.open(tmp_path / "async"))
+    assert {event["growth"] for event in events if "growth" in event} - {"no growth"}
+    assert events == ledger_without_times(rounds)
 
 
 class ScriptedSearch(AsyncSearchLoop):
@@ -213,9 +213,9 @@ def make_candidate(
 ) -> Candidate:
     """Return a candidate of 16x16 pixels with a very small standard error."""
     specs = SearchSpace("pggan", settings().network, 1, (16, 16)).specs_at(2)
-    before = None if parent is None else f"{parent:04d}"
+    parent_id = None if parent is None else f"{parent:04d}"
     name, rest = f"{number:04d}", (8, 1.0, 1.1, 8.0, score, 1e-6, 1.0, 0.1, {})
-    return Candidate(name, before, round_, growth, *specs, *rest)
+    return Candidate(name, parent_id, round_, growth, *specs, *rest)
 
 
 WIDEN_GENERATOR = Growth((Widen(),), ())
@@ -223,7 +223,7 @@ CONTINUE_ROOT = Proposal("0000", 0.1)  # the unchanged root
 
 
 def test_a_growth_waits_for_the_continuation_of_the_same_leader() -> None:
-    for gained, score in ((True, 0.8), (False, 0.95)):
+    for improved, score in ((True, 0.8), (False, 0.95)):
         search = ScriptedSearch(make_candidate(0, None, 1.0, 0))
         assert (
             search.finish_trial(make_candidate(2, 0, score, 1, WIDEN_GENERATOR), CONTINUE_ROOT)
@@ -231,7 +231,7 @@ def test_a_growth_waits_for_the_continuation_of_the_same_leader() -> None:
         )
         assert search.reasons == ["0002 waits for the next segment of 0000"]
         assert search.state.waiting_growth_ids() == ["0002"]
-        assert search.finish_trial(make_candidate(1, 0, 0.9, 1)) == ("0002" if gained else "0001")
+        assert search.finish_trial(make_candidate(1, 0, 0.9, 1)) == ("0002" if improved else "0001")
         assert search.state.waiting_growth_ids() == []
 
 
@@ -243,13 +243,13 @@ def test_a_growth_that_improved_is_selected_if_it_is_not_too_stale() -> None:
                 search.finish_trial(make_candidate(k + 1, k, 0.9 - 0.06 * k, k + 1))
                 == f"{k + 1:04d}"
             )
-        taken = lag <= 2
+        is_selected = lag <= 2
         assert search.finish_trial(make_candidate(9, 0, 0.8, 1, WIDEN_GENERATOR)) == (
-            "0009" if taken else f"{lag + 1:04d}"
+            "0009" if is_selected else f"{lag + 1:04d}"
         )
-        assert search.reasons[-1].startswith("late: " if taken else "0009 came too late")
+        assert search.reasons[-1].startswith("late: " if is_selected else "0009 came too late")
         # A running trial of the leader that lost is not selected.
-        if taken:
+        if is_selected:
             assert search.finish_trial(make_candidate(10, lag + 1, 0.5, lag + 2)) == "0009"
     search = ScriptedSearch(make_candidate(0, None, 1.0, 0))
     assert search.finish_trial(make_candidate(1, 0, 0.7, 1)) == "0001"
@@ -270,27 +270,29 @@ def test_resolutions_increase_in_asynchronous_mode(
     make_blob_images: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, policy: str
 ) -> None:
     growth = {"segment_fraction": 0.1, "start_resolution": 8} if policy == "dynamic" else {}
-    own = settings().model_dump() | {"policy": policy, "growth": growth}
+    values = settings().model_dump() | {"policy": policy, "growth": growth}
 
     def run(search: AsyncSearchLoop, executor: SerialExecutor) -> Any:
         return search.run_async(ReversedExecutor(executor, 3))
 
     monkeypatch.setattr(AsyncSearchLoop, "run", run)
-    made = gg.grow(make_blob_images(96, 1, 16, 16), out=tmp_path / "run", images=800, settings=own)
-    children = [e for e in made.events if e["event"] == "candidate"]
+    finished = gg.grow(
+        make_blob_images(96, 1, 16, 16), out=tmp_path / "run", images=800, settings=values
+    )
+    children = [e for e in finished.events if e["event"] == "candidate"]
     sides = [e["resolution"][0] for e in children if "strided" in e["growth"]]
-    assert sides and sides == sorted(set(sides)) and sides[-1] == 16  # each doubling but once
+    assert sides and sides == sorted(set(sides)) and sides[-1] == 16  # each doubling happens once
     assert children[0]["resolution"][0] < 16
-    led = {e["survivors"][0] for e in made.events if e["event"] == "select"}
-    assert led >= {e["id"] for e in children if "strided" in e["growth"]}
+    leaders = {e["survivors"][0] for e in finished.events if e["event"] == "select"}
+    assert leaders >= {e["id"] for e in children if "strided" in e["growth"]}
 
 
 def check_parents(children: list[dict[str, Any]]) -> None:
     """Check that each candidate follows its parent."""
-    seen = {None}
+    earlier_ids = {None}
     for child in children:
-        assert child["parent"] in seen
-        seen.add(child["id"])
+        assert child["parent"] in earlier_ids
+        earlier_ids.add(child["id"])
 
 
 def parent_images(children: list[dict[str, Any]], child: dict[str, Any]) -> int:
@@ -309,13 +311,13 @@ def test_trials_of_a_round_do_not_depend_on_each_other(data: ImageSet) -> None:
         allocator.allocate_trials(proposals, history, chosen, first_id=0, overhead_seconds=1.0)
     )
     trials_one_by_one = []
-    for task in allocator.allocate_trials(
+    for trial in allocator.allocate_trials(
         proposals, history, chosen, first_id=0, overhead_seconds=1.0
     ):
-        trials_one_by_one.append(task)
+        trials_one_by_one.append(trial)
         meter.images_seen += 8  # any number, for example after a divergence
     assert all_trials == trials_one_by_one
-    assert [task.segment.images for task in all_trials] == [24, 24, 24, 24]
+    assert [trial.segment.images for trial in all_trials] == [24, 24, 24, 24]
     assert allocated_images(all_trials) == 96
     meter.images_seen = 0
     assert [
@@ -362,15 +364,15 @@ def test_checkpoint_files_restore_a_gan(tmp_path: Path, make_blob_images: Make) 
 def test_cluster_options_are_validated(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
-    def said(*options: str) -> str:
+    def error_of(*options: str) -> str:
         assert main(["grow", "glyphs", "--out", str(tmp_path / "run"), *options]) == 2
         return capsys.readouterr().err
 
-    assert "unknown executor 'slurm'" in said("--executor", "slurm")
-    assert "--gpus-per-worker and --async need --executor ray" in said("--async")
+    assert "unknown executor 'slurm'" in error_of("--executor", "slurm")
+    assert "--gpus-per-worker and --async need --executor ray" in error_of("--async")
     monkeypatch.setitem(sys.modules, "ray", None)
-    ends = ("--images", "800", "--resolution", "16", "--executor", "ray")
-    assert "pip install 'growgan[cluster]'" in said(*ends)
+    valid_options = ("--images", "800", "--resolution", "16", "--executor", "ray")
+    assert "pip install 'growgan[cluster]'" in error_of(*valid_options)
 
 
 @pytest.fixture
@@ -384,11 +386,11 @@ def make_node(**resources: float) -> dict[str, Any]:
 
 
 def test_concurrent_trials_are_counted_per_node() -> None:
-    room, halves = ray_cluster.max_concurrent_trials, [{"CPU": 2.0}, {"CPU": 2.0}]
-    assert room(halves, 3, 0) == 0  # no single node has three CPUs
-    assert room(halves, 1, 0) == 4
-    assert room([{"CPU": 32.0, "GPU": 8.0}, {"CPU": 64.0}], 4, 1) == 8
-    assert room([{"CPU": 64.0, "GPU": 1.0}], 1, 0.1) == 10  # although 1 // 0.1 is 9.0
+    max_trials, nodes = ray_cluster.max_concurrent_trials, [{"CPU": 2.0}, {"CPU": 2.0}]
+    assert max_trials(nodes, 3, 0) == 0  # no single node has three CPUs
+    assert max_trials(nodes, 1, 0) == 4
+    assert max_trials([{"CPU": 32.0, "GPU": 8.0}, {"CPU": 64.0}], 4, 1) == 8
+    assert max_trials([{"CPU": 64.0, "GPU": 1.0}], 1, 0.1) == 10  # although 1 // 0.1 is 9.0
     ray = SimpleNamespace(
         nodes=lambda: [make_node(CPU=4), {"Alive": False, "Resources": {"CPU": 8}}]
     )
@@ -398,12 +400,12 @@ def test_concurrent_trials_are_counted_per_node() -> None:
 @pytest.mark.usefixtures("fake_ray_extra")
 def test_a_trial_gets_the_share_of_cpus_of_its_gpus() -> None:
     machines = [{"CPU": 32.0, "GPU": 8.0}, {"CPU": 12.0, "GPU": 4.0}, {"CPU": 64.0}]
-    need = ray_cluster.resources_per_trial
-    assert need(machines, RayCluster(gpus_per_trial=1), 32) == (3, 1)
-    assert need(machines, RayCluster(gpus_per_trial=0.5), 32) == (1, 0.5)
-    assert need(machines, RayCluster(cpus_per_trial=5, gpus_per_trial=1), 32) == (5, 1)
-    assert need(machines, RayCluster(), 4) == (4, 0)
-    assert need(machines, RayCluster(), None) == (1, 0)
+    resources = ray_cluster.resources_per_trial
+    assert resources(machines, RayCluster(gpus_per_trial=1), 32) == (3, 1)
+    assert resources(machines, RayCluster(gpus_per_trial=0.5), 32) == (1, 0.5)
+    assert resources(machines, RayCluster(cpus_per_trial=5, gpus_per_trial=1), 32) == (5, 1)
+    assert resources(machines, RayCluster(), 4) == (4, 0)
+    assert resources(machines, RayCluster(), None) == (1, 0)
 
 
 @pytest.mark.usefixtures("fake_ray_extra")
@@ -419,49 +421,52 @@ def test_trials_without_gpus_train_on_cpus(data: ImageSet) -> None:
 def test_the_driver_sets_the_precision_of_all_workers(monkeypatch: pytest.MonkeyPatch) -> None:
     automatic = settings().model_copy(update={"precision": "auto"})
 
-    def placed(kind: str, fast: bool, gpus: float) -> str:
-        here = Runtime(torch.device(kind), fast)
-        monkeypatch.setattr(ray_executor, "runtime_from_settings", lambda settings: here)
+    def worker_precision(kind: str, fast: bool, gpus: float) -> str:
+        driver_runtime = Runtime(torch.device(kind), fast)
+        monkeypatch.setattr(ray_executor, "runtime_from_settings", lambda settings: driver_runtime)
         return ray_executor._worker_settings(
             automatic, SimpleNamespace(gpus_per_trial=gpus)
         ).precision
 
-    assert placed("cpu", False, 0) == "float32" and placed("cpu", True, 0) == "bfloat16"
-    assert placed("cuda", True, 0.5) == "bfloat16"
-    assert placed("cpu", False, 1) == "auto"  # a driver without GPU cannot know
+    assert (
+        worker_precision("cpu", False, 0) == "float32"
+        and worker_precision("cpu", True, 0) == "bfloat16"
+    )
+    assert worker_precision("cuda", True, 0.5) == "bfloat16"
+    assert worker_precision("cpu", False, 1) == "auto"  # a driver without GPU cannot know
 
 
 @pytest.mark.usefixtures("fake_ray_extra")
 def test_a_trial_uses_as_many_threads_as_cpus(
     data: ImageSet, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def threads(cluster: RayCluster, named: int | None = None) -> int | None:
-        chosen, put = settings().model_copy(update={"threads": named}), []
+    def threads(cluster: RayCluster, requested: int | None = None) -> int | None:
+        chosen, contexts = settings().model_copy(update={"threads": requested}), []
         chosen = _fill_in_machine_defaults(chosen, Budget(images=80), data, cluster)
-        ray = SimpleNamespace(nodes=lambda: [make_node(CPU=8, GPU=2)], put=put.append)
-        ray.remote = lambda **how: lambda make: None
+        ray = SimpleNamespace(nodes=lambda: [make_node(CPU=8, GPU=2)], put=contexts.append)
+        ray.remote = lambda **options: lambda make: None
         monkeypatch.setattr(ray_executor, "connect", lambda address: (ray, False))
-        board = SimpleNamespace(drain=SimpleNamespace(remote=lambda: None))
-        monkeypatch.setattr(ray_executor, "_start_progress_actor", lambda ray: board)
-        common = WorkerContext("run", data, chosen, None)
+        actor = SimpleNamespace(drain=SimpleNamespace(remote=lambda: None))
+        monkeypatch.setattr(ray_executor, "_start_progress_actor", lambda ray: actor)
+        context = WorkerContext("run", data, chosen, None)
         RayExecutor(
             cluster,
-            common,
+            context,
             load_parent=lambda name: {},
             callback=NullCallback(),
             should_stop=lambda: False,
         )
-        return put[0].settings.threads
+        return contexts[0].settings.threads
 
     assert (
         threads(RayCluster(gpus_per_trial=1)) == 4 and threads(RayCluster(gpus_per_trial=0.5)) == 2
     )
     assert (
         threads(RayCluster(cpus_per_trial=3, gpus_per_trial=1)) == 3
-        and threads(RayCluster(gpus_per_trial=1), named=2) == 2
+        and threads(RayCluster(gpus_per_trial=1), requested=2) == 2
     )
     assert threads(RayCluster()) == 1 and threads(RayCluster(cpus_per_trial=3)) == 3
-    assert threads(RayCluster(), named=2) == 2
+    assert threads(RayCluster(), requested=2) == 2
 
 
 def test_a_feature_extractor_is_copied_to_another_device(data: ImageSet) -> None:
@@ -507,16 +512,16 @@ def test_progress_updates_are_rate_limited() -> None:
 
 
 def make_trial() -> Trial:
-    stacks = SearchSpace("pggan", settings().network, 1, (16, 16)).specs_at(2)
+    specs = SearchSpace("pggan", settings().network, 1, (16, 16)).specs_at(2)
     return Trial(
-        "0001", 0, Proposal(None, 0.1, root_specs=stacks), TrainingSegment(images=8), 0, settings()
+        "0001", 0, Proposal(None, 0.1, root_specs=specs), TrainingSegment(images=8), 0, settings()
     )
 
 
 def test_a_worker_with_another_version_is_refused(data: ImageSet) -> None:
-    common = WorkerContext("run", data, settings(), None, version="0.0.1")
+    context = WorkerContext("run", data, settings(), None, version="0.0.1")
     with pytest.raises(UserError, match=r"but the driver has 0\.0\.1; install the same"):
-        train_candidate(common, None, make_trial(), None)
+        train_candidate(context, None, make_trial(), None)
 
 
 class FailingRay:
@@ -528,14 +533,14 @@ class FailingRay:
         WorkerCrashedError = type("WorkerCrashedError", (RayError,), {})
 
     def __init__(self, *errors: Exception) -> None:
-        self.errors, self.begun = list(errors), 0
+        self.errors = list(errors)
 
     def wait(self, references: list[Any], timeout: float) -> tuple[list[Any], list[Any]]:
         return references[:1], []
 
     def get(self, reference: Any, timeout: float | None = None) -> Any:
-        if reference == "board":
-            raise self.exceptions.RayError("the board is gone")
+        if reference == "updates":
+            raise self.exceptions.RayError("the actor is gone")
         if self.errors:
             raise self.errors.pop(0)
         return TrialResult(make_trial(), images_trained=8)
@@ -548,11 +553,11 @@ def make_executor(ray: Any, remote: Callable[..., Any], workers: int = 1) -> Ray
     executor._should_stop = lambda: False
     executor._running_trials, executor._parent_refs, executor._context_ref = {}, {}, None
     executor._num_workers, executor._counted_at = workers, float("inf")
-    actor = SimpleNamespace(drain=SimpleNamespace(remote=lambda: "board"))
+    actor = SimpleNamespace(drain=SimpleNamespace(remote=lambda: "updates"))
     executor._progress_actor, executor._callback, executor._pending_updates = (
         actor,
         NullCallback(),
-        "board",
+        "updates",
     )
     executor._remote_train = SimpleNamespace(remote=remote)
     return executor
@@ -571,20 +576,20 @@ class SimulatedRay:
     exceptions = FailingRay.exceptions
 
     def __init__(self, meter: BudgetMeter) -> None:
-        self.meter, self.free, self.most = meter, [0.0, 0.0], 0
+        self.meter, self.free_at, self.max_running = meter, [0.0, 0.0], 0
         self.ends: dict[str, float] = {}  # by trial
         self.finished: list[str] = []
 
-    def begin(self, common: Any, board: Any, task: Trial, files: Any) -> str:
-        begun = max(self.meter.elapsed, self.free.pop(0))
-        self.ends[task.id] = begun + (task.segment.seconds or 0)
-        self.free = sorted([*self.free, self.ends[task.id]])
-        self.most = max(self.most, len(self.ends))
-        return task.id
+    def begin(self, context: Any, actor: Any, trial: Trial, files: Any) -> str:
+        start = max(self.meter.elapsed, self.free_at.pop(0))
+        self.ends[trial.id] = start + (trial.segment.seconds or 0)
+        self.free_at = sorted([*self.free_at, self.ends[trial.id]])
+        self.max_running = max(self.max_running, len(self.ends))
+        return trial.id
 
     def wait(self, references: list[Any], timeout: float) -> tuple[list[Any], list[Any]]:
-        known = [each for each in references if each in self.ends]
-        return sorted(known, key=self.ends.__getitem__)[:1], []
+        waiting = [name for name in references if name in self.ends]
+        return sorted(waiting, key=self.ends.__getitem__)[:1], []
 
     def get(self, reference: str) -> TrialResult:
         self.meter.add_elapsed(max(0.0, self.ends.pop(reference) - self.meter.elapsed))
@@ -596,33 +601,33 @@ def test_a_segment_is_allocated_when_a_worker_is_idle() -> None:
     """The 20 proposals would take two workers 190 s, but the budget is 100 s."""
     chosen, meter = settings(), BudgetMeter(Budget(seconds=100))
     space = SearchSpace("pggan", chosen.network, 1, (16, 16))
-    shares = [0.3, 0.1] * 10
-    proposals = [Proposal(None, share, root_specs=space.specs_at(2)) for share in shares]
+    fractions = [0.3, 0.1] * 10
+    proposals = [Proposal(None, share, root_specs=space.specs_at(2)) for share in fractions]
     history, ray = History(space, meter.budget, 0), SimulatedRay(meter)
-    tasks = BudgetAllocator(meter, 8).allocate_trials(
+    trials = BudgetAllocator(meter, 8).allocate_trials(
         proposals, history, chosen, first_id=0, overhead_seconds=1.0
     )
-    names = [made.trial.id for made in make_executor(ray, ray.begin, workers=2).run(tasks)]
-    assert 95 < meter.elapsed < 100 and ray.most == 2
+    names = [result.trial.id for result in make_executor(ray, ray.begin, workers=2).run(trials)]
+    assert 95 < meter.elapsed < 100 and ray.max_running == 2
     assert names == sorted(names) == sorted(ray.finished) and ray.finished != names
 
 
 def test_the_driver_never_waits_for_updates() -> None:
     executor = RayExecutor.__new__(RayExecutor)
     executor._ray = SimpleNamespace(wait=lambda references, timeout: ([], references))
-    executor._pending_updates = "asked"
-    assert executor._fetch_updates() == [] and executor._pending_updates == "asked"
+    executor._pending_updates = "pending"
+    assert executor._fetch_updates() == [] and executor._pending_updates == "pending"
 
 
 def test_a_trial_whose_worker_is_lost_restarts(data: ImageSet, tmp_path: Path) -> None:
-    kinds = FailingRay.exceptions
-    assert run_failing_trial(*[kinds.RayError("a machine died")] * 3).images_trained == 8
-    lost = run_failing_trial(*[kinds.RayError("a machine died")] * 4)
-    assert lost.worker_lost and lost.error == "its worker was lost 4 times: a machine died"
-    assert run_failing_trial(kinds.WorkerCrashedError("it crashed")).worker_lost
-    with pytest.raises(kinds.RayTaskError):
-        run_failing_trial(*[kinds.RayTaskError("a bug")] * 4)
-    mistake = kinds.RayTaskError("a mistake")
+    exceptions = FailingRay.exceptions
+    assert run_failing_trial(*[exceptions.RayError("a machine died")] * 3).images_trained == 8
+    result = run_failing_trial(*[exceptions.RayError("a machine died")] * 4)
+    assert result.worker_lost and result.error == "its worker was lost 4 times: a machine died"
+    assert run_failing_trial(exceptions.WorkerCrashedError("it crashed")).worker_lost
+    with pytest.raises(exceptions.RayTaskError):
+        run_failing_trial(*[exceptions.RayTaskError("a bug")] * 4)
+    mistake = exceptions.RayTaskError("a mistake")
     mistake.cause = UserError("no such thing")
     with pytest.raises(UserError, match="no such thing"):
         run_failing_trial(mistake)
@@ -631,24 +636,24 @@ def test_a_trial_whose_worker_is_lost_restarts(data: ImageSet, tmp_path: Path) -
 def test_a_lost_worker_is_recorded_without_mitigation(
     data: ImageSet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    plain, lost = SerialExecutor.run, []
+    original_run, lost_ids = SerialExecutor.run, []
 
-    def run(executor: SerialExecutor, tasks: Any) -> Iterator[TrialResult]:
-        for made in plain(executor, tasks):
-            unlucky = made.trial.id == "0001"
-            lost.append(made.trial.id) if unlucky else None
+    def run(executor: SerialExecutor, trials: Any) -> Iterator[TrialResult]:
+        for result in original_run(executor, trials):
+            is_lost = result.trial.id == "0001"
+            lost_ids.append(result.trial.id) if is_lost else None
             yield (
-                TrialResult(made.trial, error="its worker was lost", worker_lost=True)
-                if unlucky
-                else made
+                TrialResult(result.trial, error="its worker was lost", worker_lost=True)
+                if is_lost
+                else result
             )
 
     monkeypatch.setattr(SerialExecutor, "run", run)
-    run_ = gg.grow(data, out=tmp_path / "run", images=1600, settings=settings())
-    assert lost == ["0001"]
-    (child,) = [e for e in run_.events if e["event"] == "candidate" and e["id"] == "0001"]
+    finished = gg.grow(data, out=tmp_path / "run", images=1600, settings=settings())
+    assert lost_ids == ["0001"]
+    (child,) = [e for e in finished.events if e["event"] == "candidate" and e["id"] == "0001"]
     assert child["error"] == "its worker was lost" and child["failure"] is None
-    assert not [e for e in run_.events if e["event"] == "mitigation"]
+    assert not [e for e in finished.events if e["event"] == "mitigation"]
 
 
 def test_a_history_finds_candidates_by_id_and_its_best() -> None:
@@ -734,9 +739,9 @@ def test_workers_get_absolute_paths_and_a_share_of_a_machine(
     monkeypatch.chdir(tmp_path)
     make_ensemble(Path("ensemble"))
     (tmp_path / "photos").mkdir()
-    made: list[Any] = []
+    calls: list[Any] = []
     monkeypatch.setattr(
-        ray_map, "map_on_workers", lambda cluster, make, labels: made.append(make) or []
+        ray_map, "map_on_workers", lambda cluster, make, labels: calls.append(make) or []
     )
     for data in ("photos", "digits"):
         _train_on_ray(
@@ -746,8 +751,8 @@ def test_workers_get_absolute_paths_and_a_share_of_a_machine(
             overrides=[],
             cluster=RayCluster(),
         )
-    assert [call.args[0].path for call in made] == [tmp_path / "ensemble"] * 2
-    assert [call.keywords["options"].source for call in made] == [
+    assert [call.args[0].path for call in calls] == [tmp_path / "ensemble"] * 2
+    assert [call.keywords["options"].source for call in calls] == [
         str(tmp_path / "photos"),
         "digits",
     ]
@@ -809,30 +814,30 @@ def ray() -> Iterator[Any]:
 def test_rounds_on_a_cluster_give_the_serial_ledger_even_if_a_worker_dies(
     data: ImageSet, tmp_path: Path, ray: Any
 ) -> None:
-    alone = gg.grow(data, out=tmp_path / "alone", images=2400, settings=settings())
-    assert sum(bool(e.get("parent")) for e in alone.events) > 5
+    serial = gg.grow(data, out=tmp_path / "alone", images=2400, settings=settings())
+    assert sum(bool(e.get("parent")) for e in serial.events) > 5
     shared = gg.grow(
         data, out=tmp_path / "shared", images=2400, settings=settings(), cluster=RayCluster()
     )
-    assert ledger_without_times(shared) == ledger_without_times(alone)
-    np.testing.assert_array_equal(shared.best.sample(8), alone.best.sample(8))
+    assert ledger_without_times(shared) == ledger_without_times(serial)
+    np.testing.assert_array_equal(shared.best.sample(8), serial.best.sample(8))
     killed = []
 
     def kill() -> None:
         while not killed:
-            found = subprocess.run(
+            process = subprocess.run(
                 ["pgrep", "-f", "ray::train_candidate"], capture_output=True, text=True
             )
-            for number in found.stdout.split()[:1]:
-                os.kill(int(number), signal.SIGKILL)
-                killed.append(number)
+            for pid in process.stdout.split()[:1]:
+                os.kill(int(pid), signal.SIGKILL)
+                killed.append(pid)
             time.sleep(0.05)
 
     threading.Thread(target=kill, daemon=True).start()
     again = gg.grow(
         data, out=tmp_path / "again", images=2400, settings=settings(), cluster=RayCluster()
     )
-    assert killed and ledger_without_times(again) == ledger_without_times(alone)
+    assert killed and ledger_without_times(again) == ledger_without_times(serial)
 
 
 @pytest.mark.slow
@@ -859,7 +864,7 @@ def test_asynchronous_mode_on_a_cluster_spends_the_budget(
 @pytest.mark.timeout(600)
 @pytest.mark.filterwarnings("ignore")
 def test_a_killed_driver_resumes_from_the_ledger(data: ImageSet, tmp_path: Path, ray: Any) -> None:
-    whole = gg.grow(data, out=tmp_path / "whole", images=2400, settings=settings())
+    uninterrupted = gg.grow(data, out=tmp_path / "uninterrupted", images=2400, settings=settings())
     assert data.labels is not None
     np.savez(tmp_path / "data.npz", images=data.images.transpose(0, 2, 3, 1), labels=data.labels)
     program = (
@@ -870,19 +875,20 @@ def test_a_killed_driver_resumes_from_the_ledger(data: ImageSet, tmp_path: Path,
         "gg.grow(d, out=sys.argv[2], images=2400, settings=s, cluster=gg.RayCluster())\n"
     )
     (tmp_path / "settings.yaml").write_text(settings().to_yaml())
-    words = [str(tmp_path / "data.npz"), str(tmp_path / "run"), str(tmp_path / "settings.yaml")]
-    head = subprocess.Popen([sys.executable, "-c", program, *words])
+    arguments = [str(tmp_path / "data.npz"), str(tmp_path / "run"), str(tmp_path / "settings.yaml")]
+    driver = subprocess.Popen([sys.executable, "-c", program, *arguments])
     ledger = tmp_path / "run" / "ledger.jsonl"
     while not ledger.is_file() or ledger.read_text().count('"candidate"') < 4:
-        assert head.poll() is None
+        assert driver.poll() is None
         time.sleep(0.05)
-    head.kill()
-    head.wait()
+    driver.kill()
+    driver.wait()
     loaded = gg.load_images(str(tmp_path / "data.npz"))
     run = gg.grow(loaded, out=tmp_path / "run", resume=True, cluster=RayCluster())
-    kinds = ("candidate", "select")
+    event_names = ("candidate", "select")
     first, second = (
-        [e for e in ledger_without_times(r) if e["event"] in kinds] for r in (whole, run)
+        [e for e in ledger_without_times(r) if e["event"] in event_names]
+        for r in (uninterrupted, run)
     )
     assert second == first
 
@@ -915,20 +921,20 @@ def test_per_class_runs_are_the_same_on_workers_and_locally(
         (folder / name).mkdir(parents=True)
         for i, image in enumerate(data.images[label::2][:16]):
             Image.fromarray(image[0]).save(folder / name / f"{i}.png")
-    small = ["batch_size=8", "network.latent_dim=8", "network.width=8", "score.num_samples=16"]
-    small += ["network.mbstd_group_size=4", "precision=float32"]
+    overrides = ["batch_size=8", "network.latent_dim=8", "network.width=8", "score.num_samples=16"]
+    overrides += ["network.mbstd_group_size=4", "precision=float32"]
     command = ["per-class", "pggan", str(folder), "--images", "64", "--jobs", str(os.cpu_count())]
-    command += [word for each in small for word in ("--set", each)]
-    assert main([*command, "--out", str(tmp_path / "here")]) == 0
-    assert main([*command, "--out", str(tmp_path / "there"), "--executor", "ray"]) == 0
-    here, there = PerClassEnsemble(tmp_path / "here"), PerClassEnsemble(tmp_path / "there")
-    assert there.is_finished(0) and there.is_finished(1)
-    assert np.array_equal(here.sample(8), there.sample(8))
-    unseen = partial(
+    command += [word for override in overrides for word in ("--set", override)]
+    assert main([*command, "--out", str(tmp_path / "local")]) == 0
+    assert main([*command, "--out", str(tmp_path / "remote"), "--executor", "ray"]) == 0
+    local, remote = PerClassEnsemble(tmp_path / "local"), PerClassEnsemble(tmp_path / "remote")
+    assert remote.is_finished(0) and remote.is_finished(1)
+    assert np.array_equal(local.sample(8), remote.sample(8))
+    train_unseen = partial(
         train_class, PerClassEnsemble(tmp_path / "nowhere"), options=RUN_OPTIONS, overrides=[]
     )
     with pytest.raises(UserError, match="a worker cannot see"):
-        list(map_on_workers(RayCluster(), unseen, [0]))
+        list(map_on_workers(RayCluster(), train_unseen, [0]))
     capsys.readouterr()
     assert main([*command, "--out", str(tmp_path / "x"), "--ray-address", "somewhere"]) == 2
     assert "need --executor ray" in capsys.readouterr().err
@@ -936,18 +942,29 @@ def test_per_class_runs_are_the_same_on_workers_and_locally(
 
 @pytest.mark.slow
 @pytest.mark.timeout(300)
-@pytest.mark.parametrize("how", [[], ["--executor", "ray"]], ids=["here", "ray"])
-def test_sigterm_lets_classes_save(tmp_path: Path, how: list[str]) -> None:
+@pytest.mark.parametrize("executor_options", [[], ["--executor", "ray"]], ids=["local", "ray"])
+def test_sigterm_lets_classes_save(tmp_path: Path, executor_options: list[str]) -> None:
     """This also holds where SIGINT is ignored, as in the background of a batch job."""
     pytest.importorskip("ray")
     out = tmp_path / "ensemble"
-    words = ["per-class", "pggan", "digits", "--out", str(out), "--only-class", "0", *how]
-    words += [word for each in ("batch_size=8", "network.width=8") for word in ("--set", each)]
+    command = [
+        "per-class",
+        "pggan",
+        "digits",
+        "--out",
+        str(out),
+        "--only-class",
+        "0",
+        *executor_options,
+    ]
+    command += [
+        word for override in ("batch_size=8", "network.width=8") for word in ("--set", override)
+    ]
     program = (
         "import signal, sys; signal.signal(signal.SIGINT, signal.SIG_IGN)\n"
         "from growgan.cli.app import main; sys.exit(main(sys.argv[1:]))\n"
     )
-    caller = subprocess.Popen([sys.executable, "-c", program, *words])
+    caller = subprocess.Popen([sys.executable, "-c", program, *command])
     run = out / "class-000"
     wait_for(lambda: (run / "stats.jsonl").is_file())
     caller.terminate()
@@ -962,4 +979,4 @@ def test_two_atomic_writers_use_different_temporary_files(tmp_path: Path) -> Non
         other.write_text("other")
         assert mine != other and mine.suffix == other.suffix == ".json"
     assert (tmp_path / "x.json").read_text() == "mine"
-    assert [each.name for each in tmp_path.iterdir()] == ["x.json"]
+    assert [path.name for path in tmp_path.iterdir()] == ["x.json"]

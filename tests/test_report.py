@@ -1,4 +1,4 @@
-"""The report package: run directories read back, sheets written, the page whole and safe."""
+"""Tests of reports: reading run directories, the growth tree, the page and its commands."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def run_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
 # --- reading
 
 
-def test_read_run_knows_the_best_the_lineage_and_who_was_pruned(run_dir: Path) -> None:
+def test_read_run_gives_the_best_lineage_and_the_status_of_each_candidate(run_dir: Path) -> None:
     run = read_run(run_dir)
     lineage = ["0000", "0002", "0007", "0010", "0013", "0016", "0020", "0022", "0023", "0024"]
     assert [c.id for c in run.best_lineage] == lineage
@@ -56,7 +56,7 @@ def test_read_run_knows_the_best_the_lineage_and_who_was_pruned(run_dir: Path) -
     assert set(run.stats[0].scalars) == {"loss_generator", "loss_discriminator", "r1"}
 
 
-def test_an_unfinished_run_keeps_what_no_decision_has_met_alive(tmp_path: Path) -> None:
+def test_candidates_without_a_selection_are_alive_in_an_unfinished_run(tmp_path: Path) -> None:
     folder = write_run(tmp_path, upto=12, end=False)
     append(folder / "ledger.jsonl", json.dumps(candidate_event(PLAN[12], 200.0, 60000)) + "\n")
     run = read_run(folder)
@@ -65,22 +65,25 @@ def test_an_unfinished_run_keeps_what_no_decision_has_met_alive(tmp_path: Path) 
     assert [status[id] for id in ("0009", "0010", "0011", "0012")] == [
         "alive", "best", "pruned", "alive",
     ]  # fmt: skip
-    slices = sum(plan[8] for plan in PLAN[:13])
-    assert run.seconds_by_phase == {"train_and_score": slices, "other": pytest.approx(200 - slices)}
+    segment_seconds = sum(plan[8] for plan in PLAN[:13])
+    assert run.seconds_by_phase == {
+        "train_and_score": segment_seconds,
+        "other": pytest.approx(200 - segment_seconds),
+    }
 
 
-def test_a_torn_last_line_is_ignored_and_a_torn_line_before_it_is_named(tmp_path: Path) -> None:
+def test_an_incomplete_last_line_is_ignored_but_an_earlier_one_is_reported(tmp_path: Path) -> None:
     folder = write_run(tmp_path, upto=5, end=False)
-    whole = read_run(folder)
+    complete = read_run(folder)
     append(folder / "ledger.jsonl", '{"event": "candidate", "id": "00')
     append(folder / "stats.jsonl", '{"candidate": "0004", "ela')
-    assert read_run(folder) == whole
+    assert read_run(folder) == complete
     append(folder / "ledger.jsonl", '\n{"event": "resume", "elapsed": 60}\n')
     with pytest.raises(UserError, match=r"ledger\.jsonl' is damaged in line 8"):
         read_run(folder)
 
 
-def test_points_made_anew_after_a_resume_replace_the_old_ones(tmp_path: Path) -> None:
+def test_points_recorded_again_after_a_resume_replace_the_old_ones(tmp_path: Path) -> None:
     folder = write_run(tmp_path, upto=1, end=False)
     point = {"candidate": "0000", "resolution": [4, 4], "loss_generator": 7.0}
     again = {**point, "elapsed": 50.0, "images": 80 * 30, "loss_discriminator": float("nan")}
@@ -90,7 +93,7 @@ def test_points_made_anew_after_a_resume_replace_the_old_ones(tmp_path: Path) ->
     assert stats[-1].scalars == {"loss_generator": 7.0}
 
 
-def test_a_budget_changed_at_resume_is_the_one_shown(tmp_path: Path) -> None:
+def test_a_budget_changed_at_resume_replaces_the_old_one(tmp_path: Path) -> None:
     folder = write_run(tmp_path, upto=2, end=False)
     lines = [{"event": "budget", "budget": {"images": 9000}}, {"event": "resume", "elapsed": 20}]
     append(folder / "ledger.jsonl", "".join(json.dumps(line) + "\n" for line in lines))
@@ -98,7 +101,7 @@ def test_a_budget_changed_at_resume_is_the_one_shown(tmp_path: Path) -> None:
     assert (run.budget_seconds, run.budget_images, run.num_resumes) == (None, 9000, 1)
 
 
-def test_what_is_no_run_is_named(tmp_path: Path) -> None:
+def test_folders_that_are_not_runs_are_refused(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="is not a run directory: there is no such folder"):
         read_run(tmp_path / "none")
     with pytest.raises(UserError, match=r"it has no ledger\.jsonl"):
@@ -114,23 +117,23 @@ def test_what_is_no_run_is_named(tmp_path: Path) -> None:
 # --- the tree
 
 
-def everything(found: tuple[TreeNode, ...]) -> list[TreeNode]:
-    return [b for branch in found for b in (branch, *everything(branch.children))]
+def all_nodes(nodes: tuple[TreeNode, ...]) -> list[TreeNode]:
+    return [descendant for node in nodes for descendant in (node, *all_nodes(node.children))]
 
 
-def test_slices_of_one_architecture_are_one_branch(run_dir: Path) -> None:
+def test_segments_of_one_architecture_are_one_node(run_dir: Path) -> None:
     roots = build_growth_tree(read_run(run_dir))
-    found = {b.segments[0].id: b for b in everything(roots)}
-    trained_on = sum(plan[3] == "no growth" for plan in PLAN)
-    assert len(found) == len(PLAN) - trained_on
-    assert [c.id for c in found["0020"].segments] == ["0020", "0022", "0023", "0024"]
-    assert [b.representative.id for b in found["0013"].children] == ["0024", "0021", "0017", "0018"]
-    assert (found["0020"].status, found["0007"].status) == ("best", "alive")
-    assert (found["0008"].status, found["0015"].status) == ("failed", "pruned")
-    assert found["0015"] in found["0007"].children  # it grew from 0009, a slice of 0007
+    nodes = {b.segments[0].id: b for b in all_nodes(roots)}
+    num_continuations = sum(plan[3] == "no growth" for plan in PLAN)
+    assert len(nodes) == len(PLAN) - num_continuations
+    assert [c.id for c in nodes["0020"].segments] == ["0020", "0022", "0023", "0024"]
+    assert [b.representative.id for b in nodes["0013"].children] == ["0024", "0021", "0017", "0018"]
+    assert (nodes["0020"].status, nodes["0007"].status) == ("best", "alive")
+    assert (nodes["0008"].status, nodes["0015"].status) == ("failed", "pruned")
+    assert nodes["0015"] in nodes["0007"].children  # it grew from 0009, a segment of 0007
 
 
-def test_the_tree_is_placed_without_collision(run_dir: Path) -> None:
+def test_the_layout_of_the_tree_has_no_collisions(run_dir: Path) -> None:
     nodes = [
         n for root in layout_tree(build_growth_tree(read_run(run_dir))) for n in root.iter_subtree()
     ]
@@ -142,7 +145,7 @@ def test_the_tree_is_placed_without_collision(run_dir: Path) -> None:
         assert not n.children or n.children[0].column == n.column
 
 
-def test_many_losers_become_one_card(tmp_path: Path) -> None:
+def test_many_pruned_candidates_are_folded_into_one_card(tmp_path: Path) -> None:
     folder = write_run(tmp_path, upto=1, end=False)
     rows = [(f"{k:04d}", "0000", 1, f"G + conv {k}", 4, 2, 1, 9.0 + k, 5) for k in range(1, 11)]
     events = [candidate_event(row, 20.0, 100) for row in rows]
@@ -159,7 +162,7 @@ def test_many_losers_become_one_card(tmp_path: Path) -> None:
 
 
 class Page(HTMLParser):
-    """Collects a page's tags, images and text, and checks that every tag is closed in order."""
+    """A parser that collects the tags of a page and checks that they are closed in order."""
 
     VOID = ("meta", "br", "img")
 
@@ -182,7 +185,7 @@ class Page(HTMLParser):
         assert self.open.pop() == tag
 
 
-def test_the_page_is_whole_and_needs_nothing_else(run_dir: Path) -> None:
+def test_the_page_is_complete_and_self_contained(run_dir: Path) -> None:
     path = write_report(run_dir)
     text = path.read_text("utf-8")
     page = Page(text)
@@ -197,19 +200,19 @@ def test_the_page_is_whole_and_needs_nothing_else(run_dir: Path) -> None:
         assert f">{heading}</h" in text
 
 
-def test_every_drawing_is_valid_and_described(run_dir: Path) -> None:
-    drawings = re.findall(r"<svg.*?</svg>", write_report(run_dir).read_text("utf-8"), re.DOTALL)
-    assert len(drawings) == 1 + 4 + 3  # the tree; score, size; loss, speed, r1
-    for drawing in drawings:
-        svg = ElementTree.fromstring(drawing)
+def test_every_chart_is_valid_and_has_a_description(run_dir: Path) -> None:
+    charts = re.findall(r"<svg.*?</svg>", write_report(run_dir).read_text("utf-8"), re.DOTALL)
+    assert len(charts) == 1 + 4 + 3  # the tree; score, size; loss, speed, r1
+    for chart in charts:
+        svg = ElementTree.fromstring(chart)
         title, text = (svg.find(tag) for tag in ("title", "desc"))
         assert title is not None and text is not None and text.text
         assert svg.get("aria-labelledby") == f"{title.get('id')} {text.get('id')}"
-    numbers = [float(n) for n in re.findall(r'(?:cx|cy|x1|y1)="([^"]*)"', "".join(drawings))]
+    numbers = [float(n) for n in re.findall(r'(?:cx|cy|x1|y1)="([^"]*)"', "".join(charts))]
     assert all(math.isfinite(n) for n in numbers)
 
 
-def test_stages_show_the_same_cells_of_the_best_lineage(run_dir: Path) -> None:
+def test_stages_show_the_same_samples_of_the_best_lineage(run_dir: Path) -> None:
     page = Page(write_report(run_dir).read_text("utf-8"))
     pictures = [a for tag, a in page.tags if tag == "img"]
     sides = [4, 8, 16, 16, 32, 32, 32, 32, 32, 32]
@@ -269,8 +272,8 @@ def test_the_page_stays_small_with_a_gallery(
     assert len(page_html(read_run(folder))) > 8_000_000
     text = write_report(folder).read_text("utf-8")
     assert len(text.encode()) <= 5_000_000
-    shown = [a for tag, a in Page(text).tags if tag == "img"]
-    pictures = [str(a["src"]).partition(";base64,") for a in shown]
+    images = [a for tag, a in Page(text).tags if tag == "img"]
+    pictures = [str(a["src"]).partition(";base64,") for a in images]
     assert {kind for kind, _, _ in pictures} == {"data:image/png", "data:image/webp"}
     for _, _, data in pictures:
         with Image.open(io.BytesIO(base64.b64decode(data))) as picture:
@@ -280,7 +283,7 @@ def test_the_page_stays_small_with_a_gallery(
 
 @pytest.fixture
 def conditional_dir(tmp_path: Path) -> Path:
-    """A run with all that ``growgan report RUN --data DATA`` adds to one with classes."""
+    """Write a conditional run with all files that ``growgan report RUN --data DATA`` adds."""
     folder = write_run(tmp_path / "conditional", channels=3)
     long = (*PLAN[-1][:3], "G + residual 3x3 48 x2 | D + residual 3x3 48 x2", *PLAN[-1][4:])
     late = candidate_event(("0025", "0024", *long[2:]), 699.0, 12_345_678)
@@ -292,19 +295,20 @@ def conditional_dir(tmp_path: Path) -> Path:
         Image.new("RGB", (32 * columns, 32 * rows), "teal").save(gallery / f"{name}.png")
     distances = {f"class {i}": 1.5 * i for i in range(10)}
     scores = {"reals, own labels": 0.7, "reals, other labels": -0.2}
-    told = {
+    contents = {
         "classes": {"frechet_distances": distances, "label_sensitivity": scores},
         "task": {"psnr": 21.0},
     }
-    told["truncation"] = [  # type: ignore[assignment]
-        {"truncation": cut, "precision": 0.9 - cut / 5, "recall": cut / 3} for cut in (0.5, 1, 2)
+    contents["truncation"] = [  # type: ignore[assignment]
+        {"truncation": truncation, "precision": 0.9 - truncation / 5, "recall": truncation / 3}
+        for truncation in (0.5, 1, 2)
     ]
-    for name, found in told.items():
-        (gallery / f"{name}.json").write_text(json.dumps(found))
+    for name, content in contents.items():
+        (gallery / f"{name}.json").write_text(json.dumps(content))
     return folder
 
 
-def test_each_table_of_the_gallery_has_a_box_and_headers(conditional_dir: Path) -> None:
+def test_each_table_of_the_gallery_has_a_container_and_headers(conditional_dir: Path) -> None:
     text = write_report(conditional_dir).read_text("utf-8")
     Page(text)
     for title, first in (
@@ -315,12 +319,14 @@ def test_each_table_of_the_gallery_has_a_box_and_headers(conditional_dir: Path) 
     assert "<th></th>" not in text
 
 
-# What leaves the box that it stands in, or the page, but for what a box scrolls.
-OUTSIDE = """[...document.querySelectorAll('img, table, pre, h1, h2, p, dl')].filter(each => {
-  const box = each.closest('.scroll') || document.body, over = getComputedStyle(box).overflowX;
+# Elements that overflow the page or their container, unless the container scrolls.
+FIND_OVERFLOW = """[
+  ...document.querySelectorAll('img, table, pre, h1, h2, p, dl')
+].filter(element => {
+  const box = element.closest('.scroll') || document.body, over = getComputedStyle(box).overflowX;
   return !['auto', 'scroll'].includes(over) &&
-    each.getBoundingClientRect().right > box.getBoundingClientRect().right + 1;
-}).map(each => each.outerHTML.slice(0, 80))"""
+    element.getBoundingClientRect().right > box.getBoundingClientRect().right + 1;
+}).map(element => element.outerHTML.slice(0, 80))"""
 
 
 @pytest.mark.slow
@@ -332,13 +338,15 @@ def test_the_page_in_a_browser(
 ) -> None:
     path = write_report(request.getfixturevalue(kind))
     page = browser.new_page(viewport={"width": width, "height": 900}, color_scheme=scheme)
-    wrong: list[str] = []
-    page.on("console", lambda told: wrong.append(told.text) if told.type == "error" else None)
+    errors: list[str] = []
+    page.on(
+        "console", lambda message: errors.append(message.text) if message.type == "error" else None
+    )
     page.goto(path.resolve().as_uri())
-    # axe is a script, of which the page itself has none
-    assert not serious_violations(page) and not wrong
+    # axe runs as a script; the page itself contains none
+    assert not serious_violations(page) and not errors
     assert page.evaluate("document.documentElement.scrollWidth <= innerWidth")
-    assert not page.evaluate(OUTSIDE)
+    assert not page.evaluate(FIND_OVERFLOW)
     assert page.evaluate("[...document.images].every(i => i.complete && i.naturalWidth > 0)")
     paper = "getComputedStyle(document.body).backgroundColor"
     assert (page.evaluate(paper) == "rgb(20, 23, 27)") == (scheme == "dark")
@@ -346,23 +354,23 @@ def test_the_page_in_a_browser(
     page.set_viewport_size({"width": 794, "height": 1123})  # A4, without margins
     assert page.evaluate(paper) == "rgb(255, 255, 255)"
     assert page.evaluate("document.documentElement.scrollWidth <= innerWidth")
-    assert not page.evaluate(OUTSIDE)
+    assert not page.evaluate(FIND_OVERFLOW)
     assert len(page.pdf()) > 10_000
 
 
-def test_images_of_a_slice_count_once(tmp_path: Path) -> None:
+def test_images_of_a_segment_are_counted_once(tmp_path: Path) -> None:
     run = read_run(write_run(tmp_path, upto=3))
     assert total_images_trained(run) == sum(int(plan[8] * 9600 / plan[4]) for plan in PLAN[:3])
 
 
 @pytest.mark.parametrize("low", [-3.0, 0.0, 0.0137, 5.0, 1e4])
 @pytest.mark.parametrize("span", [1e-3, 0.7, 13.0, 5e5])
-def test_ticks_are_few_even_and_inside(low: float, span: float) -> None:
-    found = nice_ticks(low, low + span)
-    assert 2 <= len(found) <= 7
-    gaps = np.diff(found)
+def test_ticks_are_few_evenly_spaced_and_within_range(low: float, span: float) -> None:
+    ticks = nice_ticks(low, low + span)
+    assert 2 <= len(ticks) <= 7
+    gaps = np.diff(ticks)
     assert np.allclose(gaps, gaps[0], rtol=1e-3)
-    assert low - 1e-6 * span <= found[0] and found[-1] <= low + span * (1 + 1e-6)
+    assert low - 1e-6 * span <= ticks[0] and ticks[-1] <= low + span * (1 + 1e-6)
     times = axis_ticks(0, 100 * span, "time")
     assert all(0 <= t <= 100 * span for t in times) and len(times) <= 7
 
@@ -370,20 +378,20 @@ def test_ticks_are_few_even_and_inside(low: float, span: float) -> None:
 # --- the command line
 
 
-def test_inspect_prints_the_contract_as_json(
+def test_inspect_prints_json_with_the_documented_keys(
     run_dir: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert main(["inspect", str(run_dir), "--json"]) == 0
-    found = json.loads(capsys.readouterr().out)
-    assert set(found) == {"best", "candidates", "cost"}
-    assert found["best"] == "0024"
-    assert set(found["candidates"][0]) == {
+    result = json.loads(capsys.readouterr().out)
+    assert set(result) == {"best", "candidates", "cost"}
+    assert result["best"] == "0024"
+    assert set(result["candidates"][0]) == {
         "id", "parent", "growth", "resolution", "images", "seconds", "score", "score_stderr",
         "generator_layers", "discriminator_layers", "status",
     }  # fmt: skip
-    assert found["candidates"][0]["parent"] is None
-    assert [c["score"] for c in found["candidates"]] == [plan[7] for plan in PLAN]
-    assert found["cost"]["score"] == 33.0
+    assert result["candidates"][0]["parent"] is None
+    assert [c["score"] for c in result["candidates"]] == [plan[7] for plan in PLAN]
+    assert result["cost"]["score"] == 33.0
 
 
 def test_inspect_draws_the_tree(run_dir: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -407,27 +415,27 @@ def test_report_prints_its_path_and_refuses_another_folder(
 # --- health
 
 
-def test_the_page_tells_what_the_doctor_saw_and_said(tmp_path: Path) -> None:
+def test_the_page_shows_health_metrics_and_mitigations(tmp_path: Path) -> None:
     folder = write_run(tmp_path, upto=3, end=False)
-    vitals = {
+    metrics = {
         "diversity_ratio": 0.9,
         "train_win_rate": 0.8,
         "held_out_win_rate": None,
         "discriminator_spectral_norm": 3.0,
     }
     spectra = {"generator": {}, "discriminator": {"d0.<conv>": [3.0, 2.0, 1.0]}}
-    sick = {**candidate_event(PLAN[2], 25.0, 9000)}
-    sick["health_metrics"] = {**vitals, "singular_values": spectra}
+    candidate = {**candidate_event(PLAN[2], 25.0, 9000)}
+    candidate["health_metrics"] = {**metrics, "singular_values": spectra}
     lines = (folder / "ledger.jsonl").read_text().splitlines()
     lines = [line for line in lines if '"id": "0002"' not in line or "candidate" not in line]
     events = [
-        sick,
+        candidate,
         {
             "event": "mitigation",
             "candidate": "0003",
             "failure": "mode collapse",
             "diagnosis": "fakes <vary> 5%",
-            "mitigation": "half of the rate",
+            "mitigation": "half of the learning rate",
         },
         {"event": "micro_batches", "candidate": "0003", "num_micro_batches": 2},
     ]
@@ -440,7 +448,7 @@ def test_the_page_tells_what_the_doctor_saw_and_said(tmp_path: Path) -> None:
         "discriminator_spectral_norm": 3.0,
     }
     assert run.incidents == (
-        "0003: fakes <vary> 5%; the run went back and continued with half of the rate.",
+        "0003: fakes <vary> 5%; the run went back and continued with half of the learning rate.",
         "0003: memory ran short; each batch was split into 2 micro-batches.",
     )
     html = page_html(run)

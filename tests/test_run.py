@@ -1,4 +1,4 @@
-"""Whole runs: what is refused, and how a budget becomes a result."""
+"""Tests of runs: refused inputs, budgets, resuming and growth policies."""
 
 from __future__ import annotations
 
@@ -236,11 +236,13 @@ def test_micro_batches_take_the_same_step_as_the_whole_batch(data: ImageSet) -> 
                 runtime=runtime,
                 num_micro_batches=num_micro_batches,
             )
-    whole, split = ([*gan.generator.parameters(), *gan.discriminator.parameters()] for gan in pairs)
-    moved = Gan.create(*space.specs_at(2), sgd, seed=1)
-    before = [*moved.generator.parameters(), *moved.discriminator.parameters()]
+    full_batch, micro_batched = (
+        [*gan.generator.parameters(), *gan.discriminator.parameters()] for gan in pairs
+    )
+    initial = Gan.create(*space.specs_at(2), sgd, seed=1)
+    before = [*initial.generator.parameters(), *initial.discriminator.parameters()]
     with torch.no_grad():
-        for a, b, start in zip(whole, split, before, strict=True):
+        for a, b, start in zip(full_batch, micro_batched, before, strict=True):
             assert float((a - b).norm()) <= 1e-3 * float((a - start).norm()) + 1e-9
     assert set(terms) >= {"loss_discriminator", "loss_generator"}
 
@@ -460,8 +462,8 @@ def test_append_must_be_the_last_edit() -> None:
     layer = Append((LayerSpec("x", "conv", 8),))
     with pytest.raises(ValueError, match="must be the last edit"):
         Growth((layer, Insert(None)), ())
-    stack = Gan.create(*SPACE.specs_at(1), OptimizerSettings(), seed=0).generator
-    assert apply_edit(stack, layer, 0).spec.num_fading_layers == 1
+    generator = Gan.create(*SPACE.specs_at(1), OptimizerSettings(), seed=0).generator
+    assert apply_edit(generator, layer, 0).spec.num_fading_layers == 1
 
 
 def test_progressive_always_proposes_training_when_it_is_late() -> None:

@@ -130,9 +130,11 @@ def test_directions_are_the_principal_components(model: TrainedGenerator) -> Non
         assert lengths == pytest.approx(values[:10] / (NUM_PCA_SAMPLES - 1) ** 0.5, rel=1e-4)
     else:  # least squares approximately agree with the correlation of latents and scores
         centered = (features - features.mean(0)).double()
-        left, _, _ = torch.linalg.svd(centered, full_matrices=False)
+        left_vectors, _, _ = torch.linalg.svd(centered, full_matrices=False)
         slopes = (
-            left[:, :10].T @ z[:, : network.spec.latent_dim].double() / (NUM_PCA_SAMPLES - 1) ** 0.5
+            left_vectors[:, :10].T
+            @ z[:, : network.spec.latent_dim].double()
+            / (NUM_PCA_SAMPLES - 1) ** 0.5
         )
         cosine = torch.cosine_similarity(slopes, directions.vectors.double(), dim=1)
         assert bool((cosine.abs() > 0.9).all())

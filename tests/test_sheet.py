@@ -1,4 +1,4 @@
-"""Images into files: what is in them is exactly what went in, and a failure leaves nothing."""
+"""Tests of image files: they hold exactly the given pixels, and a failure leaves no file."""
 
 from __future__ import annotations
 
